@@ -1,0 +1,89 @@
+"""Work is named by all that shaped it, and appears whole or not at all."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from uuid import uuid4
+
+
+def fingerprint(*parts: object) -> str:
+    """Twelve hex digits over every field of the given spec dataclasses (and plain values)."""
+    plain = [asdict(part) if is_dataclass(part) and not isinstance(part, type) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+@contextmanager
+def appear(target: Path) -> Iterator[Path]:
+    """Write into a draft folder beside `target`; it takes the name only when the block ends well.
+
+    An older folder of that name stays whole until then. A killed process leaves its draft behind, never a half
+    result; `clear_drafts` removes those of dead processes.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".draft-{os.getpid()}-{uuid4().hex[:6]}-{target.name}")
+    draft.mkdir()
+    try:
+        yield draft
+        _sync(draft)
+        aside = target.with_name(f".draft-{os.getpid()}-{uuid4().hex[:6]}-old-{target.name}")
+        if target.exists():
+            target.rename(aside)  # rename cannot replace a folder that is not empty
+        draft.rename(target)
+        shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def appear_file(target: Path) -> Iterator[Path]:
+    """The same for a single file."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".draft-{os.getpid()}-{uuid4().hex[:6]}-{target.name}")
+    try:
+        yield draft
+        _sync(draft)
+        os.replace(draft, target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_json(target: Path, content: object) -> None:
+    with appear_file(target) as draft:
+        draft.write_text(json.dumps(content, indent=2, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def clear_drafts(folder: Path) -> int:
+    """Remove drafts in `folder` whose process no longer lives on this machine; returns how many there were."""
+    cleared = 0
+    for draft in folder.glob(".draft-*"):
+        pid = draft.name.split("-")[1]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
+            cleared += 1
+    return cleared
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync(path: Path) -> None:
+    """Flush files to the disk before the rename that publishes them: a crashed machine must not lose renamed data."""
+    files = [entry for entry in path.rglob("*") if entry.is_file()] if path.is_dir() else [path]
+    for entry in files:
+        handle = os.open(entry, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
