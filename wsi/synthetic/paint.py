@@ -1,0 +1,171 @@
+"""Paint a slide's two dyes on canvases of the whole slide, and turn dyes into colour."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from .layout import CELL_PX, Layout
+from .nuclei import DYE, KINDS, choose, draw_sprites, place_nuclei, stamp
+from .spec import OBJECTIVE_20X_MPP, SyntheticSpec
+from .texture import BLOCK_PX, TEXTURE_PX, Field, enlarge, fibre_texture, grain_texture, sensor_noise, smooth_noise
+
+CELLS = BLOCK_PX // CELL_PX
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Amount of hematoxylin, eosin and neutral dirt, uint8 (rows, cols) in steps of 1/DYE, padded to whole blocks."""
+
+    hematoxylin: NDArray[np.uint8]
+    eosin: NDArray[np.uint8]
+    dirt: NDArray[np.uint8]
+
+
+def paint(spec: SyntheticSpec, plan: Layout, rng: np.random.Generator) -> Canvas:
+    """Paint tissue, nuclei and dust; glass stays 0."""
+    shape = (plan.tissue.shape[0] * CELL_PX, plan.tissue.shape[1] * CELL_PX)
+    canvas = Canvas(*(np.zeros(shape, np.uint8) for _ in range(3)))
+    wall, gap = _stencils(spec, plan, shape)
+    _paint_ground(spec, plan, canvas, (wall, gap), rng)
+    _paint_membranes(spec, plan, canvas)
+    for placed in place_nuclei(spec, plan, rng):
+        sprites = draw_sprites(KINDS[placed.kind], spec, rng)
+        stamp((canvas.hematoxylin, canvas.eosin), sprites, placed.xy, choose(sprites, placed, rng))
+    _drop_dust(spec, canvas, rng)
+    sigma = spec.camera.blur_px * OBJECTIVE_20X_MPP / spec.mpp
+    for layer in (canvas.hematoxylin, canvas.eosin):
+        cv2.GaussianBlur(layer, (5, 5) if sigma < 1.2 else (0, 0), sigma, dst=layer)
+    return canvas
+
+
+def _stencils(spec: SyntheticSpec, plan: Layout, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Gland walls, and gaps (lumens, fat, vessels), as 0..255 masks of the whole slide."""
+    wall, gap = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+    for outline in np.rint(plan.glands).astype(np.int32):
+        cv2.fillPoly(wall, [outline], 255, lineType=cv2.LINE_AA)
+    for outline in np.rint(np.concatenate((plan.lumens, plan.holes))).astype(np.int32):
+        cv2.fillPoly(gap, [outline], 255, lineType=cv2.LINE_AA)
+    return wall, gap
+
+
+def _paint_membranes(spec: SyntheticSpec, plan: Layout, canvas: Canvas) -> None:
+    width = max(1, round(spec.px(0.9)))
+    for outlines, value in ((plan.glands, 75), (plan.holes, 62)):
+        for outline in np.rint(outlines).astype(np.int32):
+            cv2.polylines(canvas.eosin, [outline], True, value, width, cv2.LINE_AA)
+
+
+def _paint_ground(
+    spec: SyntheticSpec,
+    plan: Layout,
+    canvas: Canvas,
+    stencils: tuple[NDArray[np.uint8], NDArray[np.uint8]],
+    rng: np.random.Generator,
+) -> None:
+    """Stroma fibres, cytoplasm and gaps, block by block and only where there is tissue."""
+    shape = plan.tissue.shape
+    scale = CELL_PX * spec.mpp / OBJECTIVE_20X_MPP  # texture px per cell
+    y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32) * scale
+    turn, spread = float(rng.uniform(0, np.pi)), spec.px(1) / CELL_PX
+    along = x * np.cos(turn) + y * np.sin(turn) + 150 * smooth_noise(rng, shape, 260 * spread)
+    across = y * np.cos(turn) - x * np.sin(turn) + 230 * smooth_noise(rng, shape, 300 * spread)
+    across += 9 * smooth_noise(rng, shape, 26 * spread)
+    cyto = np.maximum(plan.tumour, plan.sheet)
+    loose = smooth_noise(rng, shape, 160 * spread)
+    layers = (plan.tissue, cyto, plan.lymph, plan.thickness, along, across, loose)
+    fields = [np.pad(layer, 2, mode="edge").astype(np.float32) for layer in layers]
+    for row in range(0, shape[0], CELLS):
+        for col in range(0, shape[1], CELLS):
+            if plan.tissue[row : row + CELLS, col : col + CELLS].max() > -2 * CELL_PX:
+                block = np.s_[row * CELL_PX : row * CELL_PX + BLOCK_PX, col * CELL_PX : col * CELL_PX + BLOCK_PX]
+                origin = rng.integers(0, TEXTURE_PX, 2)
+                pieces = [enlarge(field, row, col, CELLS, CELL_PX) for field in fields]
+                dyes = _ground_block(pieces, stencils[0][block], stencils[1][block], origin)
+                canvas.hematoxylin[block], canvas.eosin[block] = dyes
+
+
+def _ground_block(
+    pieces: list[Field], wall: NDArray[np.uint8], gap: NDArray[np.uint8], origin: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Hematoxylin and eosin of one block without its nuclei."""
+    tissue, cyto, lymph, thickness, along, across, loose = pieces
+    fibre = cv2.remap(fibre_texture(), along, across, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    grain = grain_texture()[origin[0] : origin[0] + BLOCK_PX, origin[1] : origin[1] + BLOCK_PX]
+    cell = np.clip((cyto + 5 * fibre) / 6 + 0.5, 0, 1)
+    cell = np.maximum(cell, wall.astype(np.float32) / 255)
+    cleft = np.clip((fibre + 1.15 - 0.55 * loose) / 0.5, 0.06, 1)
+    soft = np.clip(lymph / 20 + 0.5, 0, 1) * 0.5
+    stroma = (0.66 + (0.20 - 0.16 * soft) * fibre - 0.22 * soft) * (cleft + (1 - cleft) * soft)
+    eosin = stroma + (0.60 + 0.055 * grain - stroma) * cell
+    hematoxylin = 0.07 + 0.05 * soft + 0.015 * fibre + (0.20 + 0.045 * grain - 0.015 * fibre) * cell
+    shown = np.clip((tissue + 5 * fibre) / 4 + 0.5, 0, 1) * (1 - gap.astype(np.float32) * (0.93 / 255)) * thickness
+    shown *= DYE
+    return cv2.convertScaleAbs(np.maximum(hematoxylin, 0) * shown), cv2.convertScaleAbs(np.maximum(eosin, 0) * shown)
+
+
+def _drop_dust(spec: SyntheticSpec, canvas: Canvas, rng: np.random.Generator) -> None:
+    """Specks and a few lint fibres, anywhere on the glass."""
+    mm2 = spec.width_px * spec.height_px * spec.mpp**2 / 1e6
+    for _ in range(rng.poisson(9 * mm2) + 3):
+        x, y = (int(v) for v in rng.uniform((0, 0), (spec.width_px, spec.height_px)))
+        axes = tuple(max(1, round(spec.px(v))) for v in rng.uniform(0.5, 2.6, 2))
+        value = int(rng.uniform(15, 110))
+        cv2.ellipse(canvas.dirt, (x, y), axes, rng.uniform(0, 180), 0, 360, value, -1, cv2.LINE_AA)
+    for _ in range(rng.poisson(0.6 * mm2)):
+        start = rng.uniform((0, 0), (spec.width_px, spec.height_px))
+        heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.35, 14))
+        steps = np.cumsum(np.stack((np.cos(heading), np.sin(heading)), 1) * spec.px(6), axis=0)
+        cv2.polylines(canvas.dirt, [np.rint(start + steps).astype(np.int32)], False, 30, 1, cv2.LINE_AA)
+
+
+class Camera:
+    """Turns canvases into RGB tiles: dye colours, illumination, dirt and sensor noise."""
+
+    def __init__(self, spec: SyntheticSpec, canvas: Canvas, rng: np.random.Generator):
+        self._canvas, self._scanner = canvas, spec.camera
+        self._table = _colour_table(spec)
+        self._slope = rng.uniform(-2.5, 2.5, 2) / np.array([spec.width_px, spec.height_px])
+        self._noise = sensor_noise()[: TEXTURE_PX // 2 * 2] * np.float32(spec.camera.noise)
+        self._origins = rng.integers(0, TEXTURE_PX - 1024 + 512, (4096, 2))
+        self._taken = 0
+
+    def tile(self, x: int, y: int, side: int) -> NDArray[np.uint8]:
+        """RGB (side, side, 3) at level-0 px (x, y); beyond the canvas it is glass."""
+        block = np.s_[y : y + side, x : x + side]
+        hematoxylin, eosin, dirt = (
+            _padded(layer[block], side) for layer in (self._canvas.hematoxylin, self._canvas.eosin, self._canvas.dirt)
+        )
+        index = (hematoxylin.astype(np.uint16) << 8) | eosin
+        pixels = self._table[index] if index.any() else np.broadcast_to(self._table[0], (side, side, 3))
+        if dirt.any():
+            pixels = pixels * 10 ** (dirt[..., None] / np.float32(-DYE))
+        row, col = self._origins[self._taken % len(self._origins)]
+        self._taken += 1
+        light = np.add.outer(
+            (np.arange(y, y + side) * self._slope[1]).astype(np.float32),
+            (np.arange(x, x + side) * self._slope[0]).astype(np.float32),
+        )
+        noise = _window(self._noise, int(row), int(col), side) + light[..., None]
+        return cv2.add(pixels.astype(np.float32), noise, dtype=cv2.CV_8U)
+
+
+def _window(texture: Field, row: int, col: int, side: int) -> Field:
+    row, col = row % (TEXTURE_PX - side + 1), col % (TEXTURE_PX - side + 1)
+    return texture[row : row + side, col : col + side]
+
+
+def _padded(block: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    rows, cols = block.shape
+    return block if rows == cols == side else np.pad(block, ((0, side - rows), (0, side - cols)))
+
+
+def _colour_table(spec: SyntheticSpec) -> NDArray[np.uint8]:
+    """RGB of every pair of dye amounts: (65536, 3), index = hematoxylin * 256 + eosin (Beer-Lambert)."""
+    amount = np.arange(256) / DYE
+    density = (
+        np.array(spec.dyes.hematoxylin) * amount[:, None, None] * spec.hematoxylin
+        + np.array(spec.dyes.eosin) * amount[None, :, None] * spec.eosin
+    )
+    return np.rint(np.array(spec.camera.white) * 10**-density).astype(np.uint8).reshape(-1, 3)
