@@ -1,0 +1,100 @@
+"""Look at a file before any library does: libraries call everything from a missing file to a web page unsupported."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from ..errors import SlideError
+
+COPY_AGAIN = "copy the file again from its source and compare the sizes"
+
+_GIT_LFS = b"version https://git-lfs"
+_APPLE_DOUBLE = b"\x00\x05\x16\x07"
+
+# first bytes, what the file is
+_KINDS = (
+    (b"\x89PNG\r\n", "a PNG image"),
+    (b"\xff\xd8\xff", "a plain JPEG image"),
+    (b"GIF8", "a GIF image"),
+    (b"BM", "a BMP image"),
+    (b"RIFF", "a RIFF file (WebP or video)"),
+    (b"%PDF", "a PDF document"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"7z\xbc\xaf", "a 7-Zip archive"),
+    (b"Rar!", "a RAR archive"),
+    (b"\xfd7zXZ", "an xz archive"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard archive"),
+    (b"\x89HDF\r\n", "an HDF5 file"),
+    (b"\x80\x04", "a Python pickle"),
+    (b"ZISRAWFILE", "a Zeiss CZI file"),
+    (b"II*\x00", "a TIFF file"),
+    (b"MM\x00*", "a TIFF file"),
+    (b"II+\x00", "a BigTIFF file"),
+    (b"MM\x00+", "a BigTIFF file"),
+)
+
+
+def check_file(path: Path) -> bytes:
+    """The first 4 KiB of a regular, readable file that has content. Raises SlideError, one problem each."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise SlideError(path, *_why_no_stat(path, error)) from None
+    if stat.S_ISDIR(status.st_mode):
+        remedy = "name a file; for a DICOM or MIRAX slide that is a .dcm file in the folder or the .mrxs file beside it"
+        raise SlideError(path, "this is a folder, not a slide file", remedy)
+    if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
+        raise SlideError(path, "this is a device, pipe or socket, not a regular file", "name a slide file")
+    if status.st_size == 0:
+        raise SlideError(path, "the file is empty (0 bytes)", COPY_AGAIN)
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except PermissionError:
+        raise SlideError(path, "this user may not read the file", "ask its owner for read permission") from None
+    if head.startswith(_GIT_LFS):
+        raise SlideError(path, "this is a Git LFS pointer, not the slide itself", "run `git lfs pull` in its folder")
+    if head.startswith(_APPLE_DOUBLE):
+        raise SlideError(path, "this is a macOS side file (AppleDouble), not the slide", "use the file without `._`")
+    return head
+
+
+def what_it_is(head: bytes) -> str | None:
+    """What the first bytes of a file say it is, None if they say nothing."""
+    if head[128:132] == b"DICM":
+        return "a DICOM file"
+    if not any(head):
+        return f"{len(head)} or more zero bytes, as an interrupted copy leaves"
+    lowered = head.lstrip()[:512].lower()
+    if lowered.startswith((b"<!doctype html", b"<html")) or b"<html" in lowered:
+        return "a web page (HTML), as a download behind a log-in leaves"
+    for magic, kind in _KINDS:
+        if head.startswith(magic):
+            return kind
+    if lowered.startswith(b"<?xml"):
+        return "an XML text"
+    return "a text file" if _is_text(head) else None
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3:  # else only the last character is cut by the end of the sample
+            return False
+        text = head[: error.start].decode("utf-8")
+    return all(char.isprintable() or char in "\r\n\t\f" for char in text)
+
+
+def _why_no_stat(path: Path, error: OSError) -> tuple[str, str]:
+    if error.errno == errno.ELOOP:
+        return "its symbolic links lead in a circle", "repair the link"
+    if isinstance(error, PermissionError):
+        return "this user may not look into its folder", "ask the folder's owner for permission"
+    if path.is_symlink():
+        return f"this link points to {os.readlink(path)!r}, which is not there", "repair the link, or mount its disk"
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return "there is no such file", "check the path, and that its disk is mounted"
+    return f"it cannot be looked at ({error.strerror})", "check the path, and that its disk is mounted"

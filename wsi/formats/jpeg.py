@@ -1,0 +1,82 @@
+"""Decode the JPEG tiles of a TIFF strictly, in the colours that the TIFF says they have."""
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+_SOI = b"\xff\xd8"
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive: what libjpeg decodes in 8 bits
+_APPLICATION = range(0xE0, 0xF0)
+
+
+class BadTile(ValueError):
+    """Bytes that are no whole JPEG image of the tile's size. A library's reason, for the caller to report."""
+
+
+class JpegDecoder:
+    """Decodes tiles of one level: they share tables, size and colour space. Thread-safe: it has no state.
+
+    tables       the level's JPEGTables, empty where each tile carries its own
+    is_ycbcr     TIFF photometric YCbCr (6) rather than RGB (2)
+    """
+
+    def __init__(self, tables: bytes, is_ycbcr: bool):
+        # libjpeg guesses the colour space from markers and component numbers, and guesses wrong for RGB tiles that
+        # carry no marker (Aperio writes such). The TIFF knows: say it in an Adobe marker and drop the tile's own.
+        adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\x01" if is_ycbcr else b"\x00")
+        self._head = _SOI + adobe + _segments(tables)
+
+    def decode(self, data: bytes, into: NDArray[np.uint8]) -> None:
+        """Decode one tile into `into`, C-contiguous uint8 (rows, cols, 3) of the tile's size. Raises BadTile."""
+        body = _checked_body(data)
+        try:
+            pixels = simplejpeg.decode_jpeg(self._head + body, "RGB", buffer=into, strict=True)
+        except ValueError as error:
+            raise BadTile(str(error)) from None
+        if pixels.shape != into.shape:
+            raise BadTile(
+                f"it holds {pixels.shape[1]} x {pixels.shape[0]} px instead of {into.shape[1]} x {into.shape[0]}"
+            )
+
+
+def _segments(tables: bytes) -> bytes:
+    """JPEGTables without its start, end and application markers."""
+    kept, at = b"", 2
+    while at + 4 <= len(tables) and tables[at] == 0xFF and tables[at + 1] != _END_OF_IMAGE:
+        end = at + 2 + (tables[at + 2] << 8 | tables[at + 3])
+        if tables[at + 1] not in _APPLICATION:
+            kept += tables[at:end]
+        at = end
+    return kept
+
+
+def _checked_body(data: bytes) -> bytes:
+    """A tile after its start marker, without application markers. Raises BadTile unless it is a 3-channel JPEG."""
+    if not data:
+        raise BadTile("the file holds no bytes for it")
+    if data[:2] != _SOI:
+        raise BadTile("its bytes are no JPEG image")
+    dropped: list[tuple[int, int]] = []
+    channels, at, length = 0, 2, len(data)
+    while at + 4 <= length and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == _START_OF_SCAN:
+            break
+        end = at + 2 + (data[at + 2] << 8 | data[at + 3])
+        if marker in _FRAMES and at + 9 < length:
+            channels = data[at + 9]
+        elif marker in _APPLICATION:
+            dropped.append((at, end))
+        at = end
+    else:
+        raise BadTile("its JPEG header is damaged")
+    if channels != 3:
+        raise BadTile(f"its JPEG header claims {channels} channels instead of 3")
+    if not dropped:
+        return data[2:]
+    kept, start = b"", 2
+    for begin, end in dropped:
+        kept += data[start:begin]
+        start = end
+    return kept + data[start:]

@@ -1,0 +1,98 @@
+"""Plan which stored tiles a batch of patches needs, decode each once, and lay its pixels into every patch it touches.
+
+Whole-slide readers that answer patch by patch decode a tile again for each patch that overlaps it (two to four times
+for patches that do not fit the tile grid). Here the batch is planned at once, as integer arithmetic on arrays.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .jpeg import BadTile
+
+Decode = Callable[[int, NDArray[np.uint8]], None]  # (tile index, buffer of the tile's size): raises BadTile
+
+
+class Grid(NamedTuple):
+    """A level and its tiles, in the level's pixels."""
+
+    width: int
+    height: int
+    tile_width: int
+    tile_height: int
+
+
+class Plan(NamedTuple):
+    """Pieces of pixels to move, grouped by tile.
+
+    tiles    int64 (m,), index of each tile needed, row by row
+    bounds   int64 (m + 1,): pieces of tile i are pieces[bounds[i]:bounds[i + 1]]
+    pieces   int64 (p, 7): patch, then in the patch top, bottom, left, right, then in the tile top, left
+    partial  bool (n,): the patch reaches beyond the slide
+    """
+
+    tiles: NDArray[np.int64]
+    bounds: NDArray[np.int64]
+    pieces: NDArray[np.int64]
+    partial: NDArray[np.bool_]
+
+
+def plan_pieces(corners: NDArray[np.int64], shape: tuple[int, int], grid: Grid) -> Plan:
+    """Plan patches of `shape` (rows, cols) whose top-left (x, y) in the level's pixels are `corners`, int64 (n, 2)."""
+    left, top = corners[:, 0], corners[:, 1]
+    right, bottom = left + shape[1], top + shape[0]
+    x0, y0 = np.maximum(left, 0), np.maximum(top, 0)
+    x1, y1 = np.minimum(right, grid.width), np.minimum(bottom, grid.height)
+    partial = (x0 != left) | (y0 != top) | (x1 != right) | (y1 != bottom)
+    first_column, first_row = x0 // grid.tile_width, y0 // grid.tile_height
+    across = (x1 - 1) // grid.tile_width - first_column + 1
+    down = (y1 - 1) // grid.tile_height - first_row + 1
+    pieces_of = np.where((x1 > x0) & (y1 > y0), across * down, 0)
+    patch = np.repeat(np.arange(len(corners)), pieces_of)
+    within = np.arange(len(patch)) - np.repeat(np.cumsum(pieces_of) - pieces_of, pieces_of)
+    column = first_column[patch] + within % across[patch]
+    row = first_row[patch] + within // across[patch]
+    tile_x, tile_y = column * grid.tile_width, row * grid.tile_height
+    cut_x0, cut_y0 = np.maximum(x0[patch], tile_x), np.maximum(y0[patch], tile_y)
+    cut_x1 = np.minimum(x1[patch], tile_x + grid.tile_width)
+    cut_y1 = np.minimum(y1[patch], tile_y + grid.tile_height)
+    at_x, at_y = left[patch], top[patch]
+    pieces = np.stack(
+        [patch, cut_y0 - at_y, cut_y1 - at_y, cut_x0 - at_x, cut_x1 - at_x, cut_y0 - tile_y, cut_x0 - tile_x], axis=1
+    )
+    tile = row * -(-grid.width // grid.tile_width) + column
+    order = np.argsort(tile, kind="stable")
+    tiles, starts = np.unique(tile[order], return_index=True)
+    return Plan(tiles, np.append(starts, len(patch)), pieces[order], partial)
+
+
+def fill_patches(
+    plan: Plan, grid: Grid, decode: Decode, out: NDArray[np.uint8]
+) -> tuple[NDArray[np.bool_], list[tuple[int, str]]]:
+    """Carry out a plan: out uint8 (n, rows, cols, 3), white beyond the slide.
+
+    Returns ok, bool (n,), and the tiles that could not be decoded, each with its reason. Live memory is one tile.
+    """
+    out[plan.partial] = 255
+    ok = np.ones(len(out), np.bool_)
+    faults: list[tuple[int, str]] = []
+    scratch = np.empty((grid.tile_height, grid.tile_width, 3), np.uint8)
+    whole = [0, grid.tile_height, 0, grid.tile_width, 0, 0]
+    in_place = out.flags.c_contiguous and out.shape[1:] == scratch.shape
+    bounds, pieces = plan.bounds.tolist(), plan.pieces.tolist()
+    for number, tile in enumerate(plan.tiles.tolist()):
+        moves = pieces[bounds[number] : bounds[number + 1]]
+        direct = in_place and len(moves) == 1 and moves[0][1:] == whole
+        try:
+            decode(tile, out[moves[0][0]] if direct else scratch)
+        except BadTile as fault:
+            faults.append((tile, str(fault)))
+            ok[[move[0] for move in moves]] = False
+            continue
+        if direct:
+            continue
+        for patch, y0, y1, x0, x1, tile_y, tile_x in moves:
+            out[patch, y0:y1, x0:x1] = scratch[tile_y : tile_y + y1 - y0, tile_x : tile_x + x1 - x0]
+    return ok, faults

@@ -1,0 +1,97 @@
+"""The only resampling in the project: pixels at an exact µm per pixel, by area averaging from the next finer level."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import SlideError, SpecError
+from .geometry import Level, Region
+from .slide import Slide
+
+_WORK_BYTES = 64 << 20  # of unresampled pixels held at once
+_GIVE_MPP = "give it in the manifest's `mpp` column or with --mpp"
+
+
+def pick_level(levels: Sequence[Level], mpp: float, tolerance: float = 0.01) -> int:
+    """Index of the coarsest level that is at least as fine as `mpp` µm per pixel (or coarser by `tolerance`, relative).
+
+    Raises SpecError if even the finest level is coarser than asked, SlideError if the slide has no known pixel size.
+    """
+    if not np.isfinite(mpp) or mpp <= 0:
+        raise SpecError("mpp", f"{mpp} is no pixel size", "give µm per pixel as a positive number, such as 0.5")
+    best: int | None = None
+    for index, level in enumerate(levels):
+        if level.mpp is None:
+            raise SlideError("slide", "its pixel size is not known", _GIVE_MPP)
+        if level.mpp <= mpp * (1 + tolerance) and (best is None or level.downsample >= levels[best].downsample):
+            best = index
+    if best is None:
+        problem = f"{mpp:g} µm per pixel is asked for, the slide's finest level has {levels[0].mpp:g}"
+        raise SpecError("mpp", problem, f"ask for {levels[0].mpp:g} or more: enlarging invents no detail")
+    return best
+
+
+def read_at(slide: Slide, region: Region, mpp: float, tolerance: float = 0.01) -> NDArray[np.uint8]:
+    """RGB pixels of `region` at `mpp` µm per pixel: uint8 (rows, cols, 3).
+
+    A level within `tolerance` (relative) of `mpp` is read as it is; otherwise the next finer level is averaged down to
+    the region's size in µm divided by `mpp`. Raises what `pick_level` and `slide.read` raise.
+    """
+    if slide.info.mpp is None:
+        raise SlideError(slide.path, slide.info.mpp_problem or "its pixel size is not known", _GIVE_MPP)
+    index = pick_level(slide.levels, mpp, tolerance)
+    level = slide.levels[index]
+    pixels = slide.read(region, index)
+    if level.mpp is None or abs(level.mpp / mpp - 1) <= tolerance:
+        return pixels
+    shape = region.shape_at(mpp / slide.info.mpp)
+    return pixels if pixels.shape[:2] == shape else _shrink(pixels, np.empty((*shape, 3), np.uint8))
+
+
+def read_tiles(
+    slide: Slide, xy: NDArray[np.int64], span_px: int, level: int, out: NDArray[np.uint8]
+) -> NDArray[np.bool_]:
+    """Square tiles of the slide, straight into a batch of patches of another size if need be.
+
+    xy       int64 (n, 2), top-left corners in level-0 pixels; span_px is the tiles' side there
+    out      uint8 (n, side, side, 3), written in place; pixels of `level` are area-averaged to `side`
+    Returns ok, bool (n,), as `Slide.read_many`. Raises SpecError where the level has fewer pixels than asked.
+    """
+    side = out.shape[1]
+    stored = max(1, round(span_px / slide.levels[level].downsample))
+    if stored == side:
+        return slide.read_many(xy, level, out)
+    if stored < side:
+        problem = f"tiles of {span_px} level-0 px have {stored} px at level {level}, fewer than the {side} asked for"
+        raise SpecError("level", problem, "take a finer level or a larger tile")
+    ok = np.empty(len(xy), np.bool_)
+    step = max(1, _WORK_BYTES // (stored * stored * 3))
+    work = np.empty((min(step, len(xy)), stored, stored, 3), np.uint8)
+    for start in range(0, len(xy), step):
+        part = slice(start, min(start + step, len(xy)))
+        count = part.stop - part.start
+        ok[part] = slide.read_many(xy[part], level, work[:count])
+        for number in range(count):
+            if ok[start + number]:
+                _shrink(work[number], out[start + number])
+    return ok
+
+
+def _shrink(pixels: NDArray[np.uint8], into: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Area average of `pixels` (rows, cols, 3) into the smaller `into`, which is returned."""
+    cv2 = _cv2()
+    result = cv2.resize(pixels, (into.shape[1], into.shape[0]), dst=into, interpolation=cv2.INTER_AREA)
+    if result is not into:  # OpenCV allocates its own where it cannot write into a strided array
+        into[...] = result
+    return into
+
+
+def _cv2() -> Any:
+    """OpenCV, loaded when first needed; our own threads own the cores, so it must not start its own."""
+    import cv2
+
+    if cv2.getNumThreads() != 1:
+        cv2.setNumThreads(1)
+    return cv2
