@@ -1,12 +1,12 @@
 """Where things lie on a synthetic slide: tissue, tumour nests, glands, lymphocytes, fat — all before any pixel."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .spec import SyntheticSpec
+from .spec import OBJECTIVE_20X_MPP, SyntheticSpec
 from .texture import BLOCK_PX, Field, smooth_noise
 
 CELL_PX = 16  # level-0 px per layout cell and per label of the truth map
@@ -18,19 +18,26 @@ ANGLES = 40  # corners of a gland's outline
 class Layout:
     """Fields have one entry per CELL_PX level-0 px, padded to whole blocks; positive is inside, unit level-0 px.
 
-    tissue, tumour, sheet, lymph  about the distance to the border of each kind of area, px
-    crowding                      smooth noise: local density of cells
-    thickness                     factor on both dyes (section thickness)
-    glands                        outer outlines (n, ANGLES, 2), px;  lumens  the inner ones
-    holes                         outlines (n, ANGLES, 2) of fat cells and vessels, px
+    tissue, nest, lymph  about the distance to the border of each kind of area, px; `nest` is the truth of the tumour
+    tumour, sheet        the same for solid areas of tumour cells (a nest without its strands of stroma) and of
+                         normal cells that form no glands
+    crowding, loose      smooth noise: density of cells, looseness of the stroma
+    thickness            factor on both dyes (section thickness)
+    along, across        coordinates of the stroma's fibres in texture px: a fibre runs where `across` is constant
+    glands               outer outlines (n, ANGLES, 2), px;  lumens  the inner ones
+    holes                outlines (n, ANGLES, 2) of fat cells and vessels, px
     """
 
     tissue: Field
+    nest: Field
     tumour: Field
     sheet: Field
     lymph: Field
     crowding: Field
+    loose: Field
     thickness: Field
+    along: Field
+    across: Field
     glands: Field
     lumens: Field
     holes: Field
@@ -45,25 +52,50 @@ class Layout:
 def plan_layout(spec: SyntheticSpec, rng: np.random.Generator) -> Layout:
     """Draw the plan of a slide; the same generator state gives the same plan."""
     block = BLOCK_PX // CELL_PX
-    shape = tuple(block * -(-side // BLOCK_PX) for side in (spec.height_px, spec.width_px))
-    rows, cols = shape
+    rows, cols = (block * -(-side // BLOCK_PX) for side in (spec.height_px, spec.width_px))
 
     def noise(wavelength_um: float) -> Field:
         return smooth_noise(rng, (rows, cols), spec.px(wavelength_um) / CELL_PX)
 
     tissue = _tissue(spec, rng, (rows, cols))
     inside = tissue > 0
-    tumour = _tumour(spec, rng, tissue)
-    away = np.minimum(-tumour, tissue - spec.px(8))
-    sheet = np.minimum(_areas(noise(240) + 0.3 * noise(70), inside, 0.16, spec.px(60)), away)
-    lymph = np.minimum(_areas(noise(170) + 0.4 * noise(50), inside, 0.13, spec.px(45)), tissue - spec.px(6))
-    glandular = _areas(noise(380), inside, 0.70, spec.px(100))
-    fatty = _areas(noise(300), inside, 0.07, spec.px(80))
-    crowding, thickness = noise(130), (1 + 0.09 * noise(500) + 0.04 * noise(120)).astype(np.float32)
-    plan = Layout(tissue, tumour, sheet, lymph, crowding, thickness, *(np.empty((0, ANGLES, 2), np.float32),) * 3)
+    nest = _nests(spec, rng, tissue)
+    strands = (np.abs(noise(150)) - 0.07) * spec.px(110)
+    away = np.minimum(-nest, tissue - spec.px(8))
+    # How much there is of each thing differs from slide to slide, with and without tumour.
+    sheet = _areas(noise(240) + 0.3 * noise(70), inside, rng.uniform(0.10, 0.26), spec.px(60))
+    lymph = _areas(noise(170) + 0.4 * noise(50), inside, rng.uniform(0.06, 0.20), spec.px(45))
+    glandular = _areas(noise(380), inside, rng.uniform(0.6, 0.95), spec.px(100))
+    fatty = _areas(noise(300), inside, rng.uniform(0.02, 0.09), spec.px(80))
+    along, across = _fibres(spec, rng, (rows, cols))
+    plan = Layout(
+        tissue=tissue,
+        nest=nest,
+        tumour=np.minimum(nest, strands),
+        sheet=np.minimum(np.minimum(sheet, (np.abs(noise(130)) - 0.05) * spec.px(110)), away),
+        lymph=np.minimum(lymph, tissue - spec.px(6)),
+        crowding=noise(130),
+        loose=noise(200),
+        thickness=(1 + 0.08 * noise(500) + 0.04 * noise(120)).astype(np.float32),
+        along=along,
+        across=across,
+        **dict.fromkeys(("glands", "lumens", "holes"), np.empty((0, ANGLES, 2), np.float32)),
+    )
     glands, lumens = _glands(spec, rng, plan, glandular)
-    holes = _holes(spec, rng, plan, fatty)
-    return Layout(tissue, tumour, sheet, lymph, crowding, thickness, glands, lumens, holes)
+    return replace(plan, glands=glands, lumens=lumens, holes=_holes(spec, rng, plan, fatty, glands))
+
+
+def _fibres(spec: SyntheticSpec, rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Field, Field]:
+    """Straight fibres, bent on every scale."""
+    y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32) * (CELL_PX * spec.mpp / OBJECTIVE_20X_MPP)
+    turn = float(rng.uniform(0, np.pi))
+
+    def bend(amplitude: float, wavelength_um: float) -> Field:
+        return np.float32(amplitude) * smooth_noise(rng, shape, spec.px(wavelength_um) / CELL_PX)
+
+    along = x * np.float32(np.cos(turn)) + y * np.float32(np.sin(turn)) + bend(150, 260)
+    across = y * np.float32(np.cos(turn)) - x * np.float32(np.sin(turn)) + bend(230, 300) + bend(22, 45) + bend(7, 20)
+    return along, across
 
 
 def _areas(noise: Field, inside: NDArray[np.bool_], share: float, reach_px: float) -> Field:
@@ -79,7 +111,7 @@ def _tissue(spec: SyntheticSpec, rng: np.random.Generator, shape: tuple[int, int
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32) + 0.5
     area_mm2 = spec.height_px * spec.width_px * spec.mpp**2 / 1e6
     pieces = max(1, round(area_mm2 * spec.tissue / 0.55))
-    centres = _spread(rng, pieces) * (0.66 * width, 0.66 * height) + (0.17 * width, 0.17 * height)
+    centres = _spread(rng, pieces) * (0.6 * width, 0.6 * height) + (0.2 * width, 0.2 * height)
     field = np.full(shape, -9.0, np.float32)
     for cx, cy in centres:
         angle, long = rng.uniform(0, np.pi), rng.uniform(1.0, 1.45)
@@ -89,7 +121,7 @@ def _tissue(spec: SyntheticSpec, rng: np.random.Generator, shape: tuple[int, int
     for wavelength_um, weight in ((420, 0.26), (130, 0.10), (45, 0.04), (20, 0.015)):
         field += weight * smooth_noise(rng, shape, spec.px(wavelength_um) / CELL_PX)
     rim = np.minimum(np.minimum(x, width - x) / width, np.minimum(y, height - y) / height)
-    field -= 8 * np.maximum(0, 0.045 - rim) / 0.045
+    field -= 2.2 * (np.maximum(0, 0.15 - rim) / 0.15) ** 2  # keeps the rim free without a straight edge
     wanted = spec.tissue * height * width
     threshold = np.partition(field.ravel(), -int(wanted) - 1)[-int(wanted) - 1] if wanted >= 1 else field.max() + 1
     inside = (field > threshold).astype(np.uint8)
@@ -110,7 +142,7 @@ def _spread(rng: np.random.Generator, count: int) -> NDArray:
     return np.array(points)
 
 
-def _tumour(spec: SyntheticSpec, rng: np.random.Generator, tissue: Field) -> Field:
+def _nests(spec: SyntheticSpec, rng: np.random.Generator, tissue: Field) -> Field:
     """Union of irregular nests whose centres lie well inside the tissue."""
     field = np.full(tissue.shape, -1e4, np.float32)
     y, x = np.mgrid[: tissue.shape[0], : tissue.shape[1]].astype(np.float32) * CELL_PX + CELL_PX / 2
@@ -160,28 +192,31 @@ def hex_points(rng: np.random.Generator, shape: tuple[int, int], spacing_px: flo
 
 def _glands(spec: SyntheticSpec, rng: np.random.Generator, plan: Layout, glandular: Field) -> tuple[Field, Field]:
     """Gland outlines and their lumens, where the tissue is glandular and there is room."""
-    centres = hex_points(rng, plan.tissue.shape, spec.px(84), 0.13)
-    radii = spec.px(1) * rng.uniform(25, 39, len(centres))
-    wall = spec.px(1) * rng.uniform(11, 16, len(centres))
-    room = np.minimum(plan.at(plan.tissue, centres) - radii, -plan.at(plan.tumour, centres) - radii)
+    centres = hex_points(rng, plan.tissue.shape, spec.px(76), 0.12)
+    radii = spec.px(1) * rng.uniform(24, 38, len(centres))
+    wall = spec.px(1) * rng.uniform(12, 17, len(centres))
+    room = np.minimum(plan.at(plan.tissue, centres) - radii, -plan.at(plan.nest, centres) - radii)
     room = np.minimum(room, -plan.at(plan.sheet, centres) - 0.5 * radii)
-    keep = (room > spec.px(NEST_MARGIN_UM)) & (plan.at(glandular, centres) > 0) & (rng.random(len(centres)) < 0.92)
+    keep = (room > spec.px(NEST_MARGIN_UM)) & (plan.at(glandular, centres) > 0) & (rng.random(len(centres)) < 0.94)
     centres, radii, wall = centres[keep], radii[keep], wall[keep]
-    outer = _outlines(rng, centres, radii, 1.25, 0.06)
+    outer = _outlines(rng, centres, radii, 1.2, 0.06)
     inward = centres[:, None] - outer
     inner = outer + inward * (wall[:, None] / np.hypot(*inward.transpose(2, 0, 1)))[..., None]
     jag = rng.normal(0, spec.px(0.9), inner.shape)
     return outer, (inner + jag).astype(np.float32)
 
 
-def _holes(spec: SyntheticSpec, rng: np.random.Generator, plan: Layout, fatty: Field) -> Field:
-    """Fat cells, packed where the tissue is fatty, and a few vessels."""
+def _holes(spec: SyntheticSpec, rng: np.random.Generator, plan: Layout, fatty: Field, glands: Field) -> Field:
+    """Fat cells, packed where the tissue is fatty, and a few vessels; none in a gland."""
     fat = hex_points(rng, plan.tissue.shape, spec.px(43), 0.10)
     vessels = hex_points(rng, plan.tissue.shape, spec.px(260), 0.3)
     centres = np.concatenate((fat, vessels))
     radii = spec.px(1) * np.concatenate((rng.uniform(16, 22, len(fat)), rng.uniform(6, 16, len(vessels))))
-    gland_map = np.zeros(plan.tissue.shape, np.uint8)
-    room = np.minimum(plan.at(plan.tissue, centres), -plan.at(np.maximum(plan.tumour, plan.sheet), centres)) - radii
-    keep = (room > 4) & ((plan.at(fatty, centres) > 0) | (np.arange(len(centres)) >= len(fat)))
-    del gland_map
+    taken = np.ones(plan.tissue.shape, np.uint8)
+    for outline in np.rint(glands / CELL_PX - 0.5).astype(np.int32):
+        cv2.fillPoly(taken, [outline], 0)
+    free = cv2.distanceTransform(taken, cv2.DIST_L2, 3) * CELL_PX
+    solid = np.maximum(plan.nest, plan.sheet)
+    room = np.minimum(np.minimum(plan.at(plan.tissue, centres), -plan.at(solid, centres)), plan.at(free, centres))
+    keep = (room > radii + 4) & ((plan.at(fatty, centres) > 0) | (np.arange(len(centres)) >= len(fat)))
     return _outlines(rng, centres[keep], radii[keep], 1.2, 0.04)

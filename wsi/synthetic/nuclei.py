@@ -23,6 +23,7 @@ class Kind:
     chromatin          contrast of the grains inside, relative to the dye
     rim                extra dye along the membrane, relative
     nucleoli           largest number of nucleoli; each is a dark spot of 1 to 2 µm
+    halo               how much eosin is missing around the nucleus, 0..1
     variants           number of pictures
     """
 
@@ -33,15 +34,16 @@ class Kind:
     chromatin: float
     rim: float
     nucleoli: int
+    halo: float
     variants: int
 
 
 KINDS = {
-    "lymphocyte": Kind((3.0, 3.7), (2.8, 3.3), (1.15, 1.5), 0.03, 0.22, 0.10, 0, 48),
-    "epithelial": Kind((4.0, 5.0), (2.7, 3.3), (0.85, 1.1), 0.03, 0.16, 0.18, 0, 96),
-    "sheet": Kind((3.7, 4.4), (3.3, 3.8), (0.75, 1.05), 0.03, 0.20, 0.22, 1, 48),
-    "spindle": Kind((5.5, 9.0), (1.1, 1.7), (0.85, 1.2), 0.05, 0.12, 0.05, 0, 64),
-    "tumour": Kind((5.4, 8.8), (4.2, 6.2), (0.50, 1.05), 0.09, 0.38, 0.35, 3, 96),
+    "lymphocyte": Kind((3.0, 3.8), (2.7, 3.3), (0.95, 1.4), 0.04, 0.26, 0.10, 0, 0.10, 64),
+    "epithelial": Kind((4.0, 5.2), (2.6, 3.3), (0.70, 1.05), 0.04, 0.18, 0.20, 0, 0.10, 96),
+    "sheet": Kind((3.7, 4.5), (3.2, 3.8), (0.62, 0.98), 0.04, 0.22, 0.24, 1, 0.25, 64),
+    "spindle": Kind((5.0, 9.0), (1.1, 1.8), (0.70, 1.1), 0.06, 0.15, 0.05, 0, 0.05, 96),
+    "tumour": Kind((5.2, 8.8), (4.0, 6.2), (0.38, 0.95), 0.10, 0.36, 0.42, 3, 0.20, 96),
 }
 
 
@@ -65,7 +67,9 @@ def draw_sprites(kind: Kind, spec: SyntheticSpec, rng: np.random.Generator) -> S
     theta = np.arctan2(v / short, u / long)
     outline = np.ones_like(theta)
     for order in (2, 3, 5):
-        outline += rng.normal(0, kind.rough, (n, 1, 1)) * np.cos(order * theta + rng.uniform(0, 6.3, (n, 1, 1)))
+        outline += rng.normal(0, kind.rough * 2 / order, (n, 1, 1)) * np.cos(
+            order * theta + rng.uniform(0, 6.3, (n, 1, 1))
+        )
     rho = np.hypot(u / long, v / short) / outline
     alpha = np.clip((1 - rho) * short / 1.2 + 0.5, 0, 1)
     texture = np.stack(
@@ -79,7 +83,9 @@ def draw_sprites(kind: Kind, spec: SyntheticSpec, rng: np.random.Generator) -> S
         distance = np.hypot(u - place[0] * long, v - place[1] * short)
         inner += 0.9 * np.exp(-((distance / np.maximum(size, 0.05)) ** 2))
     dye = rng.uniform(*kind.dye, (n, 1, 1)) * inner * alpha
-    eosin = 2.5 - alpha * 1.95
+    halo = kind.halo * rng.uniform(0.2, 1.6, (n, 1, 1)) * np.clip(1.45 - rho, 0, 0.45) / 0.45
+    eosin = np.where(halo > 0.01, 0.55 * (1 - halo), 2.5)
+    eosin += (0.30 - eosin) * alpha
     return Sprites(_to_canvas(dye), _to_canvas(eosin), angles.ravel())
 
 
@@ -112,37 +118,36 @@ class Placed:
     angles: NDArray
 
 
-def place_nuclei(spec: SyntheticSpec, plan: Layout, rng: np.random.Generator) -> list[Placed]:
-    """Where the nuclei of every kind lie."""
+def place_nuclei(spec: SyntheticSpec, plan: Layout, taken: NDArray[np.bool_], rng: np.random.Generator) -> list[Placed]:
+    """Where the nuclei of every kind lie. taken  (rows, cols) of level-0 px: gland walls and gaps"""
     shape = plan.tissue.shape
-    free = np.nan
+    solid = np.maximum(plan.tumour, plan.sheet)
 
     def grid(spacing_um: float, jitter: float) -> NDArray:
         return hex_points(rng, shape, spec.px(spacing_um), jitter)
 
-    def some(points: NDArray, keep: NDArray[np.bool_], share: NDArray | float) -> NDArray:
-        return points[keep & (rng.random(len(points)) < share)]
+    def some(points: NDArray, where: Field, share: NDArray | float) -> NDArray:
+        col, row = points.astype(int).T
+        return points[(plan.at(where, points) > 0) & ~taken[row, col] & (rng.random(len(points)) < share)]
 
-    tumour = grid(15.5, 0.16)
-    tumour = some(tumour, plan.at(plan.tumour, tumour) > 0, 0.9 + 0.25 * plan.at(plan.crowding, tumour))
-    sheet = grid(12.5, 0.12)
-    sheet = some(sheet, plan.at(plan.sheet, sheet) > 0, 0.95 + 0.1 * plan.at(plan.crowding, sheet))
-    lymph = grid(8.6, 0.17)
-    depth = plan.at(plan.lymph, lymph) / spec.px(10)
-    lymph = some(
-        lymph, plan.at(np.minimum(plan.tissue, -plan.tumour), lymph) > 0, np.clip(0.35 + 0.5 * depth, 0.012, 0.93)
-    )
-    spindle = grid(26, 0.3)
-    spindle = some(
-        spindle, plan.at(np.minimum(plan.tissue - 6, -np.maximum(plan.tumour, plan.sheet)), spindle) > 0, 0.9
-    )
+    tumour = grid(15.5, 0.15)
+    tumour = some(tumour, plan.tumour, 0.88 + 0.3 * plan.at(plan.crowding, tumour))
+    sheet = grid(12.5, 0.13)
+    sheet = some(sheet, plan.sheet, 0.92 + 0.2 * plan.at(plan.crowding, sheet))
+    lymph = grid(8.6, 0.18)
+    depth, scattered = plan.at(plan.lymph, lymph) / spec.px(10), rng.uniform(0.01, 0.035)
+    lymph = some(lymph, np.minimum(plan.tissue, -solid), np.clip(0.35 + 0.5 * depth, scattered, 0.9))
+    spindle = grid(21, 0.3)
+    spindle = some(spindle, np.minimum(plan.tissue - 6, -solid), 0.75 - 0.3 * plan.at(plan.loose, spindle))
+    slope_y, slope_x = (part.astype(np.float32) for part in np.gradient(plan.across))
+    fibre = np.arctan2(plan.at(slope_y, spindle), plan.at(slope_x, spindle)) + np.pi / 2
     ring, angles = _ring(spec, plan, rng)
+    free = [Placed(name, xy, np.full(len(xy), np.nan)) for name, xy in
+            (("lymphocyte", lymph), ("sheet", sheet), ("tumour", tumour))]  # fmt: skip
     return [
-        Placed("spindle", spindle, np.full(len(spindle), free)),
-        Placed("lymphocyte", lymph, np.full(len(lymph), free)),
-        Placed("sheet", sheet, np.full(len(sheet), free)),
+        Placed("spindle", spindle, fibre + rng.normal(0, 0.2, len(fibre))),
         Placed("epithelial", ring, angles),
-        Placed("tumour", tumour, np.full(len(tumour), free)),
+        *free,
     ]
 
 
@@ -155,10 +160,10 @@ def _ring(spec: SyntheticSpec, plan: Layout, rng: np.random.Generator) -> tuple[
     lumen = np.concatenate((plan.lumens, plan.lumens[:, :1]), axis=1)
     for outer, inner in zip(closed, lumen, strict=True):
         travelled = np.concatenate(([0.0], np.cumsum(np.hypot(*np.diff(outer, axis=0).T))))
-        count = max(6, int(travelled[-1] / spec.px(7.6)))
+        count = max(6, int(travelled[-1] / spec.px(6.9)))
         at = (np.arange(count) + rng.normal(0, 0.16, count)) * travelled[-1] / count
         wall, rim = (np.stack([np.interp(at, travelled, ring[:, i]) for i in (0, 1)], 1) for ring in (outer, inner))
-        depth = rng.uniform(0.36, 0.56, (count, 1))
+        depth = rng.uniform(0.28, 0.60, (count, 1))
         xy.append(wall + (rim - wall) * depth)
         angles.append(np.arctan2(*(rim - wall).T[::-1]) + rng.normal(0, 0.16, count))
     return np.concatenate(xy), np.concatenate(angles)

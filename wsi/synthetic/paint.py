@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from .layout import CELL_PX, Layout
 from .nuclei import DYE, KINDS, choose, draw_sprites, place_nuclei, stamp
 from .spec import OBJECTIVE_20X_MPP, SyntheticSpec
-from .texture import BLOCK_PX, TEXTURE_PX, Field, enlarge, fibre_texture, grain_texture, sensor_noise, smooth_noise
+from .texture import BLOCK_PX, TEXTURE_PX, Field, enlarge, fibres, grain_texture, sensor_noise
 
 CELLS = BLOCK_PX // CELL_PX
 
@@ -30,7 +30,7 @@ def paint(spec: SyntheticSpec, plan: Layout, rng: np.random.Generator) -> Canvas
     wall, gap = _stencils(spec, plan, shape)
     _paint_ground(spec, plan, canvas, (wall, gap), rng)
     _paint_membranes(spec, plan, canvas)
-    for placed in place_nuclei(spec, plan, rng):
+    for placed in place_nuclei(spec, plan, (wall | gap) > 127, rng):
         sprites = draw_sprites(KINDS[placed.kind], spec, rng)
         stamp((canvas.hematoxylin, canvas.eosin), sprites, placed.xy, choose(sprites, placed, rng))
     _drop_dust(spec, canvas, rng)
@@ -66,43 +66,44 @@ def _paint_ground(
 ) -> None:
     """Stroma fibres, cytoplasm and gaps, block by block and only where there is tissue."""
     shape = plan.tissue.shape
-    scale = CELL_PX * spec.mpp / OBJECTIVE_20X_MPP  # texture px per cell
-    y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32) * scale
-    turn, spread = float(rng.uniform(0, np.pi)), spec.px(1) / CELL_PX
-    along = x * np.cos(turn) + y * np.sin(turn) + 150 * smooth_noise(rng, shape, 260 * spread)
-    across = y * np.cos(turn) - x * np.sin(turn) + 230 * smooth_noise(rng, shape, 300 * spread)
-    across += 9 * smooth_noise(rng, shape, 26 * spread)
     cyto = np.maximum(plan.tumour, plan.sheet)
-    loose = smooth_noise(rng, shape, 160 * spread)
-    layers = (plan.tissue, cyto, plan.lymph, plan.thickness, along, across, loose)
-    fields = [np.pad(layer, 2, mode="edge").astype(np.float32) for layer in layers]
+    layers = (plan.tissue, cyto, plan.lymph, plan.thickness, plan.loose, plan.along, plan.across)
+    fields = [np.pad(layer, 2, mode="edge") for layer in layers]
     for row in range(0, shape[0], CELLS):
         for col in range(0, shape[1], CELLS):
             if plan.tissue[row : row + CELLS, col : col + CELLS].max() > -2 * CELL_PX:
                 block = np.s_[row * CELL_PX : row * CELL_PX + BLOCK_PX, col * CELL_PX : col * CELL_PX + BLOCK_PX]
-                origin = rng.integers(0, TEXTURE_PX, 2)
+                origin = row * CELL_PX % TEXTURE_PX, col * CELL_PX % TEXTURE_PX
                 pieces = [enlarge(field, row, col, CELLS, CELL_PX) for field in fields]
                 dyes = _ground_block(pieces, stencils[0][block], stencils[1][block], origin)
                 canvas.hematoxylin[block], canvas.eosin[block] = dyes
 
 
 def _ground_block(
-    pieces: list[Field], wall: NDArray[np.uint8], gap: NDArray[np.uint8], origin: NDArray[np.int64]
+    pieces: list[Field], wall: NDArray[np.uint8], gap: NDArray[np.uint8], origin: tuple[int, int]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Hematoxylin and eosin of one block without its nuclei."""
-    tissue, cyto, lymph, thickness, along, across, loose = pieces
-    fibre = cv2.remap(fibre_texture(), along, across, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    tissue, cyto, lymph, thickness, loose, along, across = pieces
     grain = grain_texture()[origin[0] : origin[0] + BLOCK_PX, origin[1] : origin[1] + BLOCK_PX]
+    fibre = fibres(along, across + 1.6 * grain)
+    fibril = fibres(along * 1.7 + 333, across * 1.7 + along * 0.25 + 777)
     cell = np.clip((cyto + 5 * fibre) / 6 + 0.5, 0, 1)
     cell = np.maximum(cell, wall.astype(np.float32) / 255)
-    cleft = np.clip((fibre + 1.15 - 0.55 * loose) / 0.5, 0.06, 1)
-    soft = np.clip(lymph / 20 + 0.5, 0, 1) * 0.5
-    stroma = (0.66 + (0.20 - 0.16 * soft) * fibre - 0.22 * soft) * (cleft + (1 - cleft) * soft)
-    eosin = stroma + (0.60 + 0.055 * grain - stroma) * cell
-    hematoxylin = 0.07 + 0.05 * soft + 0.015 * fibre + (0.20 + 0.045 * grain - 0.015 * fibre) * cell
-    shown = np.clip((tissue + 5 * fibre) / 4 + 0.5, 0, 1) * (1 - gap.astype(np.float32) * (0.93 / 255)) * thickness
-    shown *= DYE
-    return cv2.convertScaleAbs(np.maximum(hematoxylin, 0) * shown), cv2.convertScaleAbs(np.maximum(eosin, 0) * shown)
+    soft = np.clip(lymph / 20 + 0.5, 0, 1) * 0.6
+    # Loose stroma is paler and opens into clefts; around lymphocytes the fibres give way to a fine network.
+    cleft = np.clip((fibre + 0.5 * fibril + 1.75 - 0.8 * loose) / 0.7, 0.08, 1)
+    stroma = 0.47 - 0.10 * loose + (1 - soft) * (0.11 * fibre + 0.07 * fibril) + 0.035 * grain - 0.10 * soft
+    stroma *= cleft + (1 - cleft) * soft
+    eosin = stroma + (0.46 + 0.05 * grain - stroma) * cell
+    hematoxylin = 0.075 + 0.05 * soft + 0.02 * fibril
+    hematoxylin += (0.17 + 0.035 * grain - hematoxylin) * cell
+    shown = np.clip((tissue + 6 * fibre + 3 * grain) / 4 + 0.5, 0, 1) * (1 - gap.astype(np.float32) * (0.94 / 255))
+    shown *= thickness * np.float32(DYE)
+    return _rounded(np.maximum(hematoxylin, 0) * shown), _rounded(np.maximum(eosin, 0.02) * shown)
+
+
+def _rounded(amount: Field) -> NDArray[np.uint8]:
+    return np.asarray(cv2.convertScaleAbs(amount), np.uint8)
 
 
 def _drop_dust(spec: SyntheticSpec, canvas: Canvas, rng: np.random.Generator) -> None:
@@ -124,36 +125,26 @@ class Camera:
     """Turns canvases into RGB tiles: dye colours, illumination, dirt and sensor noise."""
 
     def __init__(self, spec: SyntheticSpec, canvas: Canvas, rng: np.random.Generator):
-        self._canvas, self._scanner = canvas, spec.camera
-        self._table = _colour_table(spec)
+        self._canvas, self._table, self._rng = canvas, _colour_table(spec), rng
         self._slope = rng.uniform(-2.5, 2.5, 2) / np.array([spec.width_px, spec.height_px])
-        self._noise = sensor_noise()[: TEXTURE_PX // 2 * 2] * np.float32(spec.camera.noise)
-        self._origins = rng.integers(0, TEXTURE_PX - 1024 + 512, (4096, 2))
-        self._taken = 0
+        self._noise = sensor_noise() * np.float32(spec.camera.noise)
 
     def tile(self, x: int, y: int, side: int) -> NDArray[np.uint8]:
-        """RGB (side, side, 3) at level-0 px (x, y); beyond the canvas it is glass."""
+        """RGB (side, side, 3) at level-0 px (x, y); beyond the canvas it is glass. Tiles are drawn in a fixed order."""
         block = np.s_[y : y + side, x : x + side]
         hematoxylin, eosin, dirt = (
             _padded(layer[block], side) for layer in (self._canvas.hematoxylin, self._canvas.eosin, self._canvas.dirt)
         )
         index = (hematoxylin.astype(np.uint16) << 8) | eosin
-        pixels = self._table[index] if index.any() else np.broadcast_to(self._table[0], (side, side, 3))
+        packed = self._table.take(index) if index.any() else np.full((side, side), self._table[0])
+        pixels = cv2.cvtColor(packed.view(np.uint8).reshape(side, side, 4), cv2.COLOR_RGBA2RGB).astype(np.float32)
         if dirt.any():
-            pixels = pixels * 10 ** (dirt[..., None] / np.float32(-DYE))
-        row, col = self._origins[self._taken % len(self._origins)]
-        self._taken += 1
-        light = np.add.outer(
-            (np.arange(y, y + side) * self._slope[1]).astype(np.float32),
-            (np.arange(x, x + side) * self._slope[0]).astype(np.float32),
-        )
-        noise = _window(self._noise, int(row), int(col), side) + light[..., None]
-        return cv2.add(pixels.astype(np.float32), noise, dtype=cv2.CV_8U)
-
-
-def _window(texture: Field, row: int, col: int, side: int) -> Field:
-    row, col = row % (TEXTURE_PX - side + 1), col % (TEXTURE_PX - side + 1)
-    return texture[row : row + side, col : col + side]
+            pixels *= 10 ** (dirt[..., None] / np.float32(-DYE))
+        rows, cols = (np.arange(start, start + side, dtype=np.float32) for start in (y, x))
+        light = np.add.outer(rows * np.float32(self._slope[1]), cols * np.float32(self._slope[0]))
+        row, col = self._rng.integers(0, TEXTURE_PX - side + 1, 2)
+        noise = self._noise[row : row + side, col : col + side] + light[..., None]
+        return np.asarray(cv2.add(pixels, noise, dtype=cv2.CV_8U), np.uint8)
 
 
 def _padded(block: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
@@ -161,11 +152,13 @@ def _padded(block: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     return block if rows == cols == side else np.pad(block, ((0, side - rows), (0, side - cols)))
 
 
-def _colour_table(spec: SyntheticSpec) -> NDArray[np.uint8]:
-    """RGB of every pair of dye amounts: (65536, 3), index = hematoxylin * 256 + eosin (Beer-Lambert)."""
+def _colour_table(spec: SyntheticSpec) -> NDArray[np.uint32]:
+    """RGBA of every pair of dye amounts, packed: (65536,), index = hematoxylin * 256 + eosin (Beer-Lambert)."""
     amount = np.arange(256) / DYE
     density = (
         np.array(spec.dyes.hematoxylin) * amount[:, None, None] * spec.hematoxylin
         + np.array(spec.dyes.eosin) * amount[None, :, None] * spec.eosin
     )
-    return np.rint(np.array(spec.camera.white) * 10**-density).astype(np.uint8).reshape(-1, 3)
+    table = np.full((65_536, 4), 255, np.uint8)
+    table[:, :3] = np.rint(np.array(spec.camera.white) * 10**-density).reshape(-1, 3)
+    return table.view(np.uint32).ravel()

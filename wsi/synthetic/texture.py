@@ -36,12 +36,20 @@ def _white_noise(seed: int) -> Field:
 
 @lru_cache(maxsize=1)
 def fibre_texture() -> Field:
-    """Tileable fibres along x, mean 0 and deviation 1 (one pixel is 0.5 µm)."""
-    fine = _blur_wrapped(_white_noise(11), 16.0, 1.1)
-    bundles = _blur_wrapped(_white_noise(12), 55.0, 4.5)
-    patches = _blur_wrapped(_white_noise(13), 30.0, 18.0)
-    mixed = 0.62 * fine + 0.62 * bundles + 0.35 * patches
-    return np.ascontiguousarray(mixed / mixed.std(), dtype=np.float32)
+    """Tileable fibres along x, mean 0 and deviation 1 (one pixel is 0.5 µm), repeated twice each way."""
+    fine = _blur_wrapped(_white_noise(11), 9.0, 0.9)
+    middle = _blur_wrapped(_white_noise(14), 22.0, 2.2)
+    bundles = _blur_wrapped(_white_noise(12), 48.0, 6.0)
+    patches = _blur_wrapped(_white_noise(13), 26.0, 20.0)
+    mixed = 0.45 * fine + 0.55 * middle + 0.55 * bundles + 0.4 * patches
+    return np.ascontiguousarray(np.tile(mixed / mixed.std(), (2, 2)), dtype=np.float32)
+
+
+def fibres(along: Field, across: Field) -> Field:
+    """Fibre texture at the given texture coordinates."""
+    # Coordinates are brought near the texture first: cv2 wraps far ones an order of magnitude slower.
+    along, across = (part - np.float32(np.floor(part.min() / TEXTURE_PX) * TEXTURE_PX) for part in (along, across))
+    return cv2.remap(fibre_texture(), along, across, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
 
 
 @lru_cache(maxsize=1)

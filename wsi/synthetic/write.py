@@ -30,7 +30,7 @@ def write_synthetic_slide(path: Path, spec: SyntheticSpec) -> Truth:
         raise SpecError(path, "a synthetic slide is a TIFF file", "name it *.svs")
     rng = np.random.default_rng(spec.seed)
     plan = plan_layout(spec, rng)
-    truth = _truth(spec, plan.tissue, plan.tumour)
+    truth = _truth(spec, plan.tissue, plan.nest)
     camera = Camera(spec, paint(spec, plan, rng), rng)
     with appear_file(path) as draft:
         _write_tiff(draft, path.stem, spec, camera.tile)
@@ -39,11 +39,11 @@ def write_synthetic_slide(path: Path, spec: SyntheticSpec) -> Truth:
     return truth
 
 
-def _truth(spec: SyntheticSpec, tissue: NDArray, tumour: NDArray) -> Truth:
+def _truth(spec: SyntheticSpec, tissue: NDArray, nest: NDArray) -> Truth:
     from .layout import CELL_PX
 
     rows, cols = -(-spec.height_px // CELL_PX), -(-spec.width_px // CELL_PX)
-    labels = np.where(tumour > 0, TUMOUR, np.where(tissue > 0, TISSUE, GLASS)).astype(np.uint8)
+    labels = np.where(nest > 0, TUMOUR, np.where(tissue > 0, TISSUE, GLASS)).astype(np.uint8)
     return Truth(labels[:rows, :cols], float(CELL_PX))
 
 
@@ -70,7 +70,6 @@ class _Level:
 
 
 def _write_tiff(target: Path, name: str, spec: SyntheticSpec, draw: Any) -> None:
-    import cv2
     import tifffile
 
     sizes = [(spec.width_px // REDUCTION**i, spec.height_px // REDUCTION**i) for i in range(LEVELS)]
@@ -97,8 +96,7 @@ def _write_tiff(target: Path, name: str, spec: SyntheticSpec, draw: Any) -> None
     with tifffile.TiffWriter(target) as tiff:
         title = f"{width}x{height} [0,0 {width}x{height}] ({side}x{side}) JPEG/YCC Q={quality}"
         tiff.write(tiles(0), shape=(height, width, 3), description=f"{about[0]}\n{title};{about[1]}", **tiled)
-        shown = cv2.resize(upper[0].pixels, (sizes[1][0], sizes[1][1])) if max(sizes[1]) <= 1024 else upper[1].pixels
-        thumbnail = _fit(shown, (1024, 768))
+        thumbnail = _fit(upper[0].pixels, (1024, 768))
         size = f"{thumbnail.shape[1]}x{thumbnail.shape[0]}"
         tiff.write(thumbnail, description=f"{about[0]}\n{width}x{height} -> {size} - ;{about[1]}", **plain,
                    compression="jpeg", rowsperstrip=16)  # fmt: skip
@@ -135,7 +133,9 @@ def _fit(image: NDArray[np.uint8], box: tuple[int, int]) -> NDArray[np.uint8]:
 
     factor = min(box[0] / image.shape[1], box[1] / image.shape[0])
     size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
+    return np.asarray(
+        cv2.resize(image, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR), np.uint8
+    )
 
 
 def _label(name: str, spec: SyntheticSpec) -> NDArray[np.uint8]:
