@@ -4,14 +4,42 @@ from .geojson import write_geojson
 from .geojson_read import check_qupath, read_geojson
 from .heatmap import Heatmap, build_heatmap
 from .overlay import OverlayStyle, draw_overlay, thumbnail_jpeg
+from .report import (
+    Baseline,
+    Confusion,
+    Evaluation,
+    Failure,
+    Figure,
+    FoldRow,
+    Headline,
+    Interval,
+    Report,
+    RocCurve,
+    SlideRow,
+    StageRow,
+    write_report,
+)
 
 __all__ = [
+    "Baseline",
+    "Confusion",
+    "Evaluation",
+    "Failure",
+    "Figure",
+    "FoldRow",
+    "Headline",
     "Heatmap",
+    "Interval",
     "OverlayStyle",
+    "Report",
+    "RocCurve",
+    "SlideRow",
+    "StageRow",
     "build_heatmap",
     "check_qupath",
     "draw_overlay",
     "read_geojson",
     "thumbnail_jpeg",
     "write_geojson",
+    "write_report",
 ]
