@@ -1,0 +1,1 @@
+"""Recipes: YAML files whose keys are the fields of the specs; `wsi run --config NAME` uses one."""

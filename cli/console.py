@@ -1,0 +1,103 @@
+"""What the commands print: a bar on a terminal, a line per slide in a log, tables, and the outcome."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from jobs.pipeline import Job
+    from jobs.receipts import Receipt
+    from jobs.run import Watcher
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+WORDS = {"done": "done", "empty": "empty", "skipped": "already there", "failed": "failed"}
+VERBS = {"make": "Making slides", "tile": "Tiling", "embed": "Embedding", "train": "Training", "predict": "Predicting", "heatmap": "Drawing"}
+
+
+def start_logging(verbose: bool) -> None:
+    level = logging.DEBUG if verbose else logging.WARNING
+    handler = RichHandler(console=err, show_path=False, markup=False)
+    logging.basicConfig(level=level, format="%(name)s: %(message)s", handlers=[handler], force=True)
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what our own check of the file then says better
+    for noisy in ("httpx", "httpcore", "urllib3", "PIL", "filelock", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+@contextmanager
+def bar(name: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    """A progress bar; the function it gives is told how much is done and a word on what is at work."""
+    columns = (TextColumn("{task.description:<13}"), BarColumn(28), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        task: TaskID = progress.add_task(VERBS.get(name, name), total=total, note="")
+        yield lambda done, note: progress.update(task, completed=done, note=note)
+
+
+class StageView:
+    """Shows one stage of a job: a bar that moves, or in a log a line a slide."""
+
+    def __init__(self, name: str, total: int, show: Callable[[int, str], None]):
+        self.name, self.total, self.show, self.done, self.note = name, total, show, 0, ""
+
+    def receipt(self, receipt: "Receipt") -> None:
+        self.done += 1
+        self.show(self.done, self.note)
+        if not err.is_terminal:
+            tiles = f", {receipt.tiles:,} tiles" if receipt.tiles else ""
+            problem = f": {receipt.problem}" if receipt.problem else ""
+            word = WORDS[receipt.status]
+            err.print(f"{self.name} {self.done}/{self.total} {receipt.slide_id}: {word}{problem}{tiles}, {receipt.seconds:.1f} s", markup=False)
+
+    def tiles(self, counts: dict[str, tuple[int, int]]) -> None:
+        slides = [f"{slide} {done:,}/{total:,} tiles" for slide, (done, total) in sorted(counts.items())]
+        self.note = slides[0] if slides else ""
+        if slides:
+            share = sum(done / max(1, total) for done, total in counts.values())
+            self.show(self.done, f"{self.note} ({share:.0%})" if len(slides) == 1 else self.note)
+
+
+def run_shown(job: "Job", stage: Callable) -> "list[Receipt]":
+    """Run one stage of a job with a bar, and print what became of it."""
+    import time
+
+    from jobs.run import Watcher, stage_name
+
+    started = time.monotonic()
+    name = stage_name(stage)
+    with bar(name, len(job.records) - len(job.failed())) as show:
+
+        def watch(name: str, total: int) -> "Watcher":
+            view = StageView(name, total, show)
+            return Watcher(view.receipt, view.tiles)
+
+        receipts = job.do(stage, watch)
+    print_stage(name, receipts, time.monotonic() - started)
+    return receipts
+
+
+def print_stage(name: str, receipts: "Sequence[Receipt]", seconds: float) -> None:
+    counts = Counter(receipt.status for receipt in receipts)
+    words = [f"{counts[status]} {word}" for status, word in WORDS.items() if counts[status]]
+    tiles = sum(receipt.tiles for receipt in receipts)
+    lost = sum(receipt.failed_tiles for receipt in receipts)
+    facts = [" · ".join(words) or "nothing to do", f"{tiles:,} tiles" if tiles else "", f"{lost} tiles unreadable" if lost else ""]
+    out.print(f"[bold]{VERBS[name]:<13}[/] {', '.join(fact for fact in facts if fact)}  [dim]{seconds:.1f} s[/]")
+
+
+def print_failures(job: "Job") -> int:
+    """List the failed slides with their remedy; returns the exit code, 1 if there are any."""
+    failed = job.failed()
+    if not failed:
+        return 0
+    table = Table("slide", "stage", "problem", "what to do", title=f"{len(failed)} failed", title_justify="left", title_style="bold red")
+    for receipt in failed.values():
+        table.add_row(receipt.slide_id, receipt.stage, receipt.problem, receipt.remedy)
+    out.print(table)
+    return 1

@@ -1,0 +1,60 @@
+"""The command `wsi`. Commands parse, call jobs and print; what they call is imported when they run."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from . import demo, doctor, info, run, stages, train
+
+app = typer.Typer(
+    name="wsi",
+    help="Whole-slide images to a class, a heatmap and a report. For research; not for diagnosis.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,  # its tracebacks print local variables, which may hold patients' data
+    add_completion=True,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"slidestream {version('slidestream')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version")] = False,
+) -> None:
+    from .console import start_logging
+
+    start_logging(verbose)
+
+
+for command, panel in (
+    (run.run, "The whole road"), (demo.demo, "The whole road"),
+    (info.info, "One step"), (stages.tile, "One step"), (stages.embed, "One step"), (train.train, "One step"),
+    (stages.predict, "One step"), (stages.heatmap, "One step"), (train.evaluate, "One step"),
+    (doctor.doctor, "This machine"),
+):  # fmt: skip
+    app.command(rich_help_panel=panel)(command)
+
+
+def main() -> None:
+    """Entry point: an error that the engine raised on purpose is a line and exit code 2."""
+    from wsi.errors import EngineError
+
+    try:
+        app(standalone_mode=True)
+    except EngineError as error:
+        from .console import err
+
+        err.print("[bold red]error[/] ", end="")
+        err.print(str(error), markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

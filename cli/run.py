@@ -1,0 +1,55 @@
+"""wsi run: the main job."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import (
+    MODEL, BackboneName, Batch, Config, Device, DryRun, ExecutorName, MinTissue, Out, Patches, SlideMpp, Source,
+    StridePx, TileMpp, TilePx, Weights, Workers, gather, parse_mpp,
+)  # fmt: skip
+
+OptionalModel = Annotated[
+    Path | None,
+    typer.Option("--model", "-m", help="A trained model's folder; without one the run stops after the embeddings", rich_help_panel=MODEL),
+]
+
+
+def run(
+    source: Source, out: Out, model: OptionalModel = None, config: Config = None, backbone: BackboneName = None,
+    weights: Weights = None, device: Device = None, batch: Batch = None, slide_mpp: SlideMpp = None,
+    tile_px: TilePx = None, tile_mpp: TileMpp = None, stride_px: StridePx = None, min_tissue: MinTissue = None,
+    patches: Patches = False, executor: ExecutorName = None, workers: Workers = None, dry_run: DryRun = False,
+) -> None:  # fmt: skip
+    """Tile, embed, predict and draw every slide, and write the report. A re-run does only what is missing."""
+    settings = gather(config, {
+        "model": model, "embed.backbone": backbone, "embed.weights": weights, "embed.device": device,
+        "embed.batch": batch, "tile.tile_px": tile_px, "tile.mpp": parse_mpp(tile_mpp), "tile.stride_px": stride_px,
+        "tile.min_tissue": min_tissue, "keep_patches": patches or None, "jobs.executor": executor,
+        "jobs.workers": workers,
+    })  # fmt: skip
+    from jobs.folder import command_line, run_facts, write_run
+    from jobs.model_stages import heatmap_slide, predict_slide
+    from jobs.report import make_report
+    from jobs.stages import embed_slide, tile_slide
+
+    from .console import out as console
+    from .console import print_failures, run_shown
+    from .stages import _settings, start, write_table
+
+    job = start(source, out, settings, slide_mpp, dry_run, settings.get("model"))
+    facts = run_facts(command_line(), _settings(job))
+    stages = [tile_slide, embed_slide, *([predict_slide, heatmap_slide] if job.spec.model else [])]
+    for stage in stages:
+        run_shown(job, stage)
+    if all(r.status == "skipped" for receipts in job.receipts.values() for r in receipts):
+        console.print("Nothing to do: all of it was already there.")
+    if job.spec.model:
+        console.print(f"predictions: {write_table(job)}")
+    else:
+        console.print("No --model was given, so the run stops after the embeddings.")
+    write_run(job.folder, facts)
+    code = print_failures(job)
+    console.print(f"report: {make_report(job, facts)}")
+    raise typer.Exit(code)

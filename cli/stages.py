@@ -1,0 +1,136 @@
+"""Single steps over many slides: tile, embed, predict, heatmap."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from .options import (
+    BackboneName, Batch, Config, Device, DryRun, ExecutorName, MinTissue, ModelDir, Out, Patches, SlideMpp, Source,
+    StridePx, TileMpp, TilePx, Weights, Workers, gather, parse_mpp, read_records,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from jobs.pipeline import Job
+
+
+def tile(
+    source: Source, out: Out, config: Config = None, slide_mpp: SlideMpp = None, tile_px: TilePx = None,
+    tile_mpp: TileMpp = None, stride_px: StridePx = None, min_tissue: MinTissue = None, patches: Patches = False,
+    backbone: BackboneName = None, executor: ExecutorName = None, workers: Workers = None, dry_run: DryRun = False,
+) -> None:  # fmt: skip
+    """Find tissue and plan the tile grid of every slide; with --patches, store the pixels."""
+    from jobs.stages import tile_slide
+
+    settings = gather(config, {
+        "tile.tile_px": tile_px, "tile.mpp": parse_mpp(tile_mpp), "tile.stride_px": stride_px,
+        "tile.min_tissue": min_tissue, "keep_patches": patches or None, "embed.backbone": backbone,
+        "jobs.executor": executor, "jobs.workers": workers,
+    })  # fmt: skip
+    job = start(source, out, settings, slide_mpp, dry_run)
+    _finish(job, [tile_slide])
+
+
+def embed(
+    source: Source, out: Out, config: Config = None, backbone: BackboneName = None, weights: Weights = None,
+    device: Device = None, batch: Batch = None, slide_mpp: SlideMpp = None, executor: ExecutorName = None,
+    dry_run: DryRun = False,
+) -> None:  # fmt: skip
+    """Embed the tiles of every tiled slide with a backbone."""
+    from jobs.stages import embed_slide
+
+    settings = gather(config, {
+        "embed.backbone": backbone, "embed.weights": weights, "embed.device": device, "embed.batch": batch,
+        "jobs.executor": executor,
+    })  # fmt: skip
+    job = start(source, out, settings, slide_mpp, dry_run)
+    job.recall("tile")
+    _finish(job, [embed_slide])
+
+
+def predict(
+    source: Source, out: Out, model: ModelDir, config: Config = None, executor: ExecutorName = None, workers: Workers = None
+) -> None:
+    """Predict the class of every embedded slide → predictions/<model>.csv."""
+    from jobs.model_stages import predict_slide
+
+    settings = gather(config, {"model": model, "jobs.executor": executor, "jobs.workers": workers})
+    job = start(source, out, settings, model=model)
+    job.recall("tile", "embed")
+    _finish(job, [predict_slide])
+
+
+def heatmap(
+    source: Source, out: Out, model: ModelDir, config: Config = None, executor: ExecutorName = None, workers: Workers = None
+) -> None:
+    """Draw the heatmap of every embedded slide: GeoJSON for QuPath, and a PNG overlay."""
+    from jobs.model_stages import heatmap_slide
+
+    settings = gather(config, {"model": model, "jobs.executor": executor, "jobs.workers": workers})
+    job = start(source, out, settings, model=model)
+    job.recall("tile", "embed")
+    _finish(job, [heatmap_slide])
+
+
+def start(
+    source: Path, out: Path, settings: dict[str, Any], slide_mpp: float | None = None, dry_run: bool = False,
+    model: Path | None = None,
+) -> "Job":  # fmt: skip
+    """Check everything that can be checked before work: source, settings, model, run folder."""
+    from jobs.config import resolve
+    from jobs.folder import RunFolder
+    from jobs.model_stages import open_model
+    from jobs.pipeline import Job
+
+    records = read_records(source, slide_mpp)
+    spec = resolve(settings, open_model(model).contract if model is not None else None)
+    folder = RunFolder(out)
+    if dry_run:
+        _say_plan(records, spec)
+        raise typer.Exit(0)
+    folder.prepare()
+    return Job(records, spec, folder)
+
+
+def _say_plan(records: list, spec: Any) -> None:
+    from jobs.plan import plan_run
+
+    from .console import bar, err, out
+
+    with bar("tile", len(records)) as show:
+        plan = plan_run(records, spec, lambda done: show(done, "planning"))
+    for slide_id, problem in plan.failed.items():
+        err.print(f"{slide_id}: {problem}", markup=False)
+    out.print(
+        f"{plan.slides} slides with {plan.tiles:,} tiles of {spec.tile.tile_px} px at {spec.tile.mpp:g} µm/px; "
+        f"{len(plan.failed)} cannot be read. It would write about {plan.bytes / 1e6:,.1f} MB; nothing was done."
+    )
+
+
+def _finish(job: "Job", stages: list) -> None:
+    from jobs.folder import command_line, run_facts, write_run
+
+    from .console import out, print_failures, run_shown
+
+    facts = run_facts(command_line(), {})
+    for stage in stages:
+        run_shown(job, stage)
+        if stage.__name__ == "predict_slide":
+            out.print(f"predictions: {write_table(job)}")
+    write_run(job.folder, {**facts, "settings": _settings(job)})
+    raise typer.Exit(print_failures(job))
+
+
+def _settings(job: "Job") -> dict[str, Any]:
+    from jobs.config import as_settings
+
+    return as_settings(job.spec)
+
+
+def write_table(job: "Job") -> Path:
+    """The predictions of a job as CSV; returns its path."""
+    from jobs.model_stages import open_model, write_predictions
+
+    model = open_model(str(job.spec.model))
+    write_predictions(job.records, model, job.folder, {key: receipt.problem for key, receipt in job.failed().items()})
+    return job.folder.predictions(model.name)

@@ -1,0 +1,103 @@
+"""wsi train and wsi evaluate."""
+
+from typing import Annotated
+
+import typer
+
+from .options import (
+    MODEL, BackboneName, Config, ModelDir, Out, Source, TileMpp, TilePx, Weights, gather, parse_mpp, read_records,
+)  # fmt: skip
+
+
+def train(
+    source: Source, out: Out,
+    name: Annotated[str, typer.Option("--name", "-n", help="Name of the model: run/models/NAME", rich_help_panel=MODEL)],
+    config: Config = None,
+    head: Annotated[str | None, typer.Option(help="abmil, mean or max  [default: abmil]", rich_help_panel=MODEL)] = None,
+    folds: Annotated[int | None, typer.Option(help="Cross-validation folds  [default: 5]", rich_help_panel=MODEL)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs at most", rich_help_panel=MODEL)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of splits and training", rich_help_panel=MODEL)] = None,
+    backbone: BackboneName = None, weights: Weights = None, tile_px: TilePx = None, tile_mpp: TileMpp = None,
+) -> None:  # fmt: skip
+    """Train a slide classifier on embedded slides, cross-validated by patient. The manifest needs a `label` column."""
+    from jobs.config import resolve
+    from jobs.folder import RunFolder
+
+    from .console import out as console
+
+    settings = gather(config, {
+        "train.head": head, "train.folds": folds, "train.epochs": epochs, "train.seed": seed,
+        "embed.backbone": backbone, "embed.weights": weights, "tile.tile_px": tile_px, "tile.mpp": parse_mpp(tile_mpp),
+    })  # fmt: skip
+    records, spec, folder = read_records(source, None), resolve(settings), RunFolder(out)
+    check_name(name)
+    folder.prepare()
+    show_training(records, spec, folder, name)
+    console.print(f"model: {folder.model(name)}")
+
+
+def show_training(records: list, spec: object, folder: object, name: str) -> object:
+    """Train with a bar, and print the cross-validated figures; returns the model."""
+    import time
+
+    from jobs.training import train_model
+
+    from .console import bar
+    from .console import out as console
+
+    started = time.monotonic()
+    total = spec.train.folds * spec.train.epochs  # type: ignore[attr-defined]
+    with bar("train", total) as show:
+
+        def step(fold: int, epoch: int, loss: float, validation: float | None) -> None:
+            note = f"fold {fold + 1}, loss {loss:.3f}" + (f", validation {validation:.3f}" if validation is not None else "")
+            show(fold * spec.train.epochs + epoch + 1, note)  # type: ignore[attr-defined]
+
+        model = train_model(records, spec, folder, name, step)  # type: ignore[arg-type]
+    figures = model.metrics
+    console.print(
+        f"[bold]{'Training':<13}[/] {len(model.cohort)} slides, {figures['patients']} patients, "
+        f"{len(model.weights)} folds: AUROC {show_estimate(figures['auroc'])}  [dim]{time.monotonic() - started:.1f} s[/]"
+    )
+    return model
+
+
+def show_estimate(estimate: dict) -> str:
+    """0.912 (95 % interval 0.83 to 0.97), or why there is none."""
+    if estimate["value"] is None:
+        return f"not known: {estimate['reason']}"
+    if estimate["low"] is None:
+        return f"{estimate['value']:.3f} (no interval: {estimate['reason']})"
+    return f"{estimate['value']:.3f} (95 % interval {estimate['low']:.3f} to {estimate['high']:.3f})"
+
+
+def check_name(name: str) -> None:
+    """Refuse a model's name that is no plain folder name."""
+    from jobs.manifest import ID_RULE
+    from wsi.errors import SpecError
+
+    if not ID_RULE.fullmatch(name):
+        raise SpecError("--name", f"{name!r} is no plain folder name", "use letters, digits, '.', '_' and '-'")
+
+
+def evaluate(source: Source, out: Out, model: ModelDir) -> None:
+    """Judge predictions against the manifest's labels: AUROC with its interval, confusion; then the report."""
+    from jobs.evaluation import evaluate_run
+    from jobs.folder import command_line, run_facts
+    from jobs.report import make_report
+
+    from .console import out as console
+    from .stages import _settings, start
+
+    job = start(source, out, {"model": str(model)}, model=model)
+    job.recall("tile", "embed", "predict", "heatmap")
+    result = evaluate_run(job.records, str(model), job.folder)
+    figures = result["metrics"]
+    console.print(
+        f"{figures['slides']} slides of {figures['patients']} patients: AUROC {show_estimate(figures['auroc'])}, "
+        f"accuracy {figures['accuracy']:.3f}, balanced {figures['balanced_accuracy']:.3f}"
+    )
+    for line in result["notes"]:
+        console.print(f"[yellow]note[/] {line}")
+    console.print(f"figures: {job.folder.evaluation(result['model'])}")
+    console.print(f"report: {make_report(job, run_facts(command_line(), _settings(job)))}")

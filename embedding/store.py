@@ -1,0 +1,132 @@
+"""The EmbeddingStore: the embeddings of one slide and the contract they were made under, as a Zarr v3 group."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from tiling.patches import open_complete, put
+from wsi.errors import StoreError
+from wsi.publish import appear, fingerprint
+
+from .backbones import Backbone
+
+SCHEMA = "embeddings/1"
+
+
+def make_contract(backbone: Backbone, digest: str, tile_px: int, mpp: float) -> dict[str, Any]:
+    """All that determines an embedding of a patch, and a hash over it.
+
+    digest        sha256 of the weights file
+    tile_px, mpp  how the tiles were asked for
+    What computed it (GPU in fp16, CPU in fp32) is not part of it: the difference is below the float16 that is stored.
+    """
+    contract: dict[str, Any] = {
+        "backbone": backbone.name,
+        "arch": backbone.arch,
+        "options": backbone.options,
+        "weights_sha256": digest,
+        "dim": backbone.dim,
+        "resize_px": backbone.resize_px,
+        "input_px": backbone.input_px,
+        "interpolation": "bicubic, antialiased",
+        "mean": list(backbone.norm[0]),
+        "std": list(backbone.norm[1]),
+        "pooling": backbone.pooling,
+        "precision": backbone.precision,
+        "tile_px": tile_px,
+        "mpp": mpp,
+    }
+    return {**contract, "hash": fingerprint(contract)}
+
+
+def contract_name(contract: dict[str, Any]) -> str:
+    """Short name of a contract, as used for folders: backbone and the first digits of the hash."""
+    return f"{contract['backbone']}-{contract['hash'][:8]}"
+
+
+@dataclass(frozen=True)
+class EmbeddingStore:
+    """A finished store, opened for reading.
+
+    embeddings  float16 (n, d); rows whose tile could not be read are zero and must not be used
+    ok          bool (n,), False for those rows
+    xy          int64 (n, 2), tiles' top-left corners in level-0 pixels
+    span_px     side of a tile in level-0 pixels
+    contract    see `make_contract`
+    """
+
+    path: Path
+    group: zarr.Group
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        return self.group.attrs.asdict()
+
+    @property
+    def slide_id(self) -> str:
+        return str(self.attrs["slide_id"])
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.attrs["fingerprint"])
+
+    @property
+    def contract(self) -> dict[str, Any]:
+        return dict(self.attrs["contract"])
+
+    @property
+    def contract_hash(self) -> str:
+        return str(self.contract["hash"])
+
+    @property
+    def span_px(self) -> int:
+        return int(self.attrs["span_px"])
+
+    @cached_property
+    def embeddings(self) -> NDArray[np.float16]:
+        return self._array("embeddings")
+
+    @cached_property
+    def xy(self) -> NDArray[np.int64]:
+        return self._array("xy")
+
+    @cached_property
+    def ok(self) -> NDArray[np.bool_]:
+        return self._array("ok")
+
+    def _array(self, name: str) -> NDArray[Any]:
+        stored = self.group[name]
+        assert isinstance(stored, zarr.Array)
+        values = np.asarray(stored[...])
+        if len(values) != self.attrs["complete"]["tiles"]:
+            raise StoreError(self.path, f"{name} has {len(values)} rows, not those it was finished with", "run `wsi embed` again")
+        return values
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What `embed_patches` made of one slide: embeddings float16 (n, d), ok bool (n,)."""
+
+    embeddings: NDArray[np.float16]
+    ok: NDArray[np.bool_]
+
+
+def write_embeddings(path: Path, embedded: Embedded, xy: NDArray[np.int64], facts: dict[str, Any]) -> None:
+    """Publish an EmbeddingStore at `path`. `facts`: slide_id, fingerprint, contract, span_px and what else is worth keeping."""
+    with appear(path) as draft:
+        group = zarr.open_group(draft, mode="w", zarr_format=3)
+        put(group, "embeddings", embedded.embeddings)
+        put(group, "xy", xy)
+        put(group, "ok", embedded.ok)
+        complete = {"tiles": len(xy), "failed": int((~embedded.ok).sum()), "arrays": sorted(group.array_keys())}
+        group.attrs.update({"schema": SCHEMA, **facts, "complete": complete})
+
+
+def open_embeddings(path: Path) -> EmbeddingStore:
+    """Open a finished EmbeddingStore. Raises StoreError when it is missing, unfinished, damaged or of another schema."""
+    return EmbeddingStore(path, open_complete(path, SCHEMA, "wsi embed"))

@@ -1,0 +1,142 @@
+"""Recipes: YAML files whose keys are a spec's fields, with command-line flags over them."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from embedding.backbones import find_backbone
+from embedding.spec import EmbedSpec
+from mil.spec import TrainSpec
+from tiling.spec import TileSpec
+from wsi.errors import SpecError
+
+from .executors import ExecSpec
+
+
+@dataclass(frozen=True, slots=True)
+class HeatmapSpec:
+    """What is drawn.
+
+    score    softmax: what the head says of each tile alone; attention: how much it looked at the tile
+    max_px   longer side of the PNG overlay
+    """
+
+    score: str = "softmax"
+    max_px: int = 1600
+
+    def __post_init__(self) -> None:
+        if self.score not in ("softmax", "attention"):
+            raise SpecError("heatmap.score", f"{self.score!r} is unknown", "choose softmax or attention")
+        if not 100 <= self.max_px <= 20_000:
+            raise SpecError("heatmap.max_px", f"{self.max_px} is out of range", "give 100 to 20000")
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """Everything that a run is asked for; the sections of a recipe are its fields.
+
+    keep_patches  store the tiles' pixels too
+    model         folder of the model that predicts, None without one
+    """
+
+    tile: TileSpec = field(default_factory=TileSpec)
+    keep_patches: bool = False
+    embed: EmbedSpec = field(default_factory=EmbedSpec)
+    train: TrainSpec = field(default_factory=TrainSpec)
+    heatmap: HeatmapSpec = field(default_factory=HeatmapSpec)
+    jobs: ExecSpec = field(default_factory=ExecSpec)
+    model: str | None = None
+
+
+Settings = dict[str, Any]
+
+
+def load_recipe(path: Path | str) -> Settings:
+    """The settings in a recipe: a file, or the name of one that ships with the package.
+
+    Raises SpecError for a missing file, for bad YAML, and for a key that no spec has, with the nearest that one has.
+    """
+    shipped = files("configs") / f"{path}.yaml"
+    try:
+        text = shipped.read_text(encoding="utf-8") if shipped.is_file() else Path(path).read_text(encoding="utf-8")
+        content = yaml.safe_load(text) or {}
+    except OSError as error:
+        names = ", ".join(sorted(entry.name[:-5] for entry in files("configs").iterdir() if entry.name.endswith(".yaml")))
+        raise SpecError(path, "there is no such recipe", f"give a YAML file or one of {names}") from error
+    except yaml.YAMLError as error:
+        raise SpecError(path, f"it is not valid YAML ({str(error).splitlines()[0]})", "see the recipes in configs/") from error
+    if not isinstance(content, dict):
+        raise SpecError(path, "it is not a table of settings", "see the recipes in configs/")
+    check_keys(content, RunSpec, str(path))
+    return content
+
+
+def check_keys(settings: Mapping[str, Any], spec: type, where: str) -> None:
+    """Raise SpecError for the first key that `spec` has no field for, naming the nearest."""
+    hints = get_type_hints(spec)
+    for key, value in settings.items():
+        if key not in hints:
+            near = get_close_matches(str(key), hints, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(hints)}"
+            raise SpecError(where, f"the key {key!r} is unknown", hint)
+        if is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                raise SpecError(where, f"{key!r} is a section of settings, not {value!r}", "indent its keys below it")
+            check_keys(value, hints[key], f"{where}: {key}")
+
+
+def set_option(settings: Settings, key: str, value: Any) -> None:
+    """Put a dotted key such as tile.tissue.mpp into nested settings; None leaves them as they are."""
+    if value is None:
+        return
+    *sections, last = key.split(".")
+    for section in sections:
+        settings = settings.setdefault(section, {})
+    settings[last] = value
+
+
+def resolve(settings: Settings, contract: Mapping[str, Any] | None = None) -> RunSpec:
+    """Settings → a checked RunSpec.
+
+    Tile size and scale that nobody named are the backbone's own. With a model's `contract` they are the model's, and a
+    setting that says otherwise is refused, since its features would mean something else.
+    """
+    settings = {key: dict(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
+    tile, embed = settings.setdefault("tile", {}), settings.setdefault("embed", {})
+    if contract is not None:
+        for section, key, source in ((embed, "backbone", "backbone"), (tile, "tile_px", "tile_px"), (tile, "mpp", "mpp")):
+            if section.setdefault(key, contract[source]) != contract[source]:
+                raise SpecError(
+                    key, f"{section[key]} was asked for, the model was trained on {contract[source]}",
+                    "leave it away, or use a model trained so",
+                )  # fmt: skip
+    backbone = find_backbone(embed.get("backbone", EmbedSpec().backbone))
+    tile.setdefault("tile_px", backbone.tile_px)
+    tile.setdefault("mpp", backbone.mpp[0])
+    return _build(RunSpec, settings)
+
+
+def as_settings(spec: RunSpec) -> Settings:
+    """A RunSpec as plain settings, for run.json."""
+    return asdict(spec)
+
+
+def _build(spec: type, settings: Mapping[str, Any]) -> Any:
+    from pydantic import TypeAdapter, ValidationError
+
+    check_keys(settings, spec, "settings")
+    hints = get_type_hints(spec)
+    values = {key: _build(hints[key], value) if is_dataclass(hints[key]) else value for key, value in settings.items()}
+    for item in fields(spec):
+        if item.name in values and not is_dataclass(hints[item.name]):
+            try:
+                values[item.name] = TypeAdapter(hints[item.name]).validate_python(values[item.name])
+            except ValidationError as error:
+                reason = error.errors()[0]["msg"].lower()
+                raise SpecError(item.name, f"{values[item.name]!r} does not fit ({reason})", "see `wsi run --help`") from None
+    return spec(**values)

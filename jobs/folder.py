@@ -1,0 +1,105 @@
+"""The run folder: where everything lies."""
+
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from wsi.errors import StoreError
+from wsi.publish import clear_drafts, write_json
+
+VERSIONED = ("slidestream", "torch", "timm", "zarr", "numpy", "openslide-bin", "openslide-python", "tifffile", "simplejpeg")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of a run; nothing is made until it is written."""
+
+    root: Path
+
+    def tiles(self, slide_id: str) -> Path:
+        return self.root / "tiles" / f"{slide_id}.zarr"
+
+    def embeddings(self, contract: str, slide_id: str) -> Path:
+        return self.root / "embeddings" / contract / f"{slide_id}.zarr"
+
+    def model(self, name: str) -> Path:
+        return self.root / "models" / name
+
+    def predictions(self, model: str) -> Path:
+        return self.root / "predictions" / f"{model}.csv"
+
+    def evaluation(self, model: str) -> Path:
+        return self.root / "predictions" / f"{model}.evaluation.json"
+
+    def heatmap(self, model: str, slide_id: str) -> Path:
+        return self.root / "heatmaps" / model / f"{slide_id}.geojson.gz"
+
+    def overlay(self, model: str, slide_id: str) -> Path:
+        return self.root / "heatmaps" / model / f"{slide_id}.png"
+
+    def receipts(self, stage: str) -> Path:
+        return self.root / "receipts" / f"{stage}.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report" / "index.html"
+
+    def prepare(self) -> None:
+        """Make the folder and clear what a killed run left. Raises StoreError where nothing can be written."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe = self.root / f".probe-{os.getpid()}"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise StoreError(self.root, f"nothing can be written there ({error.strerror})", "give another --out") from error
+        for folder in [self.root, *(entry for entry in self.root.glob("*") if entry.is_dir())]:
+            clear_drafts(folder)
+            for below in folder.glob("*/"):
+                clear_drafts(below)
+
+
+def run_facts(command: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """What shaped this run: command, settings, versions, machine."""
+    return {
+        "command": command,
+        "started": now(),
+        "settings": settings,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
+        "revision": _revision(),
+        "machine": {"system": platform.platform(terse=True), "processor": platform.machine(), "cpus": os.cpu_count()},
+    }
+
+
+def write_run(folder: RunFolder, facts: dict[str, Any]) -> None:
+    write_json(folder.root / "run.json", {**facts, "ended": now()})
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def command_line() -> str:
+    return " ".join(["wsi", *sys.argv[1:]])
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _revision() -> str | None:
+    """Git revision, when the engine runs from a checkout."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    done = subprocess.run(["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

@@ -1,0 +1,145 @@
+"""The slides of a run: from one slide, a folder, or a CSV table."""
+
+import csv
+import io
+import re
+import unicodedata
+from collections import defaultdict
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+
+from wsi.errors import ManifestError
+
+REQUIRED = ("slide_id", "path")
+KNOWN = (*REQUIRED, "case_id", "patient_id", "label", "mpp", "site")
+ID_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class SlideRecord:
+    """One slide of a run. slide ⊂ case ⊂ patient; where the table names no patient, the slide is its own.
+
+    mpp    µm per level-0 pixel that overrides the file's, or None
+    extra  further columns, for subgroups
+    """
+
+    slide_id: str
+    path: Path
+    case_id: str
+    patient_id: str
+    label: str | None = None
+    mpp: float | None = None
+    site: str | None = None
+    extra: dict[str, str] = field(default_factory=dict)
+
+
+def read_source(source: Path) -> list[SlideRecord]:
+    """The slides that `source` names: a slide, a folder of slides, or a manifest.
+
+    Raises ManifestError, before any work, for whatever is wrong with the source as a whole. A slide of a manifest
+    whose file is missing is no such thing: it fails alone, later, with a receipt.
+    """
+    if source.suffix.lower() == ".csv":
+        return read_manifest(source)
+    if source.is_dir():
+        return _unique(source, [_record(path, name) for path, name in _slides_in(source)])
+    if not source.exists():
+        raise ManifestError(source, "there is no such file or folder", "give a slide, a folder of slides or a manifest CSV")
+    return [_record(source, source.stem)]
+
+
+def read_manifest(path: Path) -> list[SlideRecord]:
+    """Slides of a CSV with the columns slide_id, path and optionally case_id, patient_id, label, mpp, site, others.
+
+    Paths are relative to the manifest. Raises ManifestError naming the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(path, f"it cannot be read ({error})", "give a CSV file in UTF-8") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    columns = [name.strip() for name in reader.fieldnames or []]
+    reader.fieldnames = columns
+    for name in REQUIRED:
+        if name not in columns:
+            near = get_close_matches(name, columns, n=1, cutoff=0.5)
+            hint = f"is {near[0]!r} meant?" if near else f"it has {', '.join(columns) or 'no header line'}"
+            raise ManifestError(path, f"the column {name!r} is missing ({hint})", f"it needs {' and '.join(REQUIRED)}")
+    records = [_row(path, number, row) for number, row in enumerate(reader, start=2) if any(row.values())]
+    if not records:
+        raise ManifestError(path, "it lists no slides", "add a line a slide")
+    return _unique(path, records)
+
+
+def _row(manifest: Path, number: int, row: dict[str | None, str | list[str] | None]) -> SlideRecord:
+    where = f"{manifest}, line {number}"
+    if None in row:
+        raise ManifestError(where, "it has more fields than the header", "put quotes around values that hold a comma")
+    cells = {str(name): str(value or "").strip() for name, value in row.items()}
+    slide_id, file = cells["slide_id"], cells["path"]
+    if not ID_RULE.fullmatch(slide_id):
+        raise ManifestError(
+            where,
+            f"slide_id {slide_id!r} is no plain file name",
+            "use letters, digits, '.', '_' and '-', beginning with a letter or digit, at most 100",
+        )
+    if not file:
+        raise ManifestError(where, "the path is empty", "name the slide's file")
+    path = Path(file) if Path(file).is_absolute() else manifest.parent / file
+    patient = cells.get("patient_id") or cells.get("case_id") or slide_id
+    extra = {name: value for name, value in cells.items() if name not in KNOWN}
+    return SlideRecord(
+        slide_id, path, cells.get("case_id") or patient, patient, cells.get("label") or None,
+        _mpp(where, cells.get("mpp", "")), cells.get("site") or None, extra,
+    )  # fmt: skip
+
+
+def _mpp(where: str, text: str) -> float | None:
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.05 <= value <= 20:
+        raise ManifestError(where, f"mpp {text!r} is no pixel size", "give µm per pixel from 0.05 to 20, such as 0.25")
+    return value
+
+
+def _slides_in(folder: Path) -> list[tuple[Path, str]]:
+    """Slide files of a folder with the names they go by; a subfolder of DICOM instances is one slide."""
+    from wsi.formats import FORMATS
+
+    suffixes = {suffix for form in FORMATS for suffix in form.suffixes}
+    found = []
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            instances = sorted(entry.glob("*.dcm"))
+            if instances:
+                found.append((instances[0], entry.name))
+        elif entry.suffix.lower() in suffixes:
+            found.append((entry, entry.stem))
+    if not found:
+        known = " ".join(sorted(suffixes))
+        raise ManifestError(folder, "no slides are in this folder", f"slides end in {known}; others go into a manifest CSV")
+    return found
+
+
+def _record(path: Path, name: str) -> SlideRecord:
+    slide_id = re.sub(r"[^A-Za-z0-9._-]", "_", unicodedata.normalize("NFC", name)).lstrip("._-")[:100] or "slide"
+    return SlideRecord(slide_id, path, slide_id, slide_id)
+
+
+def _unique(source: Path, records: list[SlideRecord]) -> list[SlideRecord]:
+    """Two slides with one id would overwrite each other; so would ids that differ in case only, on some disks."""
+    by_id = defaultdict(list)
+    for record in records:
+        by_id[record.slide_id.casefold()].append(record)
+    for same in by_id.values():
+        if len(same) > 1:
+            names = " and ".join(f"{record.slide_id} ({record.path.name})" for record in same)
+            raise ManifestError(source, f"slides share one slide_id: {names}", "give each its own id in a manifest CSV")
+    return records

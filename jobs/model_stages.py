@@ -1,0 +1,188 @@
+"""The stages that use a trained model: predictions, heatmaps, and their table."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from heatmaps import Heatmap, OverlayStyle, draw_overlay, write_geojson
+from tiling.patches import PatchStore, open_patches
+from wsi.errors import SpecError, StoreError
+from wsi.publish import appear_file, fingerprint, write_json
+
+from .config import RunSpec
+from .folder import RunFolder
+from .manifest import SlideRecord
+from .receipts import DONE, EMPTY, FAILED, SKIPPED
+from .run import Outcome
+
+if TYPE_CHECKING:
+    from embedding.store import EmbeddingStore
+    from mil.model import TrainedModel
+    from mil.predict import Prediction
+
+PREDICT_VERSION, HEATMAP_VERSION = 1, 1
+
+
+def predict_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
+    """Class of one embedded slide → predictions/<model>/<slide_id>.json, from which the table is made."""
+    model, mark_of_model = _model(spec)
+    store = embeddings_for(model, record, folder)
+    mark = fingerprint(PREDICT_VERSION, mark_of_model, store.fingerprint, record.patient_id, record.case_id)
+    target = folder.predictions(model.name).with_suffix("") / f"{record.slide_id}.json"
+    if _recorded(target) == mark:
+        return Outcome(SKIPPED, mark, len(store.ok))
+    prediction = _predict(model, store, record)
+    softmax = [] if prediction.softmax is None else prediction.softmax.tolist()
+    row = {
+        "slide_id": record.slide_id,
+        "status": prediction.status,
+        "predicted": prediction.predicted,
+        "softmax": dict(zip(prediction.classes, softmax, strict=False)),
+        "origin": prediction.origin,
+        "tiles": len(store.ok),
+        "failed_tiles": int((~store.ok).sum()),
+        "mpp": store.attrs["mpp"],
+        "mpp_source": store.attrs["mpp_source"],
+        "contract": store.contract_hash,
+        "fingerprint": mark,
+    }
+    write_json(target, row)
+    return Outcome(EMPTY if prediction.status == EMPTY else DONE, mark, len(store.ok), row["failed_tiles"])
+
+
+def heatmap_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
+    """Heatmap of one embedded slide → heatmaps/<model>/<slide_id>.geojson.gz and .png; the slide itself is not read."""
+    model, mark_of_model = _model(spec)
+    store = embeddings_for(model, record, folder)
+    mark = fingerprint(HEATMAP_VERSION, mark_of_model, store.fingerprint, spec.heatmap, record.patient_id, record.case_id)
+    path, picture = folder.heatmap(model.name, record.slide_id), folder.overlay(model.name, record.slide_id)
+    sidecar = path.with_name(f"{record.slide_id}.json")
+    if _recorded(sidecar) == mark and path.is_file() and picture.is_file():
+        return Outcome(SKIPPED, mark, len(store.ok))
+    tiles = open_patches(folder.tiles(record.slide_id))
+    if len(store.ok) == 0:
+        return Outcome(EMPTY, mark)
+    heatmap = heatmap_of(_predict(model, store, record), store, spec.heatmap.score)
+    count = write_geojson(heatmap, path)
+    base_mpp = float(tiles.attrs["slide"]["mpp"])
+    draw_overlay(
+        tiles.array("thumbnail"), tiles.mask_scale, heatmap, picture, base_mpp, OverlayStyle(max_px=spec.heatmap.max_px)
+    )
+    facts = {"score": heatmap.name, "class": heatmap.class_name, "limits": heatmap.limits, "objects": count}
+    write_json(sidecar, {"slide_id": record.slide_id, **facts, "fingerprint": mark})
+    return Outcome(DONE, mark, len(store.ok), int((~store.ok).sum()))
+
+
+def heatmap_of(prediction: "Prediction", store: "EmbeddingStore", score: str) -> Heatmap:
+    """Prediction → Heatmap of the class of interest: with two classes the second, with more the predicted one.
+
+    score  softmax: what the head says of a bag of this tile alone, comparable between slides; attention: the tile's
+           rank among those of its slide, since raw attention depends on the number of tiles
+    Both are always in the file; `score` is the one that is drawn.
+    """
+    wanted = len(prediction.classes) - 1 if len(prediction.classes) == 2 else int(np.argmax(prediction.softmax))
+    ranks = prediction.attention.argsort().argsort().astype(np.float32) / max(1, prediction.tiles - 1)
+    name = prediction.classes[wanted]
+    columns = {
+        f"{name} softmax": prediction.scores[:, wanted].astype(np.float32),
+        "attention rank": ranks,
+    }
+    raw = {"attention x tiles": (prediction.attention * prediction.tiles).astype(np.float32)}
+    drawn = f"{name} softmax" if score == "softmax" else "attention rank"
+    others = {key: values for key, values in {**columns, **raw}.items() if key != drawn}
+    return Heatmap(
+        prediction.slide_id, drawn, name, columns[drawn], prediction.xy, prediction.span_px,
+        measurements=others, failed_xy=store.xy[~store.ok],
+    )  # fmt: skip
+
+
+def embeddings_for(model: "TrainedModel", record: SlideRecord, folder: RunFolder) -> "EmbeddingStore":
+    """The slide's embeddings that fit the model; where there are only others, BackboneError names both contracts."""
+    from embedding.store import contract_name, open_embeddings
+    from mil.bag import load_bag, require_contract
+
+    path = folder.embeddings(contract_name(dict(model.contract)), record.slide_id)
+    if path.exists():
+        return open_embeddings(path)
+    for other in sorted(folder.root.glob(f"embeddings/*/{record.slide_id}.zarr")):
+        bag = load_bag(open_embeddings(other))
+        require_contract(bag, model.contract, model.contract_hash, model.head.dim)
+    raise StoreError(path, "this slide has no embeddings", "run `wsi embed` on it first")
+
+
+def write_predictions(
+    records: Sequence[SlideRecord], model: "TrainedModel", folder: RunFolder, failed: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """predictions/<model>.csv: a row for every slide asked for, also those that are empty or failed. Returns the rows.
+
+    failed  slide_id → problem, of the slides that did not come through
+    """
+    classes = model.classes
+    columns = ["slide_id", "case_id", "patient_id", "status", "predicted", *(f"softmax_{name}" for name in classes)]
+    columns += ["origin", "tiles", "failed_tiles", "mpp", "mpp_source", "contract", "problem"]
+    rows = []
+    for record in records:
+        path = folder.predictions(model.name).with_suffix("") / f"{record.slide_id}.json"
+        made = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        row: dict[str, Any] = {"slide_id": record.slide_id, "case_id": record.case_id, "patient_id": record.patient_id}
+        if record.slide_id in failed or not made:
+            row |= {"status": FAILED, "problem": failed.get(record.slide_id, "not predicted")}
+        else:
+            row |= {key: value for key, value in made.items() if key in columns}
+            row |= {f"softmax_{name}": f"{value:.6f}" for name, value in made["softmax"].items()}
+        rows.append({column: _cell(row.get(column)) for column in columns})
+    with appear_file(folder.predictions(model.name)) as draft, draft.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    return rows
+
+
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet would run as a formula is written as text."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" else "" if value is None else value
+
+
+def open_model(path: str | Path) -> "TrainedModel":
+    """A model by its folder; its name is the folder's."""
+    from mil.model import load_model
+
+    folder = Path(path)
+    return replace(load_model(folder), name=folder.resolve().name)
+
+
+def _model(spec: RunSpec) -> tuple["TrainedModel", str]:
+    if spec.model is None:
+        raise SpecError("model", "none was given", "name a model's folder with --model")
+    config = Path(spec.model) / "config.json"
+    stamp = config.stat().st_mtime_ns if config.is_file() else 0
+    return _cached_model(spec.model, stamp)
+
+
+@lru_cache(maxsize=1)
+def _cached_model(path: str, stamp: int) -> tuple["TrainedModel", str]:
+    model = open_model(path)
+    config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    return model, fingerprint(config["weights"], config["classes"], config["contract_hash"], config["cohort"])
+
+
+def _predict(model: "TrainedModel", store: "EmbeddingStore", record: SlideRecord) -> "Prediction":
+    from mil.bag import load_bag
+    from mil.predict import predict
+
+    return predict(model, load_bag(store, record.label, record.patient_id, record.case_id))
+
+
+def _recorded(path: Path) -> str | None:
+    return json.loads(path.read_text(encoding="utf-8")).get("fingerprint") if path.is_file() else None
+
+
+def tissue_colour(store: PatchStore) -> np.ndarray:
+    """Mean RGB of the slide's tissue on its thumbnail, float64 (3,): the baseline that a model has to beat."""
+    return store.array("thumbnail")[store.array("mask")].mean(axis=0)

@@ -1,0 +1,171 @@
+"""Gather what a run folder holds into the report that a person opens first."""
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from heatmaps.overlay import thumbnail_jpeg
+from heatmaps.report import (
+    MAX_FIGURES, Baseline, Confusion, Evaluation, Failure, Figure, FoldRow, Headline, Interval, Report, RocCurve,
+    SlideRow, StageRow, write_report,
+)  # fmt: skip
+from tiling.patches import PatchStore, open_patches
+
+from .evaluation import read_evaluation, read_predictions
+from .model_stages import open_model
+from .pipeline import Job
+from .receipts import STATUSES
+
+FIGURE_PX = 900
+
+
+def make_report(job: Job, facts: dict[str, Any], title: str = "Slide report", synthetic: bool = False) -> str:
+    """Write report/index.html of a job; returns its path."""
+    model = open_model(job.spec.model) if job.spec.model else None
+    name = model.name if model else None
+    evaluation = read_evaluation(job.folder.evaluation(name)) if name else None
+    predictions = read_predictions(job.folder, name) if name and job.folder.predictions(name).exists() else {}
+    judged = _evaluation(evaluation) if evaluation else None
+    slides = _slides(job, predictions, name, labelled=evaluation is not None)
+    report = Report(
+        title=title,
+        created=datetime.fromisoformat(facts["started"]),
+        command=facts["command"],
+        synthetic=synthetic,
+        headlines=_headlines(job, slides, judged),
+        stages=[_stage(stage, receipts) for stage, receipts in job.receipts.items()],
+        facts=_facts(job, facts, model),
+        evaluation=judged,
+        slides=slides,
+        figures=_figures(job, slides, name),
+        failures=[Failure(r.slide_id, r.stage, r.problem, r.remedy, r.trace) for r in job.failed().values()],
+        warnings=evaluation["notes"] if evaluation else [],
+    )
+    write_report(report, job.folder.report)
+    return str(job.folder.report)
+
+
+def _headlines(job: Job, slides: Sequence[SlideRow], judged: Evaluation | None) -> list[Headline]:
+    states = Counter(slide.status for slide in slides)
+    detail = ", ".join(f"{states[state]} {state}" for state in STATUSES if states[state])
+    found = [Headline("Slides", f"{len(slides):,}", detail)]
+    found.append(Headline("Tiles", f"{sum(slide.tiles or 0 for slide in slides):,}", _scale(job)))
+    if judged is not None:
+        found.append(Headline("Slide AUROC", f"{judged.auroc.value:.3f}", _interval(judged.auroc)))
+        if judged.tile_auroc is not None:
+            found.append(Headline("Tile AUROC", f"{judged.tile_auroc.value:.3f}", "heatmap against the truth map"))
+        found += [Headline(f"Baseline: {b.name}", f"{b.auroc.value:.3f}", _interval(b.auroc)) for b in judged.baselines[:1]]
+    else:
+        classes = Counter(slide.predicted for slide in slides if slide.predicted)
+        found += [Headline(f"Predicted {name}", f"{count:,}", "slides") for name, count in classes.most_common(2)]
+    return found
+
+
+def _scale(job: Job) -> str:
+    return f"{job.spec.tile.tile_px} px at {job.spec.tile.mpp:g} µm/px"
+
+
+def _interval(estimate: Interval) -> str:
+    return f"95 % interval {estimate.low:.3f} to {estimate.high:.3f}" if estimate.low is not None and estimate.high is not None else ""
+
+
+def _stage(stage: str, receipts: Sequence[Any]) -> StageRow:
+    counts = Counter(receipt.status for receipt in receipts)
+    seconds = sum(receipt.seconds for receipt in receipts)
+    return StageRow(stage, counts["done"], counts["empty"], counts["skipped"], counts["failed"], seconds)
+
+
+def _facts(job: Job, facts: dict[str, Any], model: Any) -> dict[str, str]:
+    spec, versions = job.spec, facts["versions"]
+    shown = {
+        "Tiles": f"{spec.tile.tile_px} px at {spec.tile.mpp:g} µm/px, at least {spec.tile.min_tissue:.0%} tissue",
+        "Backbone": f"{spec.embed.backbone}, {spec.embed.entry().dim} numbers a tile, licence {spec.embed.entry().licence}",
+    }
+    if model is not None:
+        shown["Model"] = f"{model.name}: {model.head.name}, {len(model.weights)} folds, classes {', '.join(model.classes)}"
+        shown["Contract"] = model.contract_hash
+        shown["Softmax"] = "not calibrated: it ranks slides, it is no probability"
+    shown["Versions"] = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    if facts["revision"]:
+        shown["Revision"] = facts["revision"]
+    shown["Machine"] = f"{facts['machine']['system']}, {facts['machine']['cpus']} processors"
+    return shown
+
+
+def _slides(job: Job, predictions: dict[str, dict[str, str]], model: str | None, labelled: bool) -> list[SlideRow]:
+    """A row for every slide, those that look most like the class of interest first."""
+    failed = job.failed()
+    tiles = {receipt.slide_id: receipt for receipt in job.receipts.get("tile", [])}
+    rows = []
+    for record in job.records:
+        found = predictions.get(record.slide_id, {})
+        receipt = tiles.get(record.slide_id)
+        state = "failed" if record.slide_id in failed else found.get("status") or ("done" if receipt and receipt.tiles else "empty")
+        softmax = {key.removeprefix("softmax_"): float(value) for key, value in found.items() if key.startswith("softmax_") and value}
+        path = job.folder.heatmap(model, record.slide_id) if model else None
+        rows.append(
+            SlideRow(
+                record.slide_id, state, record.label if labelled else None, found.get("predicted") or None, softmax,
+                int(found.get("tiles") or (receipt.tiles if receipt else 0)), int(found.get("failed_tiles") or 0),
+                f"../heatmaps/{model}/{record.slide_id}.geojson.gz" if path is not None and path.exists() and state == "done" else None,
+            )  # fmt: skip
+        )
+    return sorted(rows, key=lambda row: (list(STATUSES).index(row.status), -list(row.softmax.values())[-1] if row.softmax else 0))
+
+
+def _figures(job: Job, slides: Sequence[SlideRow], model: str | None) -> list[Figure]:
+    figures = []
+    for row in slides:
+        overlay = job.folder.overlay(model, row.slide_id) if model else None
+        if len(figures) == MAX_FIGURES:
+            break
+        if overlay is not None and overlay.exists() and row.status == "done":
+            caption = ", ".join(f"{name} {value:.3f}" for name, value in row.softmax.items())
+            figures.append(Figure(row.slide_id, thumbnail_jpeg(overlay, FIGURE_PX), caption))
+        elif row.status in ("done", "empty") and job.folder.tiles(row.slide_id).exists():
+            store = open_patches(job.folder.tiles(row.slide_id))
+            area = f"{store.attrs['tissue_um2'] / 1e6:.1f} mm² of tissue, {len(store.grid):,} tiles"
+            figures.append(Figure(row.slide_id, tissue_picture(store), area))
+    return figures
+
+
+def tissue_picture(store: PatchStore) -> bytes:
+    """The thumbnail with everything that is not tissue faded, as JPEG."""
+    thumbnail, mask = store.array("thumbnail").copy(), store.array("mask")
+    thumbnail[~mask] = 255 - (255 - thumbnail[~mask]) // 4
+    picture = Image.fromarray(np.ascontiguousarray(thumbnail))
+    picture.thumbnail((FIGURE_PX, FIGURE_PX))
+    out = io.BytesIO()
+    picture.save(out, format="JPEG", quality=85)
+    return out.getvalue()
+
+
+def _evaluation(content: dict[str, Any]) -> Evaluation | None:
+    metrics = content["metrics"]
+    classes = metrics["classes"]
+    if metrics["auroc"]["value"] is None:
+        return None
+    shown = range(1, 2) if len(classes) == 2 else range(len(classes))
+    curves = [RocCurve(classes[c], list(zip(*metrics["roc"][c], strict=True))) for c in shown if metrics["roc"][c][0]]
+    notes = ["cross-validated: each slide is judged by the model that did not see its patient"] if content["cross_validated"] else []
+    return Evaluation(
+        positive=classes[-1] if len(classes) == 2 else "mean over classes",
+        auroc=_estimate(metrics["auroc"]),
+        patients=metrics["patients"],
+        slides=metrics["slides"],
+        folds=[FoldRow(**row) for row in content.get("folds", [])],
+        curves=curves,
+        confusion=Confusion(classes, metrics["confusion"], "class of the largest softmax"),
+        baselines=[Baseline(row["name"], _estimate(row["auroc"]), row["note"]) for row in content.get("baselines", [])],
+        tile_auroc=_estimate(content["tile_auroc"]) if content.get("tile_auroc") else None,
+        notes=[*notes, *content.get("remarks", [])],
+    )
+
+
+def _estimate(estimate: dict[str, Any]) -> Interval:
+    return Interval(estimate["value"], estimate["low"], estimate["high"])

@@ -1,0 +1,135 @@
+"""The stages that make stores: one slide in, one Outcome out. Plain functions, so that any executor can run them."""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedding.spec import EmbedSpec
+from tiling.grid import plan_grid
+from tiling.patches import PatchRequest, PatchStore, open_patches, write_patches
+from tiling.tissue import find_tissue
+from wsi import open_slide
+from wsi.errors import SlideError, StoreError
+from wsi.identity import slide_identity
+from wsi.publish import fingerprint
+from wsi.slide import Slide
+
+from .config import RunSpec
+from .folder import RunFolder
+from .manifest import SlideRecord
+from .progress import advance
+from .receipts import DONE, EMPTY, SKIPPED
+from .run import Outcome
+
+if TYPE_CHECKING:
+    from embedding.loader import Embedder
+
+TILE_VERSION, EMBED_VERSION = 1, 1  # raised when the same settings begin to give other results
+
+
+def open_record(record: SlideRecord) -> Slide:
+    """The record's slide, with the manifest's pixel size over the file's."""
+    return open_slide(record.path, mpp=record.mpp, mpp_source="manifest")
+
+
+def tile_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
+    """Tissue and tile grid of one slide (and its patches, if they are kept) → tiles/<slide_id>.zarr."""
+    with open_record(record) as slide:
+        identity = slide_identity(record.path)
+        mark = fingerprint(TILE_VERSION, spec.tile, spec.keep_patches, identity, slide.info.mpp)
+        path = folder.tiles(record.slide_id)
+        there = stored_count(path, mark)
+        if there is not None:
+            return Outcome(SKIPPED, mark, there)
+        tissue = find_tissue(slide, spec.tile.tissue)
+        grid = plan_grid(slide.levels, spec.tile, tissue)
+        request = PatchRequest(record.slide_id, mark, identity, spec.keep_patches, spec.jobs.thread_count())
+        failed = write_patches(path, slide, grid, tissue, request)
+        if slide_identity(record.path) != identity:
+            raise SlideError(record.path, "it changed while it was read", "run again when it is no longer written to")
+    return Outcome(DONE if len(grid) else EMPTY, mark, len(grid), failed)
+
+
+def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
+    """Embeddings of one tiled slide → embeddings/<contract>/<slide_id>.zarr."""
+    from embedding.store import contract_name, write_embeddings
+
+    store = open_patches(folder.tiles(record.slide_id))
+    contract = contract_of(spec.embed, store.grid.spec.tile_px, store.grid.spec.mpp)
+    mark = fingerprint(EMBED_VERSION, contract["hash"], store.fingerprint)
+    path = folder.embeddings(contract_name(contract), record.slide_id)
+    there = stored_count(path, mark)
+    if there is not None:
+        return Outcome(SKIPPED, mark, there)
+    embedded = _embed(record, spec, store)
+    facts = {
+        "slide_id": record.slide_id,
+        "fingerprint": mark,
+        "contract": contract,
+        "span_px": store.grid.span_px,
+        "mpp": store.grid.mpp,
+        "mpp_source": store.attrs["slide"]["mpp_source"],
+    }
+    write_embeddings(path, embedded, store.grid.xy, facts)
+    failed = int((~embedded.ok).sum())
+    return Outcome(DONE if len(store.grid) else EMPTY, mark, len(store.grid), failed)
+
+
+def _embed(record: SlideRecord, spec: RunSpec, store: PatchStore) -> Any:
+    import numpy as np
+
+    from embedding.embed import embed_patches, embed_store
+    from embedding.store import Embedded
+
+    total = len(store.grid)
+    if total == 0:
+        return Embedded(np.zeros((0, spec.embed.entry().dim), np.float16), np.zeros(0, bool))
+    embedder = load_embedder(spec.embed)
+    with open_record(record) as slide:
+        if slide_identity(record.path) != store.attrs["identity"]:
+            raise SlideError(record.path, "it is not the slide that was tiled: its content differs", "run `wsi tile` again")
+        if store.has_patches:
+            return embed_store(store, slide, embedder, spec.embed.batch)
+        done = 0
+
+        def step(tiles: int) -> None:
+            nonlocal done
+            done += tiles
+            advance(done, total)
+
+        advance(0, total)
+        return embed_patches(slide, store.grid, embedder, spec.embed.batch, spec.jobs.thread_count(), step)
+
+
+@lru_cache(maxsize=1)
+def load_embedder(spec: EmbedSpec) -> "Embedder":
+    """The backbone on its device; kept, so that a process loads it once."""
+    from embedding.embed import best_device
+    from embedding.loader import build
+    from embedding.weights import find_weights
+
+    backbone = spec.entry()
+    return build(backbone, find_weights(backbone, Path(spec.weights) if spec.weights else None), best_device(spec.device))
+
+
+def contract_of(spec: EmbedSpec, tile_px: int, mpp: float) -> dict[str, Any]:
+    """The contract that embeddings made so are of. Finds the weights (and may fetch them), loads nothing."""
+    from embedding.store import make_contract
+    from embedding.weights import find_weights, weights_digest
+
+    backbone = spec.entry()
+    weights = find_weights(backbone, Path(spec.weights) if spec.weights else None)
+    return make_contract(backbone, weights_digest(weights), tile_px, mpp)
+
+
+def stored_count(path: Path, mark: str) -> int | None:
+    """Tiles in the finished store at `path` if its fingerprint is `mark`, else None: then it is to be made."""
+    try:
+        attrs = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, KeyError) as error:
+        raise StoreError(path, f"its record is damaged ({error})", "delete the store and run again") from error
+    complete = attrs.get("complete")
+    return int(complete["tiles"]) if complete and attrs.get("fingerprint") == mark else None

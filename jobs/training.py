@@ -1,0 +1,58 @@
+"""Train a model on the embedded slides of a run."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wsi.errors import ManifestError, StoreError
+
+from .config import RunSpec
+from .folder import RunFolder
+from .manifest import SlideRecord
+from .stages import contract_of
+
+if TYPE_CHECKING:
+    from mil.bag import Bag
+    from mil.model import TrainedModel
+
+Progress = Callable[[int, int, float, float | None], None]
+
+
+def train_model(
+    records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder, name: str, progress: Progress | None = None
+) -> "TrainedModel":
+    """Cross-validate a head over all labelled slides, by patient, and publish it as models/<name>.
+
+    Raises ManifestError without labels, StoreError when a labelled slide has no embeddings of the asked contract.
+    """
+    from mil.model import named, save_model
+    from mil.train import cross_validate
+
+    bags = load_bags(records, spec, folder)
+    model = named(cross_validate(bags, spec.train, progress=progress), name)
+    save_model(model, folder.model(name))
+    return model
+
+
+def load_bags(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder) -> "list[Bag]":
+    """Bags of all labelled slides, in the manifest's order."""
+    from embedding.store import contract_name, open_embeddings
+    from mil.bag import load_bag
+
+    labelled = [record for record in records if record.label is not None]
+    if not labelled:
+        raise ManifestError("label", "no slide has one", "add a `label` column to the manifest")
+    where = contract_name(contract_of(spec.embed, spec.tile.tile_px, spec.tile.mpp))
+    paths = {record.slide_id: folder.embeddings(where, record.slide_id) for record in labelled}
+    missing = [slide_id for slide_id, path in paths.items() if not path.exists()]
+    if missing:
+        named = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+        raise StoreError(
+            Path("embeddings") / where,
+            f"{len(missing)} of {len(labelled)} labelled slides have no embeddings there ({named})",
+            "run `wsi embed` with the same settings, or leave those slides out of the manifest",
+        )
+    return [
+        load_bag(open_embeddings(paths[record.slide_id]), record.label, record.patient_id, record.case_id)
+        for record in labelled
+    ]

@@ -1,0 +1,182 @@
+"""The PatchStore: what a slide was cut into, and its pixels if they are wanted, as a Zarr v3 group."""
+
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from wsi.errors import StoreError
+from wsi.publish import appear
+from wsi.slide import Slide
+
+from .grid import TileGrid
+from .spec import TileSpec, TissueSpec
+from .stream import check_failed_tiles, iter_patches
+from .tissue import Tissue, tissue_outline
+
+SCHEMA = "patches/1"
+SHARD_BYTES = 48 << 20  # a shard is written whole, from one batch
+CHECKED = (ZstdCodec(level=1, checksum=True),)  # Zarr's default codecs do not notice a flipped bit
+
+
+@dataclass(frozen=True)
+class PatchStore:
+    """A finished store, opened for reading.
+
+    Arrays: xy int64 (n, 2) · tissue float32 (n,) · thumbnail uint8 (rows, cols, 3) · mask bool (rows, cols) and, if
+    pixels were kept, patches uint8 (n, t, t, 3), one patch a chunk in sharded files, and ok bool (n,).
+    """
+
+    path: Path
+    group: zarr.Group
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        return self.group.attrs.asdict()
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.attrs["fingerprint"])
+
+    @property
+    def slide_id(self) -> str:
+        return str(self.attrs["slide_id"])
+
+    @cached_property
+    def grid(self) -> TileGrid:
+        attrs = self.attrs
+        spec = dict(attrs["spec"])
+        spec = TileSpec(**{**spec, "tissue": TissueSpec(**spec["tissue"])})
+        grid = attrs["grid"]
+        return TileGrid(spec, grid["level"], grid["span_px"], grid["mpp"], self.array("xy"), self.array("tissue"))
+
+    @property
+    def mask_scale(self) -> int:
+        """Level-0 pixels per pixel of mask and thumbnail."""
+        return int(self.attrs["mask_scale"])
+
+    @property
+    def has_patches(self) -> bool:
+        return "patches" in self.group
+
+    def array(self, name: str) -> NDArray[Any]:
+        """One of the arrays, whole, in memory."""
+        stored = self.group[name]
+        assert isinstance(stored, zarr.Array)
+        return np.asarray(stored[...])
+
+    def read_patches(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """uint8 (stop - start, t, t, 3). Raises StoreError if the pixels were not kept."""
+        if not self.has_patches:
+            raise StoreError(self.path, "it holds no pixels", "tile again with --patches, or read from the slide")
+        stored = self.group["patches"]
+        assert isinstance(stored, zarr.Array)
+        return np.asarray(stored[start:stop])
+
+    def as_dask(self) -> Any:
+        """The patches as a Dask array, one task a shard."""
+        import dask.array as da
+
+        if not self.has_patches:
+            raise StoreError(self.path, "it holds no pixels", "tile again with --patches")
+        stored = self.group["patches"]
+        assert isinstance(stored, zarr.Array)
+        return da.from_array(stored, chunks=stored.shards or stored.chunks, name=False)
+
+
+@dataclass(frozen=True)
+class PatchRequest:
+    """Who a PatchStore belongs to (id, fingerprint of all that shaped it, digest of the slide) and whether it keeps pixels."""
+
+    slide_id: str
+    fingerprint: str
+    identity: str = ""
+    keep_pixels: bool = False
+    threads: int = 2
+
+
+def write_patches(path: Path, slide: Slide, grid: TileGrid, tissue: Tissue, request: PatchRequest) -> int:
+    """Publish the PatchStore of one slide at `path`, replacing an older one only when it is whole.
+
+    Returns the number of unreadable tiles (always 0 when pixels are not kept: nothing was read). Raises SlideError
+    when they are more than the spec allows.
+    """
+    with appear(path) as draft:
+        group = zarr.open_group(draft, mode="w", zarr_format=3)
+        for name, values in (("xy", grid.xy), ("tissue", grid.tissue)):
+            put(group, name, values)
+        put(group, "thumbnail", tissue.thumbnail)
+        put(group, "mask", tissue.mask)
+        failed = _write_pixels(group, slide, grid, request.threads) if request.keep_pixels else 0
+        info = {item.name: getattr(slide.info, item.name) for item in fields(slide.info)}
+        group.attrs.update(
+            {
+                "schema": SCHEMA,
+                "slide_id": request.slide_id,
+                "fingerprint": request.fingerprint,
+                "identity": request.identity,
+                "slide": {"width": slide.levels[0].width, "height": slide.levels[0].height, **info},
+                "spec": asdict(grid.spec),
+                "grid": {"level": grid.level, "span_px": grid.span_px, "mpp": grid.mpp},
+                "mask_scale": tissue.scale,
+                "tissue_um2": tissue.area_um2,
+                "tissue_outline": tissue_outline(tissue),
+                "complete": {"tiles": len(grid), "failed": failed, "arrays": sorted(group.array_keys())},
+            }
+        )
+    return failed
+
+
+def open_patches(path: Path) -> PatchStore:
+    """Open a finished PatchStore. Raises StoreError when it is missing, unfinished, damaged or of another schema."""
+    return PatchStore(path, open_complete(path, SCHEMA, "wsi tile"))
+
+
+def open_complete(path: Path, schema: str, maker: str) -> zarr.Group:
+    """A Zarr group that says it is complete and has the arrays it says it has; `maker` is the command that makes it."""
+    if not (path / "zarr.json").is_file():
+        raise StoreError(path, "there is no such store", f"make it with `{maker}`")
+    group = zarr.open_group(path, mode="r", zarr_format=3)
+    attrs = group.attrs.asdict()
+    if attrs.get("schema") != schema:
+        raise StoreError(path, f"its schema is {attrs.get('schema')}, this version reads {schema}", f"run `{maker}` again")
+    complete = attrs.get("complete")
+    if not isinstance(complete, dict) or sorted(group.array_keys()) != complete["arrays"]:
+        raise StoreError(path, "it is not complete", f"delete it and run `{maker}` again")
+    return group
+
+
+def put(group: zarr.Group, name: str, values: NDArray[Any], rows: int = 4096) -> None:
+    """A whole array, checksummed, `rows` rows a chunk."""
+    chunks = (min(rows, max(1, len(values))), *(max(1, side) for side in values.shape[1:]))
+    array = group.create_array(name, shape=values.shape, chunks=chunks, dtype=values.dtype, compressors=CHECKED)
+    if values.size:
+        array[...] = values
+
+
+def _write_pixels(group: zarr.Group, slide: Slide, grid: TileGrid, threads: int) -> int:
+    size = grid.spec.tile_px
+    shard = max(1, SHARD_BYTES // (size * size * 3))
+    array = group.create_array(
+        "patches",
+        shape=(len(grid), size, size, 3),
+        chunks=(1, size, size, 3),
+        shards=(shard, size, size, 3),
+        dtype="uint8",
+        compressors=(Crc32cCodec(),),  # H&E pixels do not compress without loss; a checksum costs nothing
+        config={"write_empty_chunks": True},  # else every chunk is scanned for the fill value first
+    )
+    ok = np.zeros(len(grid), bool)
+    # a batch of the stream is exactly one shard: each is written once, whole, by one writer
+    for batch in iter_patches(slide, grid, threads):
+        stop = batch.start + len(batch.patches)
+        batch.patches[~batch.ok] = 0
+        array[batch.start : stop] = batch.patches
+        ok[batch.start : stop] = batch.ok
+    put(group, "ok", ok)
+    return check_failed_tiles(slide, ok, grid.spec.max_failed_tiles)

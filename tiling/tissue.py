@@ -1,0 +1,123 @@
+"""Find tissue on a thumbnail of fixed µm per pixel."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi.errors import SlideError
+from wsi.geometry import Region
+from wsi.resample import read_at
+from wsi.slide import Slide
+
+from .spec import TissueSpec
+
+# Colourfulness (max - min of R, G, B; 0 to 255) of a smoothed thumbnail. Below the first no stain is visible, so a slide
+# of bare glass stays empty although Otsu always finds a threshold; above the second all is stained, so a slide
+# full of tissue is not split into pale and dark tissue.
+CHROMA_LIMITS = (12.0, 40.0)
+DARK = 40  # brightness (0 to 255) below which a pixel cannot be the glass of a brightfield slide
+STRIP_PX = 1 << 26  # level-0 pixels read at once while the thumbnail is made: bounds memory on single-level slides
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """Where the tissue is.
+
+    mask       bool (rows, cols), True is tissue
+    scale      level-0 pixels per mask pixel, a whole number
+    thumbnail  uint8 (rows, cols, 3), the picture the mask was made from
+    area_um2   tissue area
+    """
+
+    mask: NDArray[np.bool_]
+    scale: int
+    thumbnail: NDArray[np.uint8]
+    area_um2: float
+
+
+def read_thumbnail(slide: Slide, mpp: float) -> tuple[NDArray[np.uint8], int]:
+    """The whole slide at about `mpp` µm/px: uint8 (rows, cols, 3), and its scale in level-0 px per pixel.
+
+    The scale is a whole number, so that a thumbnail pixel covers exactly the same level-0 pixels everywhere; the last
+    row and column may reach over the slide's edge, where it is white.
+    """
+    base = slide.levels[0]
+    if base.mpp is None:
+        raise SlideError(
+            slide.path, slide.info.mpp_problem or "no pixel size", "add an `mpp` column to the manifest, or give --mpp"
+        )
+    scale = max(1, round(mpp / base.mpp))
+    rows, cols = -(-base.height // scale), -(-base.width // scale)
+    thumbnail = np.empty((rows, cols, 3), np.uint8)
+    step = max(1, STRIP_PX // (base.width * scale))
+    for top in range(0, rows, step):
+        height = min(step, rows - top)
+        strip = Region(0, top * scale, cols * scale, height * scale)
+        thumbnail[top : top + height] = read_at(slide, strip, scale * base.mpp)
+    return thumbnail, scale
+
+
+def find_tissue(slide: Slide, spec: TissueSpec) -> Tissue:
+    """Tissue mask of a brightfield slide.
+
+    Otsu's threshold (Otsu 1979) on colourfulness, kept within limits, then closing, filling of small holes and
+    removal of small pieces by area in µm². Raises SlideError for a slide without scale or with a dark background.
+    """
+    thumbnail, scale = read_thumbnail(slide, spec.mpp)
+    pixel_um = scale * (slide.levels[0].mpp or 0.0)
+    if spec.method == "none":
+        mask = np.ones(thumbnail.shape[:2], bool)
+    else:
+        if (thumbnail.max(axis=2) < DARK).mean() > 0.5:
+            raise SlideError(
+                slide.path,
+                "more than half of it is dark, as in fluorescence: tissue cannot be told from glass",
+                "use brightfield slides, or tissue method `none` to tile everything",
+            )
+        mask = otsu_mask(thumbnail, pixel_um, spec)
+    return Tissue(mask, scale, thumbnail, float(mask.sum()) * pixel_um**2)
+
+
+def otsu_mask(thumbnail: NDArray[np.uint8], pixel_um: float, spec: TissueSpec) -> NDArray[np.bool_]:
+    """bool (rows, cols): tissue on `thumbnail`, whose pixels are `pixel_um` µm wide."""
+    import cv2
+    from skimage.filters import threshold_otsu
+
+    # 25 µm of smoothing: the grain of a scanner's sensor has colour too
+    smooth = cv2.GaussianBlur(thumbnail, (0, 0), max(0.5, 12.0 / pixel_um))
+    chroma = smooth.max(axis=2) - smooth.min(axis=2)
+    threshold = float(threshold_otsu(chroma)) if chroma.min() < chroma.max() else 255.0
+    mask = chroma > np.clip(threshold, *CHROMA_LIMITS)
+    mask = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)).astype(bool)
+    mask = ~drop_small(~mask, spec.max_hole_um2 / pixel_um**2)
+    return drop_small(mask, spec.min_area_um2 / pixel_um**2)
+
+
+def drop_small(mask: NDArray[np.bool_], min_px: float) -> NDArray[np.bool_]:
+    """Without the connected pieces (8 neighbours) of fewer than `min_px` pixels."""
+    import cv2
+
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    keep = stats[:, cv2.CC_STAT_AREA] >= min_px
+    keep[0] = False  # label 0 is the background
+    return keep[labels]
+
+
+def tissue_outline(tissue: Tissue) -> dict[str, Any]:
+    """Outline of the tissue as a GeoJSON MultiPolygon in level-0 pixels, holes kept."""
+    from contourpy import FillType, contour_generator
+    from shapely import MultiPolygon, Polygon, make_valid
+    from shapely.geometry import mapping
+
+    padded = np.pad(tissue.mask.astype(np.float32), 1)  # so that outlines close at the slide's edge
+    filled = contour_generator(z=padded, fill_type=FillType.OuterOffset).filled(0.5, np.inf)
+    shapes = []
+    for points, offsets in zip(*filled, strict=True):
+        rings = [(points[a:b] - 0.5) * tissue.scale for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+        shapes.append(make_valid(Polygon(rings[0], rings[1:])).simplify(tissue.scale / 2))
+    parts = [part for shape in shapes for part in getattr(shape, "geoms", [shape]) if part.geom_type == "Polygon"]
+    outline = mapping(MultiPolygon(parts))
+    rounded = [[[[round(x), round(y)] for x, y in ring] for ring in polygon] for polygon in outline["coordinates"]]
+    return {"type": "MultiPolygon", "coordinates": rounded}
