@@ -1,0 +1,28 @@
+"""Gated attention pooling: which tiles count is learned from the slide's label alone."""
+
+import torch
+from torch import Tensor, nn
+
+from ..spec import HeadSpec
+from .output import MILOutput
+
+
+class ABMIL(nn.Module):
+    """Gated attention-based MIL (Ilse, Tomczak & Welling, ICML 2018, equation 9), attention softmaxed over the bag."""
+
+    def __init__(self, spec: HeadSpec):
+        super().__init__()
+        self.project = nn.Sequential(nn.Linear(spec.dim, spec.hidden), nn.ReLU(), nn.Dropout(spec.dropout))
+        self.value = nn.Linear(spec.hidden, spec.attention)
+        self.gate = nn.Linear(spec.hidden, spec.attention)
+        self.score = nn.Linear(spec.attention, 1)
+        self.classify = nn.Sequential(nn.Dropout(spec.dropout), nn.Linear(spec.hidden, spec.classes))
+
+    def forward(self, features: Tensor, mask: Tensor) -> MILOutput:
+        """features (B, N, D) float; mask (B, N) bool, True is a real tile; every bag has at least one."""
+        hidden = self.project(features.to(self.score.weight.dtype))  # (B, N, H)
+        score = self.score(torch.tanh(self.value(hidden)) * torch.sigmoid(self.gate(hidden)))  # (B, N, 1)
+        attention = score.squeeze(-1).masked_fill(~mask, -torch.inf).softmax(dim=1)  # (B, N)
+        # Under autocast softmax is float32 while hidden is bfloat16, hence the cast.
+        pooled = torch.einsum("bn,bnh->bh", attention.to(hidden.dtype), hidden)
+        return MILOutput(self.classify(pooled), attention)

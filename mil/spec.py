@@ -1,0 +1,82 @@
+"""What a head is and how it is trained, as data. No torch here: recipes and the command line read these fields."""
+
+from dataclasses import dataclass
+
+from wsi.errors import SpecError
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSpec:
+    """Shape of a head.
+
+    name       key in HEADS
+    dim        length of a tile's embedding
+    classes    number of classes, >= 2
+    hidden     width of the projected tile
+    attention  width of the attention branch (heads that have one)
+    dropout    [0, 1), on projected tiles and on the pooled vector
+    """
+
+    name: str
+    dim: int
+    classes: int
+    hidden: int = 128
+    attention: int = 64
+    dropout: float = 0.25
+
+    def __post_init__(self) -> None:
+        for field in ("dim", "hidden", "attention"):
+            _at_least(field, getattr(self, field), 1)
+        _at_least("classes", self.classes, 2)
+        _share("dropout", self.dropout)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSpec:
+    """How a cohort is trained; the defaults suit tens to a few hundred slides with frozen embeddings.
+
+    folds          patient-wise cross-validation folds, one model each
+    epochs         at most; `patience` epochs without a better validation loss end a fold, and the best epoch is kept
+    learning_rate  of AdamW, decayed to zero along a cosine over `epochs`; weight_decay is its decoupled decay
+    accumulate     bags per optimiser step
+    instances      tiles drawn anew from a bag at each training step; validation and prediction see all tiles
+    class_weights  weigh bags by the inverse frequency of their class
+    """
+
+    head: str = "abmil"
+    hidden: int = 128
+    attention: int = 64
+    dropout: float = 0.25
+    folds: int = 5
+    epochs: int = 40
+    patience: int = 10
+    learning_rate: float = 3e-4
+    weight_decay: float = 1e-2
+    accumulate: int = 4
+    instances: int = 512
+    class_weights: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("hidden", "attention", "epochs", "patience", "accumulate", "instances"):
+            _at_least(field, getattr(self, field), 1)
+        _at_least("folds", self.folds, 2)
+        _at_least("seed", self.seed, 0)
+        _share("dropout", self.dropout)
+        if not 0 < self.learning_rate < float("inf"):
+            raise SpecError("learning_rate", f"{self.learning_rate} is not a positive number", "3e-4 is the default")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise SpecError("weight_decay", f"{self.weight_decay} is negative or not finite", "1e-2 is the default")
+
+    def head_spec(self, dim: int, classes: int) -> HeadSpec:
+        return HeadSpec(self.head, dim, classes, self.hidden, self.attention, self.dropout)
+
+
+def _at_least(field: str, value: int, low: int) -> None:
+    if not isinstance(value, int) or value < low:
+        raise SpecError(field, f"{value!r} is not a whole number of at least {low}", f"give {low} or more")
+
+
+def _share(field: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise SpecError(field, f"{value!r} is not in [0, 1)", "0.25 is the default")
