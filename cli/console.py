@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 WORDS = {"done": "done", "empty": "empty", "skipped": "already there", "failed": "failed"}
-VERBS = {"make": "Making slides", "tile": "Tiling", "embed": "Embedding", "train": "Training", "predict": "Predicting", "heatmap": "Drawing"}
+VERBS = {
+    "make": "Making slides",
+    "tile": "Tiling",
+    "embed": "Embedding",
+    "train": "Training",
+    "predict": "Predicting",
+    "heatmap": "Drawing",
+}
 
 
 def start_logging(verbose: bool) -> None:
@@ -34,7 +41,13 @@ def start_logging(verbose: bool) -> None:
 @contextmanager
 def bar(name: str, total: int) -> Iterator[Callable[[int, str], None]]:
     """A progress bar; the function it gives is told how much is done and a word on what is at work."""
-    columns = (TextColumn("{task.description:<13}"), BarColumn(28), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description:<13}"),
+        BarColumn(28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         task: TaskID = progress.add_task(VERBS.get(name, name), total=total, note="")
         yield lambda done, note: progress.update(task, completed=done, note=note)
@@ -53,7 +66,11 @@ class StageView:
             tiles = f", {receipt.tiles:,} tiles" if receipt.tiles else ""
             problem = f": {receipt.problem}" if receipt.problem else ""
             word = WORDS[receipt.status]
-            err.print(f"{self.name} {self.done}/{self.total} {receipt.slide_id}: {word}{problem}{tiles}, {receipt.seconds:.1f} s", markup=False)
+            err.print(
+                f"{self.name} {self.done}/{self.total} {receipt.slide_id}: "
+                f"{word}{problem}{tiles}, {receipt.seconds:.1f} s",
+                markup=False,
+            )
 
     def tiles(self, counts: dict[str, tuple[int, int]]) -> None:
         slides = [f"{slide} {done:,}/{total:,} tiles" for slide, (done, total) in sorted(counts.items())]
@@ -87,7 +104,11 @@ def print_stage(name: str, receipts: "Sequence[Receipt]", seconds: float) -> Non
     words = [f"{counts[status]} {word}" for status, word in WORDS.items() if counts[status]]
     tiles = sum(receipt.tiles for receipt in receipts)
     lost = sum(receipt.failed_tiles for receipt in receipts)
-    facts = [" · ".join(words) or "nothing to do", f"{tiles:,} tiles" if tiles else "", f"{lost} tiles unreadable" if lost else ""]
+    facts = [
+        " · ".join(words) or "nothing to do",
+        f"{tiles:,} tiles" if tiles else "",
+        f"{lost} tiles unreadable" if lost else "",
+    ]
     out.print(f"[bold]{VERBS[name]:<13}[/] {', '.join(fact for fact in facts if fact)}  [dim]{seconds:.1f} s[/]")
 
 
@@ -96,7 +117,15 @@ def print_failures(job: "Job") -> int:
     failed = job.failed()
     if not failed:
         return 0
-    table = Table("slide", "stage", "problem", "what to do", title=f"{len(failed)} failed", title_justify="left", title_style="bold red")
+    table = Table(
+        "slide",
+        "stage",
+        "problem",
+        "what to do",
+        title=f"{len(failed)} failed",
+        title_justify="left",
+        title_style="bold red",
+    )
     for receipt in failed.values():
         table.add_row(receipt.slide_id, receipt.stage, receipt.problem, receipt.remedy)
     out.print(table)

@@ -30,7 +30,9 @@ def demo(
     folder = RunFolder(out / "run")
     folder.prepare()
     facts = run_facts(command_line(), settings)
-    console.print(f"A synthetic cohort of {patients} patients, its slides under {out / 'slides'}, results under {folder.root}.")
+    console.print(
+        f"A synthetic cohort of {patients} patients, its slides under {out / 'slides'}, results under {folder.root}."
+    )
     records = _make_slides(out / "slides", patients)
     job = Job(records, resolve(settings), folder)
     run_shown(job, tile_slide)

@@ -1,6 +1,5 @@
 """wsi info: what is known of slides, without reading their pixels."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,7 +53,11 @@ def _show(slide: "Slide") -> None:
         ("vendor", " ".join(filter(None, [facts.vendor, facts.scanner]))),
         ("size", size),
         ("scale", mpp + (f", objective {facts.objective:g}x" if facts.objective else "")),
-        ("codec", (facts.codec or "unknown") + (f", tiles of {facts.tile_px[0]} × {facts.tile_px[1]} px" if facts.tile_px else "")),
+        (
+            "codec",
+            (facts.codec or "unknown")
+            + (f", tiles of {facts.tile_px[0]} × {facts.tile_px[1]} px" if facts.tile_px else ""),
+        ),
         ("associated", ", ".join(facts.associated) or "none"),
         ("ICC profile", f"{facts.icc_bytes:,} bytes" if facts.icc_bytes else "none"),
         ("reader", f"{facts.reader}: {facts.why}"),

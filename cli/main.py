@@ -28,7 +28,9 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _main(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version")
+    ] = False,
 ) -> None:
     from .console import start_logging
 
@@ -36,11 +38,17 @@ def _main(
 
 
 for command, panel in (
-    (run.run, "The whole road"), (demo.demo, "The whole road"),
-    (info.info, "One step"), (stages.tile, "One step"), (stages.embed, "One step"), (train.train, "One step"),
-    (stages.predict, "One step"), (stages.heatmap, "One step"), (train.evaluate, "One step"),
+    (run.run, "The whole road"),
+    (demo.demo, "The whole road"),
+    (info.info, "One step"),
+    (stages.tile, "One step"),
+    (stages.embed, "One step"),
+    (train.train, "One step"),
+    (stages.predict, "One step"),
+    (stages.heatmap, "One step"),
+    (train.evaluate, "One step"),
     (doctor.doctor, "This machine"),
-):  # fmt: skip
+):
     app.command(rich_help_panel=panel)(command)
 
 

@@ -6,29 +6,75 @@ from typing import Annotated
 import typer
 
 from .options import (
-    MODEL, BackboneName, Batch, Config, Device, DryRun, ExecutorName, MinTissue, Out, Patches, SlideMpp, Source,
-    StridePx, TileMpp, TilePx, Weights, Workers, gather, parse_mpp,
-)  # fmt: skip
+    MODEL,
+    BackboneName,
+    Batch,
+    Config,
+    Device,
+    DryRun,
+    ExecutorName,
+    MinTissue,
+    Out,
+    Patches,
+    SlideMpp,
+    Source,
+    StridePx,
+    TileMpp,
+    TilePx,
+    Weights,
+    Workers,
+    gather,
+    parse_mpp,
+)
 
 OptionalModel = Annotated[
     Path | None,
-    typer.Option("--model", "-m", help="A trained model's folder; without one the run stops after the embeddings", rich_help_panel=MODEL),
+    typer.Option(
+        "--model",
+        "-m",
+        help="A trained model's folder; without one the run stops after the embeddings",
+        rich_help_panel=MODEL,
+    ),
 ]
 
 
 def run(
-    source: Source, out: Out, model: OptionalModel = None, config: Config = None, backbone: BackboneName = None,
-    weights: Weights = None, device: Device = None, batch: Batch = None, slide_mpp: SlideMpp = None,
-    tile_px: TilePx = None, tile_mpp: TileMpp = None, stride_px: StridePx = None, min_tissue: MinTissue = None,
-    patches: Patches = False, executor: ExecutorName = None, workers: Workers = None, dry_run: DryRun = False,
-) -> None:  # fmt: skip
+    source: Source,
+    out: Out,
+    model: OptionalModel = None,
+    config: Config = None,
+    backbone: BackboneName = None,
+    weights: Weights = None,
+    device: Device = None,
+    batch: Batch = None,
+    slide_mpp: SlideMpp = None,
+    tile_px: TilePx = None,
+    tile_mpp: TileMpp = None,
+    stride_px: StridePx = None,
+    min_tissue: MinTissue = None,
+    patches: Patches = False,
+    executor: ExecutorName = None,
+    workers: Workers = None,
+    dry_run: DryRun = False,
+) -> None:
     """Tile, embed, predict and draw every slide, and write the report. A re-run does only what is missing."""
-    settings = gather(config, {
-        "model": model, "embed.backbone": backbone, "embed.weights": weights, "embed.device": device,
-        "embed.batch": batch, "tile.tile_px": tile_px, "tile.mpp": parse_mpp(tile_mpp), "tile.stride_px": stride_px,
-        "tile.min_tissue": min_tissue, "keep_patches": patches or None, "jobs.executor": executor,
-        "jobs.workers": workers,
-    })  # fmt: skip
+    settings = gather(
+        config,
+        {
+            "model": model,
+            "embed.backbone": backbone,
+            "embed.weights": weights,
+            "embed.device": device,
+            "embed.batch": batch,
+            "tile.tile_px": tile_px,
+            "tile.mpp": parse_mpp(tile_mpp),
+            "tile.stride_px": stride_px,
+            "tile.min_tissue": min_tissue,
+            "keep_patches": patches or None,
+            "jobs.executor": executor,
+            "jobs.workers": workers,
+        },
+    )
     from jobs.folder import command_line, run_facts, write_run
     from jobs.model_stages import heatmap_slide, predict_slide
     from jobs.report import make_report

@@ -6,50 +6,104 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .options import (
-    BackboneName, Batch, Config, Device, DryRun, ExecutorName, MinTissue, ModelDir, Out, Patches, SlideMpp, Source,
-    StridePx, TileMpp, TilePx, Weights, Workers, gather, parse_mpp, read_records,
-)  # fmt: skip
+    BackboneName,
+    Batch,
+    Config,
+    Device,
+    DryRun,
+    ExecutorName,
+    MinTissue,
+    ModelDir,
+    Out,
+    Patches,
+    SlideMpp,
+    Source,
+    StridePx,
+    TileMpp,
+    TilePx,
+    Weights,
+    Workers,
+    gather,
+    parse_mpp,
+    read_records,
+)
 
 if TYPE_CHECKING:
     from jobs.pipeline import Job
 
 
 def tile(
-    source: Source, out: Out, config: Config = None, slide_mpp: SlideMpp = None, tile_px: TilePx = None,
-    tile_mpp: TileMpp = None, stride_px: StridePx = None, min_tissue: MinTissue = None, patches: Patches = False,
-    backbone: BackboneName = None, executor: ExecutorName = None, workers: Workers = None, dry_run: DryRun = False,
-) -> None:  # fmt: skip
+    source: Source,
+    out: Out,
+    config: Config = None,
+    slide_mpp: SlideMpp = None,
+    tile_px: TilePx = None,
+    tile_mpp: TileMpp = None,
+    stride_px: StridePx = None,
+    min_tissue: MinTissue = None,
+    patches: Patches = False,
+    backbone: BackboneName = None,
+    executor: ExecutorName = None,
+    workers: Workers = None,
+    dry_run: DryRun = False,
+) -> None:
     """Find tissue and plan the tile grid of every slide; with --patches, store the pixels."""
     from jobs.stages import tile_slide
 
-    settings = gather(config, {
-        "tile.tile_px": tile_px, "tile.mpp": parse_mpp(tile_mpp), "tile.stride_px": stride_px,
-        "tile.min_tissue": min_tissue, "keep_patches": patches or None, "embed.backbone": backbone,
-        "jobs.executor": executor, "jobs.workers": workers,
-    })  # fmt: skip
+    settings = gather(
+        config,
+        {
+            "tile.tile_px": tile_px,
+            "tile.mpp": parse_mpp(tile_mpp),
+            "tile.stride_px": stride_px,
+            "tile.min_tissue": min_tissue,
+            "keep_patches": patches or None,
+            "embed.backbone": backbone,
+            "jobs.executor": executor,
+            "jobs.workers": workers,
+        },
+    )
     job = start(source, out, settings, slide_mpp, dry_run)
     _finish(job, [tile_slide])
 
 
 def embed(
-    source: Source, out: Out, config: Config = None, backbone: BackboneName = None, weights: Weights = None,
-    device: Device = None, batch: Batch = None, slide_mpp: SlideMpp = None, executor: ExecutorName = None,
+    source: Source,
+    out: Out,
+    config: Config = None,
+    backbone: BackboneName = None,
+    weights: Weights = None,
+    device: Device = None,
+    batch: Batch = None,
+    slide_mpp: SlideMpp = None,
+    executor: ExecutorName = None,
     dry_run: DryRun = False,
-) -> None:  # fmt: skip
+) -> None:
     """Embed the tiles of every tiled slide with a backbone."""
     from jobs.stages import embed_slide
 
-    settings = gather(config, {
-        "embed.backbone": backbone, "embed.weights": weights, "embed.device": device, "embed.batch": batch,
-        "jobs.executor": executor,
-    })  # fmt: skip
+    settings = gather(
+        config,
+        {
+            "embed.backbone": backbone,
+            "embed.weights": weights,
+            "embed.device": device,
+            "embed.batch": batch,
+            "jobs.executor": executor,
+        },
+    )
     job = start(source, out, settings, slide_mpp, dry_run)
     job.recall("tile")
     _finish(job, [embed_slide])
 
 
 def predict(
-    source: Source, out: Out, model: ModelDir, config: Config = None, executor: ExecutorName = None, workers: Workers = None
+    source: Source,
+    out: Out,
+    model: ModelDir,
+    config: Config = None,
+    executor: ExecutorName = None,
+    workers: Workers = None,
 ) -> None:
     """Predict the class of every embedded slide → predictions/<model>.csv."""
     from jobs.model_stages import predict_slide
@@ -61,7 +115,12 @@ def predict(
 
 
 def heatmap(
-    source: Source, out: Out, model: ModelDir, config: Config = None, executor: ExecutorName = None, workers: Workers = None
+    source: Source,
+    out: Out,
+    model: ModelDir,
+    config: Config = None,
+    executor: ExecutorName = None,
+    workers: Workers = None,
 ) -> None:
     """Draw the heatmap of every embedded slide: GeoJSON for QuPath, and a PNG overlay."""
     from jobs.model_stages import heatmap_slide
@@ -73,9 +132,13 @@ def heatmap(
 
 
 def start(
-    source: Path, out: Path, settings: dict[str, Any], slide_mpp: float | None = None, dry_run: bool = False,
+    source: Path,
+    out: Path,
+    settings: dict[str, Any],
+    slide_mpp: float | None = None,
+    dry_run: bool = False,
     model: Path | None = None,
-) -> "Job":  # fmt: skip
+) -> "Job":
     """Check everything that can be checked before work: source, settings, model, run folder."""
     from jobs.config import resolve
     from jobs.folder import RunFolder

@@ -5,30 +5,60 @@ from typing import Annotated
 import typer
 
 from .options import (
-    MODEL, BackboneName, Config, ModelDir, Out, Source, TileMpp, TilePx, Weights, gather, parse_mpp, read_records,
-)  # fmt: skip
+    MODEL,
+    BackboneName,
+    Config,
+    ModelDir,
+    Out,
+    Source,
+    TileMpp,
+    TilePx,
+    Weights,
+    gather,
+    parse_mpp,
+    read_records,
+)
 
 
 def train(
-    source: Source, out: Out,
-    name: Annotated[str, typer.Option("--name", "-n", help="Name of the model: run/models/NAME", rich_help_panel=MODEL)],
+    source: Source,
+    out: Out,
+    name: Annotated[
+        str, typer.Option("--name", "-n", help="Name of the model: run/models/NAME", rich_help_panel=MODEL)
+    ],
     config: Config = None,
-    head: Annotated[str | None, typer.Option(help="abmil, mean or max  [default: abmil]", rich_help_panel=MODEL)] = None,
-    folds: Annotated[int | None, typer.Option(help="Cross-validation folds  [default: 5]", rich_help_panel=MODEL)] = None,
+    head: Annotated[
+        str | None, typer.Option(help="abmil, mean or max  [default: abmil]", rich_help_panel=MODEL)
+    ] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Cross-validation folds  [default: 5]", rich_help_panel=MODEL)
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs at most", rich_help_panel=MODEL)] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of splits and training", rich_help_panel=MODEL)] = None,
-    backbone: BackboneName = None, weights: Weights = None, tile_px: TilePx = None, tile_mpp: TileMpp = None,
-) -> None:  # fmt: skip
+    backbone: BackboneName = None,
+    weights: Weights = None,
+    tile_px: TilePx = None,
+    tile_mpp: TileMpp = None,
+) -> None:
     """Train a slide classifier on embedded slides, cross-validated by patient. The manifest needs a `label` column."""
     from jobs.config import resolve
     from jobs.folder import RunFolder
 
     from .console import out as console
 
-    settings = gather(config, {
-        "train.head": head, "train.folds": folds, "train.epochs": epochs, "train.seed": seed,
-        "embed.backbone": backbone, "embed.weights": weights, "tile.tile_px": tile_px, "tile.mpp": parse_mpp(tile_mpp),
-    })  # fmt: skip
+    settings = gather(
+        config,
+        {
+            "train.head": head,
+            "train.folds": folds,
+            "train.epochs": epochs,
+            "train.seed": seed,
+            "embed.backbone": backbone,
+            "embed.weights": weights,
+            "tile.tile_px": tile_px,
+            "tile.mpp": parse_mpp(tile_mpp),
+        },
+    )
     records, spec, folder = read_records(source, None), resolve(settings), RunFolder(out)
     check_name(name)
     folder.prepare()
@@ -50,14 +80,17 @@ def show_training(records: list, spec: object, folder: object, name: str) -> obj
     with bar("train", total) as show:
 
         def step(fold: int, epoch: int, loss: float, validation: float | None) -> None:
-            note = f"fold {fold + 1}, loss {loss:.3f}" + (f", validation {validation:.3f}" if validation is not None else "")
+            note = f"fold {fold + 1}, loss {loss:.3f}" + (
+                f", validation {validation:.3f}" if validation is not None else ""
+            )
             show(fold * spec.train.epochs + epoch + 1, note)  # type: ignore[attr-defined]
 
         model = train_model(records, spec, folder, name, step)  # type: ignore[arg-type]
     figures = model.metrics
     console.print(
         f"[bold]{'Training':<13}[/] {len(model.cohort)} slides, {figures['patients']} patients, "
-        f"{len(model.weights)} folds: AUROC {show_estimate(figures['auroc'])}  [dim]{time.monotonic() - started:.1f} s[/]"
+        f"{len(model.weights)} folds: AUROC {show_estimate(figures['auroc'])}  "
+        f"[dim]{time.monotonic() - started:.1f} s[/]"
     )
     return model
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from .backbones import BACKBONES, DEFAULT_BACKBONE, Backbone, find_backbone
 
 if TYPE_CHECKING:
-    from .loader import Embedder, build
     from .embed import best_device, embed_patches, embed_store
+    from .loader import Embedder, build
     from .store import Embedded, EmbeddingStore, contract_name, make_contract, open_embeddings, write_embeddings
     from .weights import find_weights, weights_digest
 

@@ -23,9 +23,9 @@ class Backbone:
     """What makes an embedding of a patch.
 
     arch           timm architecture; `options` are its further arguments
-    weights        hf-hub:OWNER/NAME (with `revision`), package:MODULE for weights inside an installed package, or a path
+    weights        hf-hub:OWNER/NAME (with `revision`), package:MODULE for weights inside a package, or a path
     dim            length of the embedding
-    resize_px      the patch's shorter side is resized to this (antialiased bicubic), then cropped centrally to `input_px`
+    resize_px      the patch is resized to this (antialiased bicubic), then cropped centrally to `input_px`
     mean, std      of RGB in [0, 1]
     pooling        cls, mean (of patch tokens), cls+mean, or pool: the architecture's own pooled output
     tile_px, mpp   how the authors cut tiles: pixels and µm per pixel (several where it was trained at several)

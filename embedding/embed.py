@@ -37,14 +37,12 @@ def embed_patches(
     """Embed every tile of `grid` that can be read.
 
     Pixels go to the device as uint8; the transform runs there. `progress` is told how many tiles each step did.
-    Raises SlideError when more tiles than the spec allows cannot be read, BackboneError when the model gives NaN or Inf.
+    Raises SlideError when more tiles than the spec allows cannot be read, BackboneError for NaN or Inf.
     """
     return embed_stream(iter_patches(slide, grid, threads), slide, grid, embedder, batch, progress)
 
 
-def embed_store(
-    store: PatchStore, slide: Slide, embedder: Embedder, batch: int | None = None
-) -> Embedded:
+def embed_store(store: PatchStore, slide: Slide, embedder: Embedder, batch: int | None = None) -> Embedded:
     """The same from the pixels kept in a PatchStore; `slide` is only named in errors."""
     grid, ok, step = store.grid, store.array("ok"), 256
 

@@ -76,7 +76,9 @@ def build(backbone: Backbone, weights: Path | None, device: str | torch.device =
     if missing or wrong or left:
         parts = (f"{len(names)} {what} (such as {names[0]})" for what, names in
                  (("missing", missing), ("of another shape", wrong), ("unknown", left)) if names)  # fmt: skip
-        raise BackboneError(weights, f"not the weights of {backbone.name}: tensors {', '.join(parts)}", "give the right file")
+        raise BackboneError(
+            weights, f"not the weights of {backbone.name}: tensors {', '.join(parts)}", "give the right file"
+        )
     network.load_state_dict({name: state[name].float() for name in expected}, assign=True)
     embedder = Embedder(backbone, network).eval().requires_grad_(False)
     return embedder.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -93,12 +95,13 @@ def _create_unfilled(backbone: Backbone) -> nn.Module:
 
 
 def _create(backbone: Backbone) -> nn.Module:
-    import wsi  # noqa: F401  (its import hook lets timm import beside a CPU torch)
+    import timm  # `wsi`, imported above, lets it import beside a CPU torch
+    from timm.layers import SwiGLUPacked  # type: ignore[attr-defined]
 
-    import timm  # isort: skip
-
-    layers = {"SwiGLUPacked": timm.layers.SwiGLUPacked, "SiLU": nn.SiLU}
-    options = {name: layers.get(value, value) if isinstance(value, str) else value for name, value in backbone.options.items()}
+    layers: dict[str, Any] = {"SwiGLUPacked": SwiGLUPacked, "SiLU": nn.SiLU}
+    options: dict[str, Any] = {
+        name: layers.get(value, value) if isinstance(value, str) else value for name, value in backbone.options.items()
+    }
     return timm.create_model(backbone.arch, pretrained=False, **options)
 
 
@@ -109,7 +112,7 @@ def _rename(backbone: Backbone, state: dict[str, Tensor], network: nn.Module) ->
     if backbone.arch.startswith("vit_"):
         from timm.models.vision_transformer import checkpoint_filter_fn
 
-        return checkpoint_filter_fn(state, network)
+        return checkpoint_filter_fn(state, network)  # type: ignore[arg-type]
     return state
 
 
@@ -117,7 +120,7 @@ _LITE0_BLOCKS = [(stage, index) for stage, repeats in enumerate((1, 2, 2, 3, 3, 
 
 
 def _efficientnet_key(name: str) -> str:
-    """Key of the TensorFlow-derived EfficientNet layout (`_blocks.N._depthwise_conv`) → timm's (`blocks.S.I.conv_dw`)."""
+    """Key of the TensorFlow-derived layout (`_blocks.N._depthwise_conv`) → timm's (`blocks.S.I.conv_dw`)."""
     stem = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
     match = re.match(r"_blocks\.(\d+)\.(\w+)\.(.+)", name)
     if match is None:

@@ -104,7 +104,9 @@ class EmbeddingStore:
         assert isinstance(stored, zarr.Array)
         values = np.asarray(stored[...])
         if len(values) != self.attrs["complete"]["tiles"]:
-            raise StoreError(self.path, f"{name} has {len(values)} rows, not those it was finished with", "run `wsi embed` again")
+            raise StoreError(
+                self.path, f"{name} has {len(values)} rows, not those it was finished with", "run `wsi embed` again"
+            )
         return values
 
 
@@ -117,16 +119,19 @@ class Embedded:
 
 
 def write_embeddings(path: Path, embedded: Embedded, xy: NDArray[np.int64], facts: dict[str, Any]) -> None:
-    """Publish an EmbeddingStore at `path`. `facts`: slide_id, fingerprint, contract, span_px and what else is worth keeping."""
+    """Publish an EmbeddingStore at `path`.
+
+    facts  slide_id, fingerprint, contract, span_px and what else is worth keeping
+    """
     with appear(path) as draft:
         group = zarr.open_group(draft, mode="w", zarr_format=3)
         put(group, "embeddings", embedded.embeddings)
         put(group, "xy", xy)
         put(group, "ok", embedded.ok)
         complete = {"tiles": len(xy), "failed": int((~embedded.ok).sum()), "arrays": sorted(group.array_keys())}
-        group.attrs.update({"schema": SCHEMA, **facts, "complete": complete})
+        group.attrs.update({"schema": SCHEMA, **facts, "complete": complete})  # type: ignore[dict-item]
 
 
 def open_embeddings(path: Path) -> EmbeddingStore:
-    """Open a finished EmbeddingStore. Raises StoreError when it is missing, unfinished, damaged or of another schema."""
+    """Open a finished EmbeddingStore. Raises StoreError when it is missing, unfinished or of another schema."""
     return EmbeddingStore(path, open_complete(path, SCHEMA, "wsi embed"))

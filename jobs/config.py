@@ -66,10 +66,14 @@ def load_recipe(path: Path | str) -> Settings:
         text = shipped.read_text(encoding="utf-8") if shipped.is_file() else Path(path).read_text(encoding="utf-8")
         content = yaml.safe_load(text) or {}
     except OSError as error:
-        names = ", ".join(sorted(entry.name[:-5] for entry in files("configs").iterdir() if entry.name.endswith(".yaml")))
+        names = ", ".join(
+            sorted(entry.name[:-5] for entry in files("configs").iterdir() if entry.name.endswith(".yaml"))
+        )
         raise SpecError(path, "there is no such recipe", f"give a YAML file or one of {names}") from error
     except yaml.YAMLError as error:
-        raise SpecError(path, f"it is not valid YAML ({str(error).splitlines()[0]})", "see the recipes in configs/") from error
+        raise SpecError(
+            path, f"it is not valid YAML ({str(error).splitlines()[0]})", "see the recipes in configs/"
+        ) from error
     if not isinstance(content, dict):
         raise SpecError(path, "it is not a table of settings", "see the recipes in configs/")
     check_keys(content, RunSpec, str(path))
@@ -109,12 +113,17 @@ def resolve(settings: Settings, contract: Mapping[str, Any] | None = None) -> Ru
     settings = {key: dict(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
     tile, embed = settings.setdefault("tile", {}), settings.setdefault("embed", {})
     if contract is not None:
-        for section, key, source in ((embed, "backbone", "backbone"), (tile, "tile_px", "tile_px"), (tile, "mpp", "mpp")):
+        for section, key, source in (
+            (embed, "backbone", "backbone"),
+            (tile, "tile_px", "tile_px"),
+            (tile, "mpp", "mpp"),
+        ):
             if section.setdefault(key, contract[source]) != contract[source]:
                 raise SpecError(
-                    key, f"{section[key]} was asked for, the model was trained on {contract[source]}",
+                    key,
+                    f"{section[key]} was asked for, the model was trained on {contract[source]}",
                     "leave it away, or use a model trained so",
-                )  # fmt: skip
+                )
     backbone = find_backbone(embed.get("backbone", EmbedSpec().backbone))
     tile.setdefault("tile_px", backbone.tile_px)
     tile.setdefault("mpp", backbone.mpp[0])
@@ -138,5 +147,7 @@ def _build(spec: type, settings: Mapping[str, Any]) -> Any:
                 values[item.name] = TypeAdapter(hints[item.name]).validate_python(values[item.name])
             except ValidationError as error:
                 reason = error.errors()[0]["msg"].lower()
-                raise SpecError(item.name, f"{values[item.name]!r} does not fit ({reason})", "see `wsi run --help`") from None
+                raise SpecError(
+                    item.name, f"{values[item.name]!r} does not fit ({reason})", "see `wsi run --help`"
+                ) from None
     return spec(**values)

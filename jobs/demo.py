@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mil.metrics import auroc, auroc_interval
-from tiling.patches import open_patches
+from tiling.patches import PatchStore, open_patches
 from wsi.publish import fingerprint
 from wsi.synthetic import CohortSpec, PlannedSlide, plan_cohort, read_truth, tile_truth, write_manifest, write_planned
 
 from .executors import open_executor
 from .folder import RunFolder
 from .manifest import SlideRecord
-from .model_stages import embeddings_for, open_model, tissue_colour
+from .model_stages import embeddings_for, open_model
+from .report import mask_on_thumbnail
 
 NAME = "synthetic-tumor"
 COHORT = CohortSpec(seed=7, patients=24)
@@ -80,7 +82,7 @@ def judge_against_truth(records: Sequence[SlideRecord], folder: RunFolder, model
 
 
 def colour_baseline(records: Sequence[SlideRecord], folder: RunFolder, model: Any) -> dict[str, Any]:
-    """What mean pooling of raw colour reaches: logistic regression on the tissue's mean RGB, in the model's own folds."""
+    """What mean pooling of raw colour reaches: logistic regression on the tissue's mean RGB, same folds."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
@@ -100,6 +102,12 @@ def colour_baseline(records: Sequence[SlideRecord], folder: RunFolder, model: An
         "auroc": {"value": estimate.value, "low": estimate.low, "high": estimate.high},
         "note": "logistic regression on the mean RGB of each slide's tissue, same folds: what colour alone gives away",
     }
+
+
+def tissue_colour(store: PatchStore) -> NDArray[np.float64]:
+    """Mean RGB of the slide's tissue on its thumbnail, (3,)."""
+    thumbnail = store.thumbnail
+    return thumbnail.pixels[mask_on_thumbnail(store)].mean(axis=0)
 
 
 def fold_rows(model: Any) -> list[dict[str, Any]]:

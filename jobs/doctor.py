@@ -26,14 +26,18 @@ class Finding:
 
 def examine() -> Iterator[Finding]:
     """All findings, the quick ones first."""
-    yield Finding("python", GOOD if sys.version_info >= (3, 11) else BAD, sys.version.split()[0], "use Python 3.11 or newer")
+    yield Finding(
+        "python", GOOD if sys.version_info >= (3, 11) else BAD, sys.version.split()[0], "use Python 3.11 or newer"
+    )
     yield _names()
     yield _openslide()
     yield _codecs()
     yield from _torch()
     yield _weights()
     free = shutil.disk_usage(Path.cwd()).free / 1e9
-    yield Finding("disk", GOOD if free > 10 else NOTE, f"{free:,.0f} GB free here", "runs need room for embeddings: 3 kB a tile")
+    yield Finding(
+        "disk", GOOD if free > 10 else NOTE, f"{free:,.0f} GB free here", "runs need room for embeddings: 3 kB a tile"
+    )
     yield Finding("processors", GOOD, f"{cpu_count()} usable")
 
 
@@ -66,14 +70,20 @@ def _openslide() -> Finding:
 
     library = openslide.__library_version__
     good = int(library.split(".")[0]) >= 4
-    return Finding("openslide", GOOD if good else BAD, f"library {library}", "pip install openslide-bin (DICOM needs 4.0)")
+    return Finding(
+        "openslide", GOOD if good else BAD, f"library {library}", "pip install openslide-bin (DICOM needs 4.0)"
+    )
 
 
 def _codecs() -> Finding:
     import imagecodecs
 
     missing = [name for name in ("JPEG8", "JPEG2K", "LZW", "ZSTD") if not getattr(imagecodecs, name).available]
-    seen = f"missing {', '.join(missing)}" if missing else f"imagecodecs {imagecodecs.__version__.split()[0]}, simplejpeg {version('simplejpeg')}"
+    seen = (
+        f"missing {', '.join(missing)}"
+        if missing
+        else f"imagecodecs {imagecodecs.__version__.split()[0]}, simplejpeg {version('simplejpeg')}"
+    )
     return Finding("codecs", BAD if missing else GOOD, seen, "pip install --force-reinstall imagecodecs")
 
 
@@ -85,11 +95,20 @@ def _torch() -> Iterator[Finding]:
         import torchvision
         from torchvision import extension
     except (ImportError, RuntimeError) as error:
-        yield Finding("torchvision", BAD, f"does not import beside this torch ({error})", "install the pair of constraints/cpu.txt")
+        yield Finding(
+            "torchvision",
+            BAD,
+            f"does not import beside this torch ({error})",
+            "install the pair of constraints/cpu.txt",
+        )
     else:
         built = extension._has_ops()
         seen = torchvision.__version__ + ("" if built else ": its compiled operators do not load beside this torch")
-        remedy = "" if built else "harmless: slidestream uses none of them and declares what timm needs; a matching pair ends it"
+        remedy = (
+            ""
+            if built
+            else "harmless: slidestream uses none of them and declares what timm needs; a matching pair ends it"
+        )
         yield Finding("torchvision", GOOD if built else NOTE, seen, remedy)
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -97,7 +116,12 @@ def _torch() -> Iterator[Finding]:
     elif torch.backends.mps.is_available():
         yield Finding("GPU", GOOD, "Apple mps")
     else:
-        yield Finding("GPU", NOTE, "none seen: embedding runs on the processor", "install the CUDA build of torch if there is a GPU")
+        yield Finding(
+            "GPU",
+            NOTE,
+            "none seen: embedding runs on the processor",
+            "install the CUDA build of torch if there is a GPU",
+        )
     import timm
 
     yield Finding("timm", GOOD, timm.__version__)

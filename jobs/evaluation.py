@@ -33,7 +33,9 @@ def evaluate_run(
         raise ManifestError("label", "no slide has one", "add a `label` column to the manifest")
     judged = [record for record in labelled if rows.get(record.slide_id, {}).get("status") == "done"]
     if not judged:
-        raise StoreError(folder.predictions(model.name), "none of the labelled slides is predicted", "run `wsi predict` first")
+        raise StoreError(
+            folder.predictions(model.name), "none of the labelled slides is predicted", "run `wsi predict` first"
+        )
     softmax = np.array([[float(rows[r.slide_id][f"softmax_{name}"]) for name in model.classes] for r in judged])
     origins = [rows[record.slide_id]["origin"] for record in judged]
     held_out = all(origin.startswith("held-out fold ") for origin in origins)
@@ -72,7 +74,9 @@ def _notes(
         ids = [record.slide_id for record in labelled if rows.get(record.slide_id, {}).get("status") == status]
         if ids:
             notes.append(f"{len(ids)} labelled slides {what} and are not judged: {', '.join(ids[:10])}")
-    unknown = len(labelled) - len(judged) - sum(r.slide_id in rows and rows[r.slide_id]["status"] != "done" for r in labelled)
+    unknown = (
+        len(labelled) - len(judged) - sum(r.slide_id in rows and rows[r.slide_id]["status"] != "done" for r in labelled)
+    )
     if unknown:
         notes.append(f"{unknown} labelled slides are not in the table of predictions")
     seen = sum(origin.startswith("held-out") for origin in origins)

@@ -57,7 +57,9 @@ def open_executor(name: str, workers: int = 1) -> Executor:
     if name == "serial":
         return SerialExecutor()
     # spawn: a forked child inherits locked locks of threads and a CUDA context that does not survive the fork
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent, initargs=(os.getpid(),))
+    return ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=_end_with_parent, initargs=(os.getpid(),)
+    )
 
 
 def _end_with_parent(parent: int) -> None:

@@ -13,7 +13,17 @@ from typing import Any
 from wsi.errors import StoreError
 from wsi.publish import clear_drafts, write_json
 
-VERSIONED = ("slidestream", "torch", "timm", "zarr", "numpy", "openslide-bin", "openslide-python", "tifffile", "simplejpeg")
+VERSIONED = (
+    "slidestream",
+    "torch",
+    "timm",
+    "zarr",
+    "numpy",
+    "openslide-bin",
+    "openslide-python",
+    "tifffile",
+    "simplejpeg",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +68,9 @@ class RunFolder:
             probe.write_text("")
             probe.unlink()
         except OSError as error:
-            raise StoreError(self.root, f"nothing can be written there ({error.strerror})", "give another --out") from error
+            raise StoreError(
+                self.root, f"nothing can be written there ({error.strerror})", "give another --out"
+            ) from error
         for folder in [self.root, *(entry for entry in self.root.glob("*") if entry.is_dir())]:
             clear_drafts(folder)
             for below in folder.glob("*/"):
@@ -101,5 +113,7 @@ def _revision() -> str | None:
     here = Path(__file__).resolve().parent.parent
     if not (here / ".git").exists():
         return None
-    done = subprocess.run(["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False
+    )
     return done.stdout.strip() or None

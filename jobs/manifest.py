@@ -45,7 +45,9 @@ def read_source(source: Path) -> list[SlideRecord]:
     if source.is_dir():
         return _unique(source, [_record(path, name) for path, name in _slides_in(source)])
     if not source.exists():
-        raise ManifestError(source, "there is no such file or folder", "give a slide, a folder of slides or a manifest CSV")
+        raise ManifestError(
+            source, "there is no such file or folder", "give a slide, a folder of slides or a manifest CSV"
+        )
     return [_record(source, source.stem)]
 
 
@@ -90,9 +92,15 @@ def _row(manifest: Path, number: int, row: dict[str | None, str | list[str] | No
     patient = cells.get("patient_id") or cells.get("case_id") or slide_id
     extra = {name: value for name, value in cells.items() if name not in KNOWN}
     return SlideRecord(
-        slide_id, path, cells.get("case_id") or patient, patient, cells.get("label") or None,
-        _mpp(where, cells.get("mpp", "")), cells.get("site") or None, extra,
-    )  # fmt: skip
+        slide_id,
+        path,
+        cells.get("case_id") or patient,
+        patient,
+        cells.get("label") or None,
+        _mpp(where, cells.get("mpp", "")),
+        cells.get("site") or None,
+        extra,
+    )
 
 
 def _mpp(where: str, text: str) -> float | None:
@@ -124,7 +132,9 @@ def _slides_in(folder: Path) -> list[tuple[Path, str]]:
             found.append((entry, entry.stem))
     if not found:
         known = " ".join(sorted(suffixes))
-        raise ManifestError(folder, "no slides are in this folder", f"slides end in {known}; others go into a manifest CSV")
+        raise ManifestError(
+            folder, "no slides are in this folder", f"slides end in {known}; others go into a manifest CSV"
+        )
     return found
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from heatmaps import Heatmap, OverlayStyle, draw_overlay, write_geojson
-from tiling.patches import PatchStore, open_patches
+from tiling.patches import open_patches
 from wsi.errors import SpecError, StoreError
 from wsi.publish import appear_file, fingerprint, write_json
 
@@ -60,7 +61,9 @@ def heatmap_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outc
     """Heatmap of one embedded slide → heatmaps/<model>/<slide_id>.geojson.gz and .png; the slide itself is not read."""
     model, mark_of_model = _model(spec)
     store = embeddings_for(model, record, folder)
-    mark = fingerprint(HEATMAP_VERSION, mark_of_model, store.fingerprint, spec.heatmap, record.patient_id, record.case_id)
+    mark = fingerprint(
+        HEATMAP_VERSION, mark_of_model, store.fingerprint, spec.heatmap, record.patient_id, record.case_id
+    )
     path, picture = folder.heatmap(model.name, record.slide_id), folder.overlay(model.name, record.slide_id)
     sidecar = path.with_name(f"{record.slide_id}.json")
     if _recorded(sidecar) == mark and path.is_file() and picture.is_file():
@@ -70,10 +73,8 @@ def heatmap_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outc
         return Outcome(EMPTY, mark)
     heatmap = heatmap_of(_predict(model, store, record), store, spec.heatmap.score)
     count = write_geojson(heatmap, path)
-    base_mpp = float(tiles.attrs["slide"]["mpp"])
-    draw_overlay(
-        tiles.array("thumbnail"), tiles.mask_scale, heatmap, picture, base_mpp, OverlayStyle(max_px=spec.heatmap.max_px)
-    )
+    thumbnail, mpp = tiles.thumbnail, float(tiles.attrs["slide"]["mpp"])
+    draw_overlay(thumbnail.pixels, thumbnail.scale, heatmap, picture, mpp, OverlayStyle(max_px=spec.heatmap.max_px))
     facts = {"score": heatmap.name, "class": heatmap.class_name, "limits": heatmap.limits, "objects": count}
     write_json(sidecar, {"slide_id": record.slide_id, **facts, "fingerprint": mark})
     return Outcome(DONE, mark, len(store.ok), int((~store.ok).sum()))
@@ -86,10 +87,11 @@ def heatmap_of(prediction: "Prediction", store: "EmbeddingStore", score: str) ->
            rank among those of its slide, since raw attention depends on the number of tiles
     Both are always in the file; `score` is the one that is drawn.
     """
-    wanted = len(prediction.classes) - 1 if len(prediction.classes) == 2 else int(np.argmax(prediction.softmax))
-    ranks = prediction.attention.argsort().argsort().astype(np.float32) / max(1, prediction.tiles - 1)
-    name = prediction.classes[wanted]
-    columns = {
+    classes = prediction.classes
+    wanted = 1 if len(classes) == 2 else classes.index(prediction.predicted or classes[0])
+    ranks = (prediction.attention.argsort().argsort() / max(1, prediction.tiles - 1)).astype(np.float32)
+    name = classes[wanted]
+    columns: dict[str, NDArray[np.float32]] = {
         f"{name} softmax": prediction.scores[:, wanted].astype(np.float32),
         "attention rank": ranks,
     }
@@ -97,9 +99,15 @@ def heatmap_of(prediction: "Prediction", store: "EmbeddingStore", score: str) ->
     drawn = f"{name} softmax" if score == "softmax" else "attention rank"
     others = {key: values for key, values in {**columns, **raw}.items() if key != drawn}
     return Heatmap(
-        prediction.slide_id, drawn, name, columns[drawn], prediction.xy, prediction.span_px,
-        measurements=others, failed_xy=store.xy[~store.ok],
-    )  # fmt: skip
+        prediction.slide_id,
+        drawn,
+        name,
+        columns[drawn],
+        prediction.xy,
+        prediction.span_px,
+        measurements=others,
+        failed_xy=store.xy[~store.ok],
+    )
 
 
 def embeddings_for(model: "TrainedModel", record: SlideRecord, folder: RunFolder) -> "EmbeddingStore":
@@ -181,8 +189,3 @@ def _predict(model: "TrainedModel", store: "EmbeddingStore", record: SlideRecord
 
 def _recorded(path: Path) -> str | None:
     return json.loads(path.read_text(encoding="utf-8")).get("fingerprint") if path.is_file() else None
-
-
-def tissue_colour(store: PatchStore) -> np.ndarray:
-    """Mean RGB of the slide's tissue on its thumbnail, float64 (3,): the baseline that a model has to beat."""
-    return store.array("thumbnail")[store.array("mask")].mean(axis=0)

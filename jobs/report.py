@@ -7,13 +7,26 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from heatmaps.overlay import thumbnail_jpeg
 from heatmaps.report import (
-    MAX_FIGURES, Baseline, Confusion, Evaluation, Failure, Figure, FoldRow, Headline, Interval, Report, RocCurve,
-    SlideRow, StageRow, write_report,
-)  # fmt: skip
+    MAX_FIGURES,
+    Baseline,
+    Confusion,
+    Evaluation,
+    Failure,
+    Figure,
+    FoldRow,
+    Headline,
+    Interval,
+    Report,
+    RocCurve,
+    SlideRow,
+    StageRow,
+    write_report,
+)
 from tiling.patches import PatchStore, open_patches
 
 from .evaluation import read_evaluation, read_predictions
@@ -59,7 +72,9 @@ def _headlines(job: Job, slides: Sequence[SlideRow], judged: Evaluation | None) 
         found.append(Headline("Slide AUROC", f"{judged.auroc.value:.3f}", _interval(judged.auroc)))
         if judged.tile_auroc is not None:
             found.append(Headline("Tile AUROC", f"{judged.tile_auroc.value:.3f}", "heatmap against the truth map"))
-        found += [Headline(f"Baseline: {b.name}", f"{b.auroc.value:.3f}", _interval(b.auroc)) for b in judged.baselines[:1]]
+        found += [
+            Headline(f"Baseline: {b.name}", f"{b.auroc.value:.3f}", _interval(b.auroc)) for b in judged.baselines[:1]
+        ]
     else:
         classes = Counter(slide.predicted for slide in slides if slide.predicted)
         found += [Headline(f"Predicted {name}", f"{count:,}", "slides") for name, count in classes.most_common(2)]
@@ -71,7 +86,11 @@ def _scale(job: Job) -> str:
 
 
 def _interval(estimate: Interval) -> str:
-    return f"95 % interval {estimate.low:.3f} to {estimate.high:.3f}" if estimate.low is not None and estimate.high is not None else ""
+    return (
+        f"95 % interval {estimate.low:.3f} to {estimate.high:.3f}"
+        if estimate.low is not None and estimate.high is not None
+        else ""
+    )
 
 
 def _stage(stage: str, receipts: Sequence[Any]) -> StageRow:
@@ -81,13 +100,15 @@ def _stage(stage: str, receipts: Sequence[Any]) -> StageRow:
 
 
 def _facts(job: Job, facts: dict[str, Any], model: Any) -> dict[str, str]:
-    spec, versions = job.spec, facts["versions"]
+    spec, versions, backbone = job.spec, facts["versions"], job.spec.embed.entry()
     shown = {
         "Tiles": f"{spec.tile.tile_px} px at {spec.tile.mpp:g} µm/px, at least {spec.tile.min_tissue:.0%} tissue",
-        "Backbone": f"{spec.embed.backbone}, {spec.embed.entry().dim} numbers a tile, licence {spec.embed.entry().licence}",
+        "Backbone": f"{backbone.name}, {backbone.dim} numbers a tile, licence {backbone.licence}",
     }
     if model is not None:
-        shown["Model"] = f"{model.name}: {model.head.name}, {len(model.weights)} folds, classes {', '.join(model.classes)}"
+        shown["Model"] = (
+            f"{model.name}: {model.head.name}, {len(model.weights)} folds, classes {', '.join(model.classes)}"
+        )
         shown["Contract"] = model.contract_hash
         shown["Softmax"] = "not calibrated: it ranks slides, it is no probability"
     shown["Versions"] = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
@@ -105,21 +126,38 @@ def _slides(job: Job, predictions: dict[str, dict[str, str]], model: str | None,
     for record in job.records:
         found = predictions.get(record.slide_id, {})
         receipt = tiles.get(record.slide_id)
-        state = "failed" if record.slide_id in failed else found.get("status") or ("done" if receipt and receipt.tiles else "empty")
-        softmax = {key.removeprefix("softmax_"): float(value) for key, value in found.items() if key.startswith("softmax_") and value}
+        state = (
+            "failed"
+            if record.slide_id in failed
+            else found.get("status") or ("done" if receipt and receipt.tiles else "empty")
+        )
+        softmax = {
+            key.removeprefix("softmax_"): float(value)
+            for key, value in found.items()
+            if key.startswith("softmax_") and value
+        }
         path = job.folder.heatmap(model, record.slide_id) if model else None
         rows.append(
             SlideRow(
-                record.slide_id, state, record.label if labelled else None, found.get("predicted") or None, softmax,
-                int(found.get("tiles") or (receipt.tiles if receipt else 0)), int(found.get("failed_tiles") or 0),
-                f"../heatmaps/{model}/{record.slide_id}.geojson.gz" if path is not None and path.exists() and state == "done" else None,
-            )  # fmt: skip
+                record.slide_id,
+                state,
+                record.label if labelled else None,
+                found.get("predicted") or None,
+                softmax,
+                int(found.get("tiles") or (receipt.tiles if receipt else 0)),
+                int(found.get("failed_tiles") or 0),
+                f"../heatmaps/{model}/{record.slide_id}.geojson.gz"
+                if path is not None and path.exists() and state == "done"
+                else None,
+            )
         )
-    return sorted(rows, key=lambda row: (list(STATUSES).index(row.status), -list(row.softmax.values())[-1] if row.softmax else 0))
+    return sorted(
+        rows, key=lambda row: (list(STATUSES).index(row.status), -list(row.softmax.values())[-1] if row.softmax else 0)
+    )
 
 
 def _figures(job: Job, slides: Sequence[SlideRow], model: str | None) -> list[Figure]:
-    figures = []
+    figures: list[Figure] = []
     for row in slides:
         overlay = job.folder.overlay(model, row.slide_id) if model else None
         if len(figures) == MAX_FIGURES:
@@ -136,13 +174,23 @@ def _figures(job: Job, slides: Sequence[SlideRow], model: str | None) -> list[Fi
 
 def tissue_picture(store: PatchStore) -> bytes:
     """The thumbnail with everything that is not tissue faded, as JPEG."""
-    thumbnail, mask = store.array("thumbnail").copy(), store.array("mask")
-    thumbnail[~mask] = 255 - (255 - thumbnail[~mask]) // 4
-    picture = Image.fromarray(np.ascontiguousarray(thumbnail))
+    pixels, glass = store.thumbnail.pixels.copy(), ~mask_on_thumbnail(store)
+    pixels[glass] = 255 - (255 - pixels[glass]) // 4
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
     picture.thumbnail((FIGURE_PX, FIGURE_PX))
     out = io.BytesIO()
     picture.save(out, format="JPEG", quality=85)
     return out.getvalue()
+
+
+def mask_on_thumbnail(store: PatchStore) -> NDArray[np.bool_]:
+    """The tissue mask at the thumbnail's scale: bool (rows, cols)."""
+    mask, ratio = store.array("mask"), store.thumbnail.scale / store.mask_scale
+    places = [
+        (np.arange(side) * ratio).astype(int).clip(0, limit - 1)
+        for side, limit in zip(store.thumbnail.pixels.shape[:2], mask.shape, strict=True)
+    ]
+    return mask[np.ix_(*places)]
 
 
 def _evaluation(content: dict[str, Any]) -> Evaluation | None:
@@ -152,7 +200,11 @@ def _evaluation(content: dict[str, Any]) -> Evaluation | None:
         return None
     shown = range(1, 2) if len(classes) == 2 else range(len(classes))
     curves = [RocCurve(classes[c], list(zip(*metrics["roc"][c], strict=True))) for c in shown if metrics["roc"][c][0]]
-    notes = ["cross-validated: each slide is judged by the model that did not see its patient"] if content["cross_validated"] else []
+    notes = (
+        ["cross-validated: each slide is judged by the model that did not see its patient"]
+        if content["cross_validated"]
+        else []
+    )
     return Evaluation(
         positive=classes[-1] if len(classes) == 2 else "mean over classes",
         auroc=_estimate(metrics["auroc"]),

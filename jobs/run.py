@@ -45,7 +45,9 @@ def stage_name(stage: Stage) -> str:
     return stage.__name__.removesuffix("_slide")
 
 
-def run_one(stage: Stage, record: SlideRecord, spec: RunSpec, folder: RunFolder, counter: Path | None = None) -> Receipt:
+def run_one(
+    stage: Stage, record: SlideRecord, spec: RunSpec, folder: RunFolder, counter: Path | None = None
+) -> Receipt:
     """Run `stage` on one slide; whatever it throws becomes a failed receipt."""
     started = time.monotonic()
     name = stage_name(stage)
@@ -57,15 +59,27 @@ def run_one(stage: Stage, record: SlideRecord, spec: RunSpec, folder: RunFolder,
         problem, remedy = _explain(error)
         trace = "".join(traceback.format_exception(error))
         return Receipt(
-            record.slide_id, name, FAILED, time.monotonic() - started,
-            problem=problem, remedy=remedy, trace=trace, finished=now(),
-        )  # fmt: skip
+            record.slide_id,
+            name,
+            FAILED,
+            time.monotonic() - started,
+            problem=problem,
+            remedy=remedy,
+            trace=trace,
+            finished=now(),
+        )
     finally:
         progress.count_into(None)
     return Receipt(
-        record.slide_id, name, outcome.status, time.monotonic() - started,
-        outcome.fingerprint, outcome.tiles, outcome.failed_tiles, finished=now(),
-    )  # fmt: skip
+        record.slide_id,
+        name,
+        outcome.status,
+        time.monotonic() - started,
+        outcome.fingerprint,
+        outcome.tiles,
+        outcome.failed_tiles,
+        finished=now(),
+    )
 
 
 def _explain(error: Exception) -> tuple[str, str]:
@@ -74,7 +88,10 @@ def _explain(error: Exception) -> tuple[str, str]:
     if isinstance(error, FileNotFoundError):
         return f"a file is missing: {error.filename}", "check the path; was the slide moved while it was read?"
     if isinstance(error, OSError):
-        return f"{error.strerror or error} ({error.filename or 'no file named'})", "check the disk and the network mount"
+        return (
+            f"{error.strerror or error} ({error.filename or 'no file named'})",
+            "check the disk and the network mount",
+        )
     return f"{type(error).__name__}: {error}", "this is a fault of slidestream: please report the trace in the receipts"
 
 
@@ -111,7 +128,10 @@ class _Pool:
     counters: Path
 
     def drain(
-        self, queue: deque[SlideRecord], keep: Callable[[Receipt], None], tell: Callable[[dict[str, tuple[int, int]]], None]
+        self,
+        queue: deque[SlideRecord],
+        keep: Callable[[Receipt], None],
+        tell: Callable[[dict[str, tuple[int, int]]], None],
     ) -> list[SlideRecord]:
         """Work through `queue` until it is empty or a worker dies; then returns the slides that were in flight."""
         workers = 1 if stage_name(self.stage) == "embed" else self.spec.jobs.worker_count(len(queue))
@@ -133,12 +153,17 @@ class _Pool:
         return suspects
 
     def _submit(
-        self, executor: Executor, queue: deque[SlideRecord], flying: dict[Future[Receipt], SlideRecord],
+        self,
+        executor: Executor,
+        queue: deque[SlideRecord],
+        flying: dict[Future[Receipt], SlideRecord],
         suspects: list[SlideRecord],
-    ) -> None:  # fmt: skip
+    ) -> None:
         record = queue.popleft()
         try:
-            future = executor.submit(run_one, self.stage, record, self.spec, self.folder, self.counters / record.slide_id)
+            future = executor.submit(
+                run_one, self.stage, record, self.spec, self.folder, self.counters / record.slide_id
+            )
         except BrokenProcessPool:  # it died between two submissions
             suspects.append(record)
         else:
@@ -151,7 +176,10 @@ class _Pool:
         if not crashed:
             return kept[0]
         return Receipt(
-            record.slide_id, stage_name(self.stage), FAILED, finished=now(),
+            record.slide_id,
+            stage_name(self.stage),
+            FAILED,
+            finished=now(),
             problem="its worker process died twice: a decoder crashed, or memory ran out",
             remedy="check the file with `wsi info`; give more memory; leave the slide out",
-        )  # fmt: skip
+        )

@@ -88,7 +88,9 @@ def _embed(record: SlideRecord, spec: RunSpec, store: PatchStore) -> Any:
     embedder = load_embedder(spec.embed)
     with open_record(record) as slide:
         if slide_identity(record.path) != store.attrs["identity"]:
-            raise SlideError(record.path, "it is not the slide that was tiled: its content differs", "run `wsi tile` again")
+            raise SlideError(
+                record.path, "it is not the slide that was tiled: its content differs", "run `wsi tile` again"
+            )
         if store.has_patches:
             return embed_store(store, slide, embedder, spec.embed.batch)
         done = 0
@@ -110,7 +112,9 @@ def load_embedder(spec: EmbedSpec) -> "Embedder":
     from embedding.weights import find_weights
 
     backbone = spec.entry()
-    return build(backbone, find_weights(backbone, Path(spec.weights) if spec.weights else None), best_device(spec.device))
+    return build(
+        backbone, find_weights(backbone, Path(spec.weights) if spec.weights else None), best_device(spec.device)
+    )
 
 
 def contract_of(spec: EmbedSpec, tile_px: int, mpp: float) -> dict[str, Any]:

@@ -47,7 +47,8 @@ def plan_grid(levels: Sequence[Level], spec: TileSpec, tissue: Tissue) -> TileGr
     base = levels[0]
     level = pick_level(levels, spec.mpp, spec.tolerance)
     read = levels[level]
-    assert base.mpp is not None and read.mpp is not None  # pick_level refuses a slide without scale
+    assert base.mpp is not None  # pick_level refuses a slide without scale
+    assert read.mpp is not None
     exact = abs(read.mpp / spec.mpp - 1) <= spec.tolerance
     patch_scale = read.downsample if exact else spec.mpp / base.mpp  # level-0 px per patch px
     span_px = round(spec.tile_px * patch_scale)
@@ -67,9 +68,7 @@ def tile_origins(extent: int, span: int, stride: int) -> NDArray[np.int64]:
     return np.arange(0, max(0, extent - span + 1), stride, dtype=np.int64)
 
 
-def tissue_fraction(
-    mask: NDArray[np.bool_], xy: NDArray[np.int64], span_px: int, scale: float
-) -> NDArray[np.float64]:
+def tissue_fraction(mask: NDArray[np.bool_], xy: NDArray[np.int64], span_px: int, scale: float) -> NDArray[np.float64]:
     """Share of tissue under each tile.
 
     mask  (rows, cols), True is tissue; one mask pixel covers `scale` level-0 pixels

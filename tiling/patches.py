@@ -17,7 +17,7 @@ from wsi.slide import Slide
 from .grid import TileGrid
 from .spec import TileSpec, TissueSpec
 from .stream import check_failed_tiles, iter_patches
-from .tissue import Tissue, tissue_outline
+from .tissue import Thumbnail, Tissue, read_thumbnail, tissue_outline
 
 SCHEMA = "patches/1"
 SHARD_BYTES = 48 << 20  # a shard is written whole, from one batch
@@ -28,7 +28,7 @@ CHECKED = (ZstdCodec(level=1, checksum=True),)  # Zarr's default codecs do not n
 class PatchStore:
     """A finished store, opened for reading.
 
-    Arrays: xy int64 (n, 2) · tissue float32 (n,) · thumbnail uint8 (rows, cols, 3) · mask bool (rows, cols) and, if
+    Arrays: xy int64 (n, 2) · tissue float32 (n,) · mask bool (rows, cols) · thumbnail uint8 (rows, cols, 3) and, if
     pixels were kept, patches uint8 (n, t, t, 3), one patch a chunk in sharded files, and ok bool (n,).
     """
 
@@ -50,15 +50,19 @@ class PatchStore:
     @cached_property
     def grid(self) -> TileGrid:
         attrs = self.attrs
-        spec = dict(attrs["spec"])
-        spec = TileSpec(**{**spec, "tissue": TissueSpec(**spec["tissue"])})
+        fields = dict(attrs["spec"])
+        spec = TileSpec(**{**fields, "tissue": TissueSpec(**fields["tissue"])})
         grid = attrs["grid"]
         return TileGrid(spec, grid["level"], grid["span_px"], grid["mpp"], self.array("xy"), self.array("tissue"))
 
     @property
     def mask_scale(self) -> int:
-        """Level-0 pixels per pixel of mask and thumbnail."""
+        """Level-0 pixels per pixel of the mask."""
         return int(self.attrs["mask_scale"])
+
+    @property
+    def thumbnail(self) -> Thumbnail:
+        return Thumbnail(self.array("thumbnail"), int(self.attrs["thumbnail_scale"]))
 
     @property
     def has_patches(self) -> bool:
@@ -91,7 +95,7 @@ class PatchStore:
 
 @dataclass(frozen=True)
 class PatchRequest:
-    """Who a PatchStore belongs to (id, fingerprint of all that shaped it, digest of the slide) and whether it keeps pixels."""
+    """Who a PatchStore belongs to (id, fingerprint of all that shaped it, digest of the slide); is it to keep pixels?"""
 
     slide_id: str
     fingerprint: str
@@ -110,7 +114,8 @@ def write_patches(path: Path, slide: Slide, grid: TileGrid, tissue: Tissue, requ
         group = zarr.open_group(draft, mode="w", zarr_format=3)
         for name, values in (("xy", grid.xy), ("tissue", grid.tissue)):
             put(group, name, values)
-        put(group, "thumbnail", tissue.thumbnail)
+        thumbnail = read_thumbnail(slide)
+        put(group, "thumbnail", thumbnail.pixels)
         put(group, "mask", tissue.mask)
         failed = _write_pixels(group, slide, grid, request.threads) if request.keep_pixels else 0
         info = {item.name: getattr(slide.info, item.name) for item in fields(slide.info)}
@@ -124,6 +129,7 @@ def write_patches(path: Path, slide: Slide, grid: TileGrid, tissue: Tissue, requ
                 "spec": asdict(grid.spec),
                 "grid": {"level": grid.level, "span_px": grid.span_px, "mpp": grid.mpp},
                 "mask_scale": tissue.scale,
+                "thumbnail_scale": thumbnail.scale,
                 "tissue_um2": tissue.area_um2,
                 "tissue_outline": tissue_outline(tissue),
                 "complete": {"tiles": len(grid), "failed": failed, "arrays": sorted(group.array_keys())},
@@ -144,7 +150,9 @@ def open_complete(path: Path, schema: str, maker: str) -> zarr.Group:
     group = zarr.open_group(path, mode="r", zarr_format=3)
     attrs = group.attrs.asdict()
     if attrs.get("schema") != schema:
-        raise StoreError(path, f"its schema is {attrs.get('schema')}, this version reads {schema}", f"run `{maker}` again")
+        raise StoreError(
+            path, f"its schema is {attrs.get('schema')}, this version reads {schema}", f"run `{maker}` again"
+        )
     complete = attrs.get("complete")
     if not isinstance(complete, dict) or sorted(group.array_keys()) != complete["arrays"]:
         raise StoreError(path, "it is not complete", f"delete it and run `{maker}` again")

@@ -1,6 +1,7 @@
 """Find tissue on a thumbnail of fixed µm per pixel."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,50 +14,65 @@ from wsi.slide import Slide
 
 from .spec import TissueSpec
 
-# Colourfulness (max - min of R, G, B; 0 to 255) of a smoothed thumbnail. Below the first no stain is visible, so a slide
-# of bare glass stays empty although Otsu always finds a threshold; above the second all is stained, so a slide
-# full of tissue is not split into pale and dark tissue.
+# Colourfulness (max - min of R, G, B; 0 to 255) of a smoothed thumbnail. Below the first no stain is visible, so a
+# slide of bare glass stays empty although Otsu always finds a threshold; above the second all is stained, so a
+# slide full of tissue is not split into pale and dark tissue.
 CHROMA_LIMITS = (12.0, 40.0)
 DARK = 40  # brightness (0 to 255) below which a pixel cannot be the glass of a brightfield slide
-STRIP_PX = 1 << 26  # level-0 pixels read at once while the thumbnail is made: bounds memory on single-level slides
+STRIP_PX = 1 << 26  # level-0 pixels read at once while a thumbnail is made: bounds memory on single-level slides
+THUMBNAIL_PX = 1200  # longer side of the thumbnail that people look at, at most
 
 
 @dataclass(frozen=True)
 class Tissue:
     """Where the tissue is.
 
-    mask       bool (rows, cols), True is tissue
-    scale      level-0 pixels per mask pixel, a whole number
-    thumbnail  uint8 (rows, cols, 3), the picture the mask was made from
-    area_um2   tissue area
+    mask      bool (rows, cols), True is tissue
+    scale     level-0 pixels per mask pixel, a whole number
+    area_um2  tissue area
     """
 
     mask: NDArray[np.bool_]
     scale: int
-    thumbnail: NDArray[np.uint8]
     area_um2: float
 
 
-def read_thumbnail(slide: Slide, mpp: float) -> tuple[NDArray[np.uint8], int]:
-    """The whole slide at about `mpp` µm/px: uint8 (rows, cols, 3), and its scale in level-0 px per pixel.
+@dataclass(frozen=True)
+class Thumbnail:
+    """The whole slide, small: pixels uint8 (rows, cols, 3), and level-0 pixels per pixel, a whole number."""
+
+    pixels: NDArray[np.uint8]
+    scale: int
+
+
+def base_mpp(slide: Slide) -> float:
+    """µm per level-0 pixel. Raises SlideError where it is unknown."""
+    mpp = slide.levels[0].mpp
+    if mpp is None:
+        raise SlideError(
+            slide.path,
+            slide.info.mpp_problem or "its pixel size is unknown",
+            "add an `mpp` column to the manifest, or give --slide-mpp",
+        )
+    return mpp
+
+
+def read_thumbnail(slide: Slide, scale: int | None = None) -> Thumbnail:
+    """The whole slide, reduced `scale` times, or to at most 1,200 px.
 
     The scale is a whole number, so that a thumbnail pixel covers exactly the same level-0 pixels everywhere; the last
     row and column may reach over the slide's edge, where it is white.
     """
     base = slide.levels[0]
-    if base.mpp is None:
-        raise SlideError(
-            slide.path, slide.info.mpp_problem or "no pixel size", "add an `mpp` column to the manifest, or give --mpp"
-        )
-    scale = max(1, round(mpp / base.mpp))
+    scale = scale or max(1, -(-max(base.width, base.height) // THUMBNAIL_PX))
     rows, cols = -(-base.height // scale), -(-base.width // scale)
     thumbnail = np.empty((rows, cols, 3), np.uint8)
     step = max(1, STRIP_PX // (base.width * scale))
     for top in range(0, rows, step):
         height = min(step, rows - top)
         strip = Region(0, top * scale, cols * scale, height * scale)
-        thumbnail[top : top + height] = read_at(slide, strip, scale * base.mpp)
-    return thumbnail, scale
+        thumbnail[top : top + height] = read_at(slide, strip, scale * base_mpp(slide))
+    return Thumbnail(thumbnail, scale)
 
 
 def find_tissue(slide: Slide, spec: TissueSpec) -> Tissue:
@@ -65,8 +81,9 @@ def find_tissue(slide: Slide, spec: TissueSpec) -> Tissue:
     Otsu's threshold (Otsu 1979) on colourfulness, kept within limits, then closing, filling of small holes and
     removal of small pieces by area in µm². Raises SlideError for a slide without scale or with a dark background.
     """
-    thumbnail, scale = read_thumbnail(slide, spec.mpp)
-    pixel_um = scale * (slide.levels[0].mpp or 0.0)
+    mpp = base_mpp(slide)
+    scale = max(1, round(spec.mpp / mpp))
+    thumbnail, pixel_um = read_thumbnail(slide, scale).pixels, scale * mpp
     if spec.method == "none":
         mask = np.ones(thumbnail.shape[:2], bool)
     else:
@@ -77,7 +94,7 @@ def find_tissue(slide: Slide, spec: TissueSpec) -> Tissue:
                 "use brightfield slides, or tissue method `none` to tile everything",
             )
         mask = otsu_mask(thumbnail, pixel_um, spec)
-    return Tissue(mask, scale, thumbnail, float(mask.sum()) * pixel_um**2)
+    return Tissue(mask, scale, float(mask.sum()) * pixel_um**2)
 
 
 def otsu_mask(thumbnail: NDArray[np.uint8], pixel_um: float, spec: TissueSpec) -> NDArray[np.bool_]:
@@ -115,7 +132,7 @@ def tissue_outline(tissue: Tissue) -> dict[str, Any]:
     filled = contour_generator(z=padded, fill_type=FillType.OuterOffset).filled(0.5, np.inf)
     shapes = []
     for points, offsets in zip(*filled, strict=True):
-        rings = [(points[a:b] - 0.5) * tissue.scale for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+        rings = [(points[a:b] - 0.5) * tissue.scale for a, b in pairwise(offsets)]
         shapes.append(make_valid(Polygon(rings[0], rings[1:])).simplify(tissue.scale / 2))
     parts = [part for shape in shapes for part in getattr(shape, "geoms", [shape]) if part.geom_type == "Polygon"]
     outline = mapping(MultiPolygon(parts))

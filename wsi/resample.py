@@ -11,7 +11,7 @@ from .geometry import Level, Region
 from .slide import Slide
 
 _WORK_BYTES = 64 << 20  # of unresampled pixels held at once
-_GIVE_MPP = "give it in the manifest's `mpp` column or with --mpp"
+_GIVE_MPP = "give it in the manifest's `mpp` column or with --slide-mpp"
 
 
 def pick_level(levels: Sequence[Level], mpp: float, tolerance: float = 0.01) -> int:
