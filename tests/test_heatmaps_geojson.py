@@ -134,6 +134,7 @@ def test_the_same_tile_keeps_its_id_and_equal_heatmaps_are_equal_files(tmp_path)
     heatmap = make_heatmap()
     write_geojson(heatmap, tmp_path / "a.geojson.gz")
     first = (tmp_path / "a.geojson.gz").read_bytes()
+    assert first[3:8] == bytes(5)  # neither a name nor the hour in gzip's header
     write_geojson(make_heatmap(), tmp_path / "a.geojson.gz")
     write_geojson(make_heatmap(), tmp_path / "other name.geojson.gz")
     assert (tmp_path / "a.geojson.gz").read_bytes() == first
@@ -147,6 +148,14 @@ def test_the_same_tile_keeps_its_id_and_equal_heatmaps_are_equal_files(tmp_path)
     assert not set(ids()) & set(ids(slide_id="slide-2"))
     assert not set(ids()) & set(ids(name="attention of another model"))
     assert not set(ids()) & set(ids(span_px=225))
+
+
+def test_tiles_at_the_ends_of_the_largest_slides_have_ids_of_their_own(tmp_path):
+    far = 2**31 - 226
+    xy = np.array([[0, 2**30], [1, 0], [far, 0], [0, far], [far, far], [2**30, 0], [0, 1]], np.int64)
+    write_geojson(make_heatmap(7, xy=xy, failed_xy=np.empty((0, 2), np.int64)), tmp_path / "a.geojson")
+    assert check_qupath(tmp_path / "a.geojson") == 7
+    np.testing.assert_array_equal(read_geojson(tmp_path / "a.geojson").xy, xy)
 
 
 def test_a_threshold_leaves_out_low_tiles_but_never_those_without_data(tmp_path):
