@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 if TYPE_CHECKING:
     from jobs.pipeline import Job
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+MOST_FAILURES = 30  # listed on the terminal
 WORDS = {"done": "done", "empty": "empty", "skipped": "already there", "failed": "failed"}
 VERBS = {
     "make": "Making slides",
@@ -114,19 +114,14 @@ def print_stage(name: str, receipts: "Sequence[Receipt]", seconds: float) -> Non
 
 def print_failures(job: "Job") -> int:
     """List the failed slides with their remedy; returns the exit code, 1 if there are any."""
-    failed = job.failed()
+    failed = list(job.failed().values())
     if not failed:
         return 0
-    table = Table(
-        "slide",
-        "stage",
-        "problem",
-        "what to do",
-        title=f"{len(failed)} failed",
-        title_justify="left",
-        title_style="bold red",
-    )
-    for receipt in failed.values():
-        table.add_row(receipt.slide_id, receipt.stage, receipt.problem, receipt.remedy)
-    out.print(table)
+    out.print(f"\n[bold red]{len(failed)} of {len(job.records)} slides failed[/]")
+    for receipt in failed[:MOST_FAILURES]:
+        out.print(f"  [bold]{receipt.slide_id}[/] ({receipt.stage}): ", end="")
+        out.print(receipt.problem, markup=False)
+        out.print(f"    → {receipt.remedy}", markup=False, style="dim")
+    if len(failed) > MOST_FAILURES:
+        out.print(f"  … and {len(failed) - MOST_FAILURES} more: see {job.folder.root / 'receipts'} and the report")
     return 1

@@ -7,6 +7,20 @@ from .stream import PatchBatch, iter_patches
 from .tissue import Thumbnail, Tissue, find_tissue, read_thumbnail, tissue_outline
 
 __all__ = [
-    "PatchBatch", "PatchRequest", "PatchStore", "Thumbnail", "TileGrid", "TileSpec", "Tissue", "TissueSpec",
-    "find_tissue", "iter_patches", "open_patches", "plan_grid", "read_thumbnail", "tissue_fraction", "tissue_outline", "write_patches",
-]  # fmt: skip
+    "PatchBatch",
+    "PatchRequest",
+    "PatchStore",
+    "Thumbnail",
+    "TileGrid",
+    "TileSpec",
+    "Tissue",
+    "TissueSpec",
+    "find_tissue",
+    "iter_patches",
+    "open_patches",
+    "plan_grid",
+    "read_thumbnail",
+    "tissue_fraction",
+    "tissue_outline",
+    "write_patches",
+]

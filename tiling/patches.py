@@ -95,7 +95,7 @@ class PatchStore:
 
 @dataclass(frozen=True)
 class PatchRequest:
-    """Who a PatchStore belongs to (id, fingerprint of all that shaped it, digest of the slide); is it to keep pixels?"""
+    """Whose the store is (id, fingerprint of all that shaped it, digest of the slide); does it keep pixels?"""
 
     slide_id: str
     fingerprint: str

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from wsi.errors import SlideError
 from wsi.geometry import Region
-from wsi.resample import read_at
+from wsi.resample import read_reduced
 from wsi.slide import Slide
 
 from .spec import TissueSpec
@@ -71,7 +71,7 @@ def read_thumbnail(slide: Slide, scale: int | None = None) -> Thumbnail:
     for top in range(0, rows, step):
         height = min(step, rows - top)
         strip = Region(0, top * scale, cols * scale, height * scale)
-        thumbnail[top : top + height] = read_at(slide, strip, scale * base_mpp(slide))
+        thumbnail[top : top + height] = read_reduced(slide, strip, scale)
     return Thumbnail(thumbnail, scale)
 
 

@@ -50,6 +50,18 @@ def read_at(slide: Slide, region: Region, mpp: float, tolerance: float = 0.01) -
     return pixels if pixels.shape[:2] == shape else _shrink(pixels, np.empty((*shape, 3), np.uint8))
 
 
+def read_reduced(slide: Slide, region: Region, factor: int) -> NDArray[np.uint8]:
+    """RGB pixels of `region`, one for each `factor` x `factor` level-0 pixels: uint8 (rows, cols, 3), exactly.
+
+    Needs no pixel size. The region's sides are multiples of `factor`. A level within 1 % of it is stretched to fit, so
+    that the result lies on the slide without drift.
+    """
+    index = max(i for i, level in enumerate(slide.levels) if level.downsample <= factor * 1.01)
+    pixels = slide.read(region, index)
+    shape = region.height // factor, region.width // factor
+    return pixels if pixels.shape[:2] == shape else _shrink(pixels, np.empty((*shape, 3), np.uint8))
+
+
 def read_tiles(
     slide: Slide, xy: NDArray[np.int64], span_px: int, level: int, out: NDArray[np.uint8]
 ) -> NDArray[np.bool_]:
