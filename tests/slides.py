@@ -42,7 +42,7 @@ class SvsOptions:
 
 
 def tissue_like(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Pink and violet blobs with grain, uint8 (height, width, 3): no two neighbours are alike."""
+    """Pink and violet blobs with grain, uint8 (height, width, 3): noisy but compressible."""
     rng = np.random.default_rng(seed)
     coarse = rng.random((height // 40 + 2, width // 40 + 2, 3), np.float32)
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -90,6 +90,8 @@ def _write_level(
         dtype=np.uint8,
         tile=(options.tile, options.tile),
         compression="jpeg",
+        # Without this argument tifffile declares every JPEG to be YCbCr, whatever `photometric` says.
+        compressionargs={"outcolorspace": "rgb"} if options.colour == "rgb" else None,
         photometric="rgb" if options.colour == "rgb" else "ycbcr",
         subsampling={"420": (2, 2), "422": (2, 1)}.get(options.colour, (1, 1)),
         jpegtables=tables,

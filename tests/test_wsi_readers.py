@@ -101,6 +101,11 @@ def test_read_many_fills_a_view_of_a_larger_batch(slide):
     slide.read_many(np.array([[0, 0], [240, 0]]), 0, batch[1:4:2])
     assert np.array_equal(batch[3], slide.read(Region(240, 0, 240, 240), 0))
     assert not batch[[0, 2, 4, 5, 6, 7]].any()
+    wide = np.zeros((2, 260, 260, 3), np.uint8)
+    slide.read_many(np.array([[0, 0], [240, 0]]), 0, wide[:, 10:250, 10:250])
+    assert np.array_equal(wide[1, 10:250, 10:250], batch[3])
+    assert not wide[:, :10].any()
+    assert not wide[:, :, 250:].any()
 
 
 def test_threads_see_the_same_pixels(slide):

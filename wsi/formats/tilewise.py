@@ -80,7 +80,7 @@ def fill_patches(
     faults: list[tuple[int, str]] = []
     scratch = np.empty((grid.tile_height, grid.tile_width, 3), np.uint8)
     whole = [0, grid.tile_height, 0, grid.tile_width, 0, 0]
-    in_place = out.flags.c_contiguous and out.shape[1:] == scratch.shape
+    in_place = out.shape[1:] == scratch.shape and out[:1].flags.c_contiguous  # the decoder knows no strides
     bounds, pieces = plan.bounds.tolist(), plan.pieces.tolist()
     for number, tile in enumerate(plan.tiles.tolist()):
         moves = pieces[bounds[number] : bounds[number + 1]]
