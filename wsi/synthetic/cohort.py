@@ -35,7 +35,7 @@ class CohortSpec:
     width_px: int = 3584
     height_px: int = 3584
     mpp: float = 0.5
-    small_nests: float = 0.34
+    small_nests: float = 0.25
 
     def __post_init__(self) -> None:
         if self.patients < 2 or self.patients % 2:
@@ -59,6 +59,7 @@ def plan_cohort(folder: Path, cohort: CohortSpec) -> list[PlannedSlide]:
     rng = np.random.default_rng(cohort.seed)
     sites = min(cohort.sites, cohort.patients // 2)
     second = cohort.second_slides if cohort.second_slides is not None else max(1, cohort.patients // 4)
+    number = rng.permutation(cohort.patients) + 1  # so that neither a label nor a site can be read off an id
     twice = set(rng.permutation(cohort.patients)[:second].tolist())
     positives = cohort.patients // 2
     small = set(rng.permutation(positives)[: round(cohort.small_nests * positives)].tolist())
@@ -69,13 +70,14 @@ def plan_cohort(folder: Path, cohort: CohortSpec) -> list[PlannedSlide]:
         for slide in range(2 if patient in twice else 1):
             spec = _slide_spec(cohort, rng, site)
             tumour = _tumour(rng, spec, pair in small)  # drawn for negatives too: labels must not shift the seeds
-            slide_id = f"synthetic-{patient + 1:02d}-{'ab'[slide]}"
+            name = f"{number[patient]:02d}"
+            slide_id = f"synthetic-{name}-{'ab'[slide]}"
             row = dict(zip(COLUMNS, (
-                slide_id, f"{slide_id}.svs", f"case-{patient + 1:02d}", f"patient-{patient + 1:02d}",
+                slide_id, f"{slide_id}.svs", f"case-{name}", f"patient-{name}",
                 POSITIVE if positive else NEGATIVE, f"{spec.stain}/{spec.scanner}",
             ), strict=True))  # fmt: skip
             planned.append(PlannedSlide(Path(folder) / row["path"], replace(spec, **tumour) if positive else spec, row))
-    return planned
+    return sorted(planned, key=lambda slide: slide.row["slide_id"])
 
 
 def _slide_spec(cohort: CohortSpec, rng: np.random.Generator, site: int) -> SyntheticSpec:
@@ -93,7 +95,7 @@ def _slide_spec(cohort: CohortSpec, rng: np.random.Generator, site: int) -> Synt
 
 
 def _tumour(rng: np.random.Generator, spec: SyntheticSpec, small: bool) -> dict[str, Any]:
-    count, radius = (rng.integers(1, 3), rng.uniform(75, 110)) if small else (rng.integers(2, 6), rng.uniform(120, 240))
+    count, radius = (rng.integers(1, 4), rng.uniform(80, 115)) if small else (rng.integers(3, 7), rng.uniform(140, 250))
     # A small slide has room for small nests only.
     limit = 0.11 * spec.mpp * (spec.width_px * spec.height_px) ** 0.5
     return {"nests": int(count), "nest_radius_um": float(min(radius, max(60.0, limit)))}

@@ -1,5 +1,6 @@
 """Where things lie on a synthetic slide: tissue, tumour nests, glands, lymphocytes, fat — all before any pixel."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import cv2
@@ -11,6 +12,7 @@ from .texture import BLOCK_PX, Field, smooth_noise
 
 CELL_PX = 16  # level-0 px per layout cell and per label of the truth map
 NEST_MARGIN_UM = 12.0  # glands keep this distance from tumour
+FAR = 1e4  # cells; stands for a distance to nothing
 ANGLES = 40  # corners of a gland's outline
 
 
@@ -22,7 +24,8 @@ class Layout:
     tumour, sheet        the same for solid areas of tumour cells (a nest without its strands of stroma) and of
                          normal cells that form no glands
     crowding, loose      smooth noise: density of cells, looseness of the stroma
-    thickness            factor on both dyes (section thickness)
+    cords                ridges where solid areas part into cords of cells, smooth noise with its zeros in the clefts
+    uptake               factors on hematoxylin and on eosin: no section stains evenly
     along, across        coordinates of the stroma's fibres in texture px: a fibre runs where `across` is constant
     glands               outer outlines (n, ANGLES, 2), px;  lumens  the inner ones
     holes                outlines (n, ANGLES, 2) of fat cells and vessels, px
@@ -35,7 +38,8 @@ class Layout:
     lymph: Field
     crowding: Field
     loose: Field
-    thickness: Field
+    cords: Field
+    uptake: tuple[Field, Field]
     along: Field
     across: Field
     glands: Field
@@ -64,8 +68,8 @@ def plan_layout(spec: SyntheticSpec, rng: np.random.Generator) -> Layout:
     away = np.minimum(-nest, tissue - spec.px(8))
     # How much there is of each thing differs from slide to slide, with and without tumour.
     sheet = _areas(noise(240) + 0.3 * noise(70), inside, rng.uniform(0.10, 0.26), spec.px(60))
-    lymph = _areas(noise(170) + 0.4 * noise(50), inside, rng.uniform(0.06, 0.20), spec.px(45))
-    glandular = _areas(noise(380), inside, rng.uniform(0.6, 0.95), spec.px(100))
+    lymph = _areas(noise(170) + 0.4 * noise(50), inside, rng.uniform(0.08, 0.24), spec.px(45))
+    glandular = _areas(noise(380), inside, rng.uniform(0.7, 1.0), spec.px(100))
     fatty = _areas(noise(300), inside, rng.uniform(0.02, 0.09), spec.px(80))
     along, across = _fibres(spec, rng, (rows, cols))
     plan = Layout(
@@ -76,13 +80,18 @@ def plan_layout(spec: SyntheticSpec, rng: np.random.Generator) -> Layout:
         lymph=np.minimum(lymph, tissue - spec.px(6)),
         crowding=noise(130),
         loose=noise(200),
-        thickness=(1 + 0.08 * noise(500) + 0.04 * noise(120)).astype(np.float32),
+        cords=noise(75) + 0.35 * noise(24),
+        uptake=(_uptake(noise), _uptake(noise)),
         along=along,
         across=across,
         **dict.fromkeys(("glands", "lumens", "holes"), np.empty((0, ANGLES, 2), np.float32)),
     )
     glands, lumens = _glands(spec, rng, plan, glandular)
     return replace(plan, glands=glands, lumens=lumens, holes=_holes(spec, rng, plan, fatty, glands))
+
+
+def _uptake(noise: Callable[[float], Field]) -> Field:
+    return np.clip(1 + 0.2 * noise(420) + 0.12 * noise(140), 0.5, 1.6)
 
 
 def _fibres(spec: SyntheticSpec, rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Field, Field]:
@@ -126,6 +135,7 @@ def _tissue(spec: SyntheticSpec, rng: np.random.Generator, shape: tuple[int, int
     threshold = np.partition(field.ravel(), -int(wanted) - 1)[-int(wanted) - 1] if wanted >= 1 else field.max() + 1
     inside = (field > threshold).astype(np.uint8)
     distance = cv2.distanceTransform(inside, cv2.DIST_L2, 5) - cv2.distanceTransform(1 - inside, cv2.DIST_L2, 5)
+    distance = np.clip(distance, -FAR, FAR)
     # Near the border the field itself is smoother than a distance between cells; far from it the distance is true.
     gradient = np.hypot(*np.gradient(field)) + 1e-4
     near = np.clip((field - threshold) / gradient, -2.5, 2.5)
@@ -198,12 +208,22 @@ def _glands(spec: SyntheticSpec, rng: np.random.Generator, plan: Layout, glandul
     room = np.minimum(plan.at(plan.tissue, centres) - radii, -plan.at(plan.nest, centres) - radii)
     room = np.minimum(room, -plan.at(plan.sheet, centres) - 0.5 * radii)
     keep = (room > spec.px(NEST_MARGIN_UM)) & (plan.at(glandular, centres) > 0) & (rng.random(len(centres)) < 0.94)
+    keep &= _apart(centres, 1.02 * radii, keep)
     centres, radii, wall = centres[keep], radii[keep], wall[keep]
     outer = _outlines(rng, centres, radii, 1.2, 0.06)
     inward = centres[:, None] - outer
     inner = outer + inward * (wall[:, None] / np.hypot(*inward.transpose(2, 0, 1)))[..., None]
     jag = rng.normal(0, spec.px(0.9), inner.shape)
     return outer, (inner + jag).astype(np.float32)
+
+
+def _apart(centres: NDArray, radii: NDArray, candidates: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Circles that overlap no earlier one that was kept."""
+    kept = np.zeros(len(centres), bool)
+    for i in np.flatnonzero(candidates):
+        others = np.flatnonzero(kept)
+        kept[i] = (np.hypot(*(centres[others] - centres[i]).T) > radii[others] + radii[i]).all()
+    return kept
 
 
 def _holes(spec: SyntheticSpec, rng: np.random.Generator, plan: Layout, fatty: Field, glands: Field) -> Field:
@@ -215,7 +235,7 @@ def _holes(spec: SyntheticSpec, rng: np.random.Generator, plan: Layout, fatty: F
     taken = np.ones(plan.tissue.shape, np.uint8)
     for outline in np.rint(glands / CELL_PX - 0.5).astype(np.int32):
         cv2.fillPoly(taken, [outline], 0)
-    free = cv2.distanceTransform(taken, cv2.DIST_L2, 3) * CELL_PX
+    free = np.minimum(cv2.distanceTransform(taken, cv2.DIST_L2, 3), FAR).astype(np.float32) * CELL_PX
     solid = np.maximum(plan.nest, plan.sheet)
     room = np.minimum(np.minimum(plan.at(plan.tissue, centres), -plan.at(solid, centres)), plan.at(free, centres))
     keep = (room > radii + 4) & ((plan.at(fatty, centres) > 0) | (np.arange(len(centres)) >= len(fat)))

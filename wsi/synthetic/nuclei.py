@@ -42,8 +42,8 @@ KINDS = {
     "lymphocyte": Kind((3.0, 3.8), (2.7, 3.3), (0.95, 1.4), 0.04, 0.26, 0.10, 0, 0.10, 64),
     "epithelial": Kind((4.0, 5.2), (2.6, 3.3), (0.70, 1.05), 0.04, 0.18, 0.20, 0, 0.10, 96),
     "sheet": Kind((3.7, 4.5), (3.2, 3.8), (0.62, 0.98), 0.04, 0.22, 0.24, 1, 0.25, 64),
-    "spindle": Kind((5.0, 9.0), (1.1, 1.8), (0.70, 1.1), 0.06, 0.15, 0.05, 0, 0.05, 96),
-    "tumour": Kind((5.2, 8.8), (4.0, 6.2), (0.38, 0.95), 0.10, 0.36, 0.42, 3, 0.20, 96),
+    "spindle": Kind((5.0, 9.0), (1.2, 2.1), (0.75, 1.15), 0.06, 0.15, 0.05, 0, 0.05, 96),
+    "tumour": Kind((4.7, 8.4), (3.8, 5.8), (0.34, 0.82), 0.10, 0.36, 0.45, 3, 0.20, 96),
 }
 
 
@@ -130,15 +130,15 @@ def place_nuclei(spec: SyntheticSpec, plan: Layout, taken: NDArray[np.bool_], rn
         col, row = points.astype(int).T
         return points[(plan.at(where, points) > 0) & ~taken[row, col] & (rng.random(len(points)) < share)]
 
-    tumour = grid(15.5, 0.15)
-    tumour = some(tumour, plan.tumour, 0.88 + 0.3 * plan.at(plan.crowding, tumour))
-    sheet = grid(12.5, 0.13)
-    sheet = some(sheet, plan.sheet, 0.92 + 0.2 * plan.at(plan.crowding, sheet))
+    tumour = grid(17.0, 0.16)
+    tumour = some(tumour, plan.tumour, 0.86 + 0.4 * plan.at(plan.crowding, tumour))
+    sheet = grid(12.0, 0.17)
+    sheet = some(sheet, plan.sheet, 0.88 + 0.3 * plan.at(plan.crowding, sheet))
     lymph = grid(8.6, 0.18)
-    depth, scattered = plan.at(plan.lymph, lymph) / spec.px(10), rng.uniform(0.01, 0.035)
+    depth, scattered = plan.at(plan.lymph, lymph) / spec.px(10), rng.uniform(0.02, 0.07)
     lymph = some(lymph, np.minimum(plan.tissue, -solid), np.clip(0.35 + 0.5 * depth, scattered, 0.9))
-    spindle = grid(21, 0.3)
-    spindle = some(spindle, np.minimum(plan.tissue - 6, -solid), 0.75 - 0.3 * plan.at(plan.loose, spindle))
+    spindle = grid(17, 0.3)
+    spindle = some(spindle, np.minimum(plan.tissue - np.float32(6), -solid), 0.8 - 0.3 * plan.at(plan.loose, spindle))
     slope_y, slope_x = (part.astype(np.float32) for part in np.gradient(plan.across))
     fibre = np.arctan2(plan.at(slope_y, spindle), plan.at(slope_x, spindle)) + np.pi / 2
     ring, angles = _ring(spec, plan, rng)

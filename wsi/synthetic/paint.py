@@ -27,12 +27,15 @@ def paint(spec: SyntheticSpec, plan: Layout, rng: np.random.Generator) -> Canvas
     """Paint tissue, nuclei and dust; glass stays 0."""
     shape = (plan.tissue.shape[0] * CELL_PX, plan.tissue.shape[1] * CELL_PX)
     canvas = Canvas(*(np.zeros(shape, np.uint8) for _ in range(3)))
-    wall, gap = _stencils(spec, plan, shape)
-    _paint_ground(spec, plan, canvas, (wall, gap), rng)
+    wall, gap = _stencils(plan, shape, rng)
+    _paint_ground(plan, canvas, (wall, gap))
     _paint_membranes(spec, plan, canvas)
-    for placed in place_nuclei(spec, plan, (wall | gap) > 127, rng):
+    taken = (wall | gap) > 127
+    taken |= canvas.eosin < 12  # glass and clefts
+    for placed in place_nuclei(spec, plan, taken, rng):
         sprites = draw_sprites(KINDS[placed.kind], spec, rng)
         stamp((canvas.hematoxylin, canvas.eosin), sprites, placed.xy, choose(sprites, placed, rng))
+    _stain_unevenly(plan, canvas)
     _drop_dust(spec, canvas, rng)
     sigma = spec.camera.blur_px * OBJECTIVE_20X_MPP / spec.mpp
     for layer in (canvas.hematoxylin, canvas.eosin):
@@ -40,12 +43,16 @@ def paint(spec: SyntheticSpec, plan: Layout, rng: np.random.Generator) -> Canvas
     return canvas
 
 
-def _stencils(spec: SyntheticSpec, plan: Layout, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _stencils(
+    plan: Layout, shape: tuple[int, int], rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Gland walls, and gaps (lumens, fat, vessels), as 0..255 masks of the whole slide."""
     wall, gap = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
     for outline in np.rint(plan.glands).astype(np.int32):
         cv2.fillPoly(wall, [outline], 255, lineType=cv2.LINE_AA)
-    for outline in np.rint(np.concatenate((plan.lumens, plan.holes))).astype(np.int32):
+    for outline in np.rint(plan.lumens).astype(np.int32):
+        cv2.fillPoly(gap, [outline], int(rng.choice((150, 190, 225, 250))), lineType=cv2.LINE_AA)  # more or less mucus
+    for outline in np.rint(plan.holes).astype(np.int32):
         cv2.fillPoly(gap, [outline], 255, lineType=cv2.LINE_AA)
     return wall, gap
 
@@ -58,47 +65,43 @@ def _paint_membranes(spec: SyntheticSpec, plan: Layout, canvas: Canvas) -> None:
 
 
 def _paint_ground(
-    spec: SyntheticSpec,
     plan: Layout,
     canvas: Canvas,
     stencils: tuple[NDArray[np.uint8], NDArray[np.uint8]],
-    rng: np.random.Generator,
 ) -> None:
     """Stroma fibres, cytoplasm and gaps, block by block and only where there is tissue."""
-    shape = plan.tissue.shape
     cyto = np.maximum(plan.tumour, plan.sheet)
-    layers = (plan.tissue, cyto, plan.lymph, plan.thickness, plan.loose, plan.along, plan.across)
+    layers = (plan.tissue, cyto, plan.lymph, plan.loose, plan.cords, plan.along, plan.across)
     fields = [np.pad(layer, 2, mode="edge") for layer in layers]
-    for row in range(0, shape[0], CELLS):
-        for col in range(0, shape[1], CELLS):
-            if plan.tissue[row : row + CELLS, col : col + CELLS].max() > -2 * CELL_PX:
-                block = np.s_[row * CELL_PX : row * CELL_PX + BLOCK_PX, col * CELL_PX : col * CELL_PX + BLOCK_PX]
-                origin = row * CELL_PX % TEXTURE_PX, col * CELL_PX % TEXTURE_PX
-                pieces = [enlarge(field, row, col, CELLS, CELL_PX) for field in fields]
-                dyes = _ground_block(pieces, stencils[0][block], stencils[1][block], origin)
-                canvas.hematoxylin[block], canvas.eosin[block] = dyes
+    for row, col in _tissue_blocks(plan):
+        block = np.s_[row * CELL_PX : row * CELL_PX + BLOCK_PX, col * CELL_PX : col * CELL_PX + BLOCK_PX]
+        origin = row * CELL_PX % TEXTURE_PX, col * CELL_PX % TEXTURE_PX
+        pieces = [enlarge(field, row, col, CELLS, CELL_PX) for field in fields]
+        dyes = _ground_block(pieces, stencils[0][block], stencils[1][block], origin)
+        canvas.hematoxylin[block], canvas.eosin[block] = dyes
 
 
 def _ground_block(
     pieces: list[Field], wall: NDArray[np.uint8], gap: NDArray[np.uint8], origin: tuple[int, int]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Hematoxylin and eosin of one block without its nuclei."""
-    tissue, cyto, lymph, thickness, loose, along, across = pieces
+    tissue, cyto, lymph, loose, cords, along, across = pieces
     grain = grain_texture()[origin[0] : origin[0] + BLOCK_PX, origin[1] : origin[1] + BLOCK_PX]
     fibre = fibres(along, across + 1.6 * grain)
     fibril = fibres(along * 1.7 + 333, across * 1.7 + along * 0.25 + 777)
     cell = np.clip((cyto + 5 * fibre) / 6 + 0.5, 0, 1)
+    cleft_of_cords = np.clip((0.11 - 0.07 * loose - np.abs(cords + 0.02 * grain)) / 0.06, 0, 0.92) * cell
     cell = np.maximum(cell, wall.astype(np.float32) / 255)
     soft = np.clip(lymph / 20 + 0.5, 0, 1) * 0.6
     # Loose stroma is paler and opens into clefts; around lymphocytes the fibres give way to a fine network.
-    cleft = np.clip((fibre + 0.5 * fibril + 1.75 - 0.8 * loose) / 0.7, 0.08, 1)
-    stroma = 0.47 - 0.10 * loose + (1 - soft) * (0.11 * fibre + 0.07 * fibril) + 0.035 * grain - 0.10 * soft
+    cleft = np.clip((fibre + 0.5 * fibril + 2.0 - 0.7 * loose) / 0.7, 0.08, 1)
+    stroma = 0.48 - 0.08 * loose + (1 - soft) * (0.11 * fibre + 0.07 * fibril) + 0.035 * grain - 0.10 * soft
     stroma *= cleft + (1 - cleft) * soft
-    eosin = stroma + (0.46 + 0.05 * grain - stroma) * cell
-    hematoxylin = 0.075 + 0.05 * soft + 0.02 * fibril
-    hematoxylin += (0.17 + 0.035 * grain - hematoxylin) * cell
+    eosin = stroma + (0.42 + 0.05 * grain - stroma) * cell
+    hematoxylin = 0.10 + 0.05 * soft + 0.02 * fibril
+    hematoxylin += (0.14 + 0.035 * grain - hematoxylin) * cell
     shown = np.clip((tissue + 6 * fibre + 3 * grain) / 4 + 0.5, 0, 1) * (1 - gap.astype(np.float32) * (0.94 / 255))
-    shown *= thickness * np.float32(DYE)
+    shown *= (1 - cleft_of_cords) * np.float32(DYE)
     return _rounded(np.maximum(hematoxylin, 0) * shown), _rounded(np.maximum(eosin, 0.02) * shown)
 
 
@@ -106,13 +109,33 @@ def _rounded(amount: Field) -> NDArray[np.uint8]:
     return np.asarray(cv2.convertScaleAbs(amount), np.uint8)
 
 
+def _stain_unevenly(plan: Layout, canvas: Canvas) -> None:
+    for field, layer in zip(plan.uptake, (canvas.hematoxylin, canvas.eosin), strict=True):
+        padded = np.pad(field, 2, mode="edge")
+        for row, col in _tissue_blocks(plan):
+            block = np.s_[row * CELL_PX : row * CELL_PX + BLOCK_PX, col * CELL_PX : col * CELL_PX + BLOCK_PX]
+            factor = enlarge(padded, row, col, CELLS, CELL_PX)
+            layer[block] = cv2.multiply(layer[block], factor, dtype=cv2.CV_8U)
+
+
+def _tissue_blocks(plan: Layout) -> list[tuple[int, int]]:
+    """First layout row and column of every block that has tissue."""
+    rows, cols = plan.tissue.shape
+    return [
+        (row, col)
+        for row in range(0, rows, CELLS)
+        for col in range(0, cols, CELLS)
+        if plan.tissue[row : row + CELLS, col : col + CELLS].max() > -2 * CELL_PX
+    ]
+
+
 def _drop_dust(spec: SyntheticSpec, canvas: Canvas, rng: np.random.Generator) -> None:
     """Specks and a few lint fibres, anywhere on the glass."""
     mm2 = spec.width_px * spec.height_px * spec.mpp**2 / 1e6
-    for _ in range(rng.poisson(9 * mm2) + 3):
+    for _ in range(rng.poisson(6 * mm2) + 3):
         x, y = (int(v) for v in rng.uniform((0, 0), (spec.width_px, spec.height_px)))
         axes = tuple(max(1, round(spec.px(v))) for v in rng.uniform(0.5, 2.6, 2))
-        value = int(rng.uniform(15, 110))
+        value = int(rng.uniform(8, 70))
         cv2.ellipse(canvas.dirt, (x, y), axes, rng.uniform(0, 180), 0, 360, value, -1, cv2.LINE_AA)
     for _ in range(rng.poisson(0.6 * mm2)):
         start = rng.uniform((0, 0), (spec.width_px, spec.height_px))

@@ -49,7 +49,8 @@ def fibres(along: Field, across: Field) -> Field:
     """Fibre texture at the given texture coordinates."""
     # Coordinates are brought near the texture first: cv2 wraps far ones an order of magnitude slower.
     along, across = (part - np.float32(np.floor(part.min() / TEXTURE_PX) * TEXTURE_PX) for part in (along, across))
-    return cv2.remap(fibre_texture(), along, across, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    fibre = cv2.remap(fibre_texture(), along, across, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    return np.asarray(fibre, np.float32)
 
 
 @lru_cache(maxsize=1)
@@ -72,4 +73,4 @@ def enlarge(field: Field, row: int, col: int, cells: int, cell_px: int) -> Field
     piece = field[row : row + cells + 4, col : col + cells + 4]
     side = cells * cell_px
     full = cv2.resize(piece, (side + 4 * cell_px,) * 2, interpolation=cv2.INTER_CUBIC)
-    return full[2 * cell_px : 2 * cell_px + side, 2 * cell_px : 2 * cell_px + side]
+    return np.asarray(full[2 * cell_px : 2 * cell_px + side, 2 * cell_px : 2 * cell_px + side], np.float32)
