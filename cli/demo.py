@@ -22,7 +22,7 @@ def demo(
 
     from .console import out as console
     from .console import print_failures, run_shown
-    from .stages import _settings, write_table
+    from .stages import settings_of, write_table
     from .train import show_training
 
     started = time.monotonic()
@@ -45,7 +45,7 @@ def demo(
     run_shown(job, heatmap_slide)
     write_table(job)
     figures = _judge(job)
-    facts["settings"] = _settings(job)
+    facts["settings"] = settings_of(job)
     write_run(folder, facts)
     report = make_report(job, facts, "slidestream demo: a synthetic cohort", synthetic=True)
     _say(figures, time.monotonic() - started)

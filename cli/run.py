@@ -1,7 +1,7 @@
 """wsi run: the main job."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +26,12 @@ from .options import (
     gather,
     parse_mpp,
 )
+
+if TYPE_CHECKING:
+    from jobs.pipeline import Job
+
+if TYPE_CHECKING:
+    from jobs.pipeline import Job
 
 OptionalModel = Annotated[
     Path | None,
@@ -75,27 +81,32 @@ def run(
             "jobs.workers": workers,
         },
     )
+    from .stages import start
+
+    job = start(source, out, settings, slide_mpp, dry_run, settings.get("model"))
+    raise typer.Exit(work(job))
+
+
+def work(job: "Job") -> int:
+    """Run every stage, write the table and the report; returns the exit code."""
     from jobs.folder import command_line, run_facts, write_run
     from jobs.model_stages import heatmap_slide, predict_slide
     from jobs.report import make_report
     from jobs.stages import embed_slide, tile_slide
 
-    from .console import out as console
-    from .console import print_failures, run_shown
-    from .stages import _settings, start, write_table
+    from .console import out, print_failures, run_shown
+    from .stages import settings_of, write_table
 
-    job = start(source, out, settings, slide_mpp, dry_run, settings.get("model"))
-    facts = run_facts(command_line(), _settings(job))
-    stages = [tile_slide, embed_slide, *([predict_slide, heatmap_slide] if job.spec.model else [])]
-    for stage in stages:
+    facts = run_facts(command_line(), settings_of(job))
+    for stage in (tile_slide, embed_slide, *((predict_slide, heatmap_slide) if job.spec.model else ())):
         run_shown(job, stage)
-    if all(r.status == "skipped" for receipts in job.receipts.values() for r in receipts):
-        console.print("Nothing to do: all of it was already there.")
+    if all(receipt.status == "skipped" for receipts in job.receipts.values() for receipt in receipts):
+        out.print("Nothing to do: all of it was already there.")
     if job.spec.model:
-        console.print(f"predictions: {write_table(job)}")
+        out.print(f"predictions: {write_table(job)}")
     else:
-        console.print("No --model was given, so the run stops after the embeddings.")
+        out.print("No --model was given, so the run stops after the embeddings.")
     write_run(job.folder, facts)
     code = print_failures(job)
-    console.print(f"report: {make_report(job, facts)}")
-    raise typer.Exit(code)
+    out.print(f"report: {make_report(job, facts)}")
+    return code

@@ -180,11 +180,11 @@ def _finish(job: "Job", stages: list) -> None:
         run_shown(job, stage)
         if stage.__name__ == "predict_slide":
             out.print(f"predictions: {write_table(job)}")
-    write_run(job.folder, {**facts, "settings": _settings(job)})
+    write_run(job.folder, {**facts, "settings": settings_of(job)})
     raise typer.Exit(print_failures(job))
 
 
-def _settings(job: "Job") -> dict[str, Any]:
+def settings_of(job: "Job") -> dict[str, Any]:
     from jobs.config import as_settings
 
     return as_settings(job.spec)

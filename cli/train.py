@@ -120,7 +120,7 @@ def evaluate(source: Source, out: Out, model: ModelDir) -> None:
     from jobs.report import make_report
 
     from .console import out as console
-    from .stages import _settings, start
+    from .stages import settings_of, start
 
     job = start(source, out, {"model": str(model)}, model=model)
     job.recall("tile", "embed", "predict", "heatmap")
@@ -133,4 +133,4 @@ def evaluate(source: Source, out: Out, model: ModelDir) -> None:
     for line in result["notes"]:
         console.print(f"[yellow]note[/] {line}")
     console.print(f"figures: {job.folder.evaluation(result['model'])}")
-    console.print(f"report: {make_report(job, run_facts(command_line(), _settings(job)))}")
+    console.print(f"report: {make_report(job, run_facts(command_line(), settings_of(job)))}")

@@ -127,9 +127,10 @@ def embeddings_for(model: "TrainedModel", record: SlideRecord, folder: RunFolder
 def write_predictions(
     records: Sequence[SlideRecord], model: "TrainedModel", folder: RunFolder, failed: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """predictions/<model>.csv: a row for every slide asked for, also those that are empty or failed. Returns the rows.
+    """predictions/<model>.csv: a row for every slide asked for, also those that are empty or failed. Returns these rows.
 
     failed  slide_id → problem, of the slides that did not come through
+    Rows of other slides, from earlier commands on the same run folder, stay.
     """
     classes = model.classes
     columns = ["slide_id", "case_id", "patient_id", "status", "predicted", *(f"softmax_{name}" for name in classes)]
@@ -145,11 +146,20 @@ def write_predictions(
             row |= {key: value for key, value in made.items() if key in columns}
             row |= {f"softmax_{name}": f"{value:.6f}" for name, value in made["softmax"].items()}
         rows.append({column: _cell(row.get(column)) for column in columns})
-    with appear_file(folder.predictions(model.name)) as draft, draft.open("w", newline="", encoding="utf-8") as stream:
+    target, mine = folder.predictions(model.name), {row["slide_id"] for row in rows}
+    others = [row for row in _rows(target) if row["slide_id"] not in mine and list(row) == columns]
+    with appear_file(target) as draft, draft.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(sorted([*others, *rows], key=lambda row: row["slide_id"]))
     return rows
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
 
 
 def _cell(value: Any) -> Any:

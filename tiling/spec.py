@@ -17,8 +17,8 @@ class TissueSpec:
 
     method: str = "otsu"
     mpp: float = 8.0
-    min_area_um2: float = 20_000.0
-    max_hole_um2: float = 20_000.0
+    min_area_um2: float = 10_000.0
+    max_hole_um2: float = 10_000.0
 
     def __post_init__(self) -> None:
         if self.method not in ("otsu", "none"):
