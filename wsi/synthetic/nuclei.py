@@ -138,8 +138,12 @@ def place_nuclei(spec: SyntheticSpec, plan: Layout, taken: NDArray[np.bool_], rn
     depth, scattered = plan.at(plan.lymph, lymph) / spec.px(10), rng.uniform(0.02, 0.07)
     lymph = some(lymph, np.minimum(plan.tissue, -solid), np.clip(0.35 + 0.5 * depth, scattered, 0.9))
     spindle = grid(17, 0.3)
-    spindle = some(spindle, np.minimum(plan.tissue - np.float32(6), -solid), 0.8 - 0.3 * plan.at(plan.loose, spindle))
-    slope_y, slope_x = (part.astype(np.float32) for part in np.gradient(plan.across))
+    spindle = some(
+        spindle,
+        np.minimum(plan.tissue - spec.px(3), -solid).astype(np.float32),
+        0.8 - 0.3 * plan.at(plan.loose, spindle),
+    )
+    slope_y, slope_x = (np.asarray(part, np.float32) for part in np.gradient(plan.across))
     fibre = np.arctan2(plan.at(slope_y, spindle), plan.at(slope_x, spindle)) + np.pi / 2
     ring, angles = _ring(spec, plan, rng)
     free = [Placed(name, xy, np.full(len(xy), np.nan)) for name, xy in

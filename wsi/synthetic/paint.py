@@ -160,14 +160,14 @@ class Camera:
         )
         index = (hematoxylin.astype(np.uint16) << 8) | eosin
         packed = self._table.take(index) if index.any() else np.full((side, side), self._table[0])
-        pixels = cv2.cvtColor(packed.view(np.uint8).reshape(side, side, 4), cv2.COLOR_RGBA2RGB).astype(np.float32)
+        pixels = cv2.cvtColor(packed.view(np.uint8).reshape(side, side, 4), cv2.COLOR_RGBA2RGB)
         if dirt.any():
-            pixels *= 10 ** (dirt[..., None] / np.float32(-DYE))
-        rows, cols = (np.arange(start, start + side, dtype=np.float32) for start in (y, x))
-        light = np.add.outer(rows * np.float32(self._slope[1]), cols * np.float32(self._slope[0]))
+            pixels = np.rint(pixels * 10 ** (dirt[..., None] / np.float32(-DYE))).astype(np.uint8)
+        # The light falls off by less than a grey level from tile to tile, so that one value a tile shows no edge.
+        light = float(self._slope @ (x, y))
         row, col = self._rng.integers(0, TEXTURE_PX - side + 1, 2)
-        noise = self._noise[row : row + side, col : col + side] + light[..., None]
-        return np.asarray(cv2.add(pixels, noise, dtype=cv2.CV_8U), np.uint8)
+        noise = self._noise[row : row + side, col : col + side]
+        return np.asarray(cv2.addWeighted(pixels, 1.0, noise, 1.0, light, dtype=cv2.CV_8U), np.uint8)
 
 
 def _padded(block: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

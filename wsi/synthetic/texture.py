@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 TEXTURE_PX = 1024  # side of the tileable textures
-BLOCK_PX = 512  # side of the blocks that a slide is painted in
+BLOCK_PX = 256  # side of the blocks that a slide is painted in
 
 Field = NDArray[np.float32]
 
