@@ -9,7 +9,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from tiling.patches import open_complete, put
+from tiling.patches import count_files, open_complete, put
 from wsi.errors import StoreError
 from wsi.publish import appear, fingerprint
 
@@ -128,7 +128,7 @@ def write_embeddings(path: Path, embedded: Embedded, xy: NDArray[np.int64], fact
         put(group, "embeddings", embedded.embeddings)
         put(group, "xy", xy)
         put(group, "ok", embedded.ok)
-        complete = {"tiles": len(xy), "failed": int((~embedded.ok).sum()), "arrays": sorted(group.array_keys())}
+        complete = {"tiles": len(xy), "failed": int((~embedded.ok).sum()), "files": count_files(draft)}
         group.attrs.update({"schema": SCHEMA, **facts, "complete": complete})  # type: ignore[dict-item]
 
 

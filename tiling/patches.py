@@ -132,7 +132,7 @@ def write_patches(path: Path, slide: Slide, grid: TileGrid, tissue: Tissue, requ
                 "thumbnail_scale": thumbnail.scale,
                 "tissue_um2": tissue.area_um2,
                 "tissue_outline": tissue_outline(tissue),
-                "complete": {"tiles": len(grid), "failed": failed, "arrays": sorted(group.array_keys())},
+                "complete": {"tiles": len(grid), "failed": failed, "files": count_files(draft)},
             }
         )
     return failed
@@ -154,15 +154,30 @@ def open_complete(path: Path, schema: str, maker: str) -> zarr.Group:
             path, f"its schema is {attrs.get('schema')}, this version reads {schema}", f"run `{maker}` again"
         )
     complete = attrs.get("complete")
-    if not isinstance(complete, dict) or sorted(group.array_keys()) != complete["arrays"]:
+    if not isinstance(complete, dict) or complete["files"] != count_files(path):
         raise StoreError(path, "it is not complete", f"delete it and run `{maker}` again")
     return group
+
+
+def count_files(path: Path) -> dict[str, int]:
+    """Array → files that hold its chunks. Zarr reads a missing file as zeros, so somebody has to count them."""
+    return {
+        array.parent.name: sum(entry.is_file() for entry in (array.parent / "c").rglob("*"))
+        for array in sorted(path.glob("*/zarr.json"))
+    }
 
 
 def put(group: zarr.Group, name: str, values: NDArray[Any], rows: int = 4096) -> None:
     """A whole array, checksummed, `rows` rows a chunk."""
     chunks = (min(rows, max(1, len(values))), *(max(1, side) for side in values.shape[1:]))
-    array = group.create_array(name, shape=values.shape, chunks=chunks, dtype=values.dtype, compressors=CHECKED)
+    array = group.create_array(
+        name,
+        shape=values.shape,
+        chunks=chunks,
+        dtype=values.dtype,
+        compressors=CHECKED,
+        config={"write_empty_chunks": True},  # so that a missing file is a missing file
+    )
     if values.size:
         array[...] = values
 

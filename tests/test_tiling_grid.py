@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tiling import TileSpec, Tissue, TissueSpec, plan_grid, tissue_fraction
+from tiling.grid import block_order, tile_origins
+from wsi import Level, SlideError, SpecError
+
+
+def everything(width: int, height: int, scale: int = 16) -> Tissue:
+    mask = np.ones((-(-height // scale), -(-width // scale)), bool)
+    return Tissue(mask, scale, 0.0)
+
+
+def pyramid(width: int, height: int, mpp: float | None, *downsamples: float) -> list[Level]:
+    return [Level(int(width / d), int(height / d), d, mpp and mpp * d) for d in (1, *downsamples)]
+
+
+@pytest.mark.parametrize(
+    ("extent", "span", "stride", "expected"),
+    [
+        (10, 4, 4, [0, 4]),  # the ragged edge is dropped
+        (12, 4, 4, [0, 4, 8]),  # an exact fit keeps the last tile
+        (10, 4, 3, [0, 3, 6]),  # overlap
+        (10, 4, 6, [0, 6]),  # gaps
+        (4, 4, 4, [0]),
+        (3, 4, 4, []),  # a slide smaller than a tile has none
+    ],
+)
+def test_tiles_lie_wholly_inside_the_slide(extent, span, stride, expected):
+    assert tile_origins(extent, span, stride).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("base_mpp", "downsamples", "wanted", "level", "span"),
+    [
+        (0.5, (), 0.5, 0, 256),
+        (0.499, (), 0.5, 0, 256),  # 0.2 % off: read as it is
+        (0.25, (4,), 0.5, 0, 512),  # between two levels: from the finer
+        (0.25, (2, 4), 0.5, 1, 512),
+        (0.25, (2.0001, 4), 0.5, 1, 512),  # scanners' levels are rarely exact
+        (0.25, (4,), 1.0, 1, 1024),
+        (0.23, (), 0.5, 0, 557),  # met by resampling: 0.23 * 557 / 256 = 0.5004
+        (0.35, (), 0.5, 0, 366),
+    ],
+)
+def test_the_target_scale_is_met_from_the_nearest_finer_level(base_mpp, downsamples, wanted, level, span):
+    grid = plan_grid(pyramid(8192, 8192, base_mpp, *downsamples), TileSpec(mpp=wanted), everything(8192, 8192))
+    assert (grid.level, grid.span_px) == (level, span)
+    assert grid.mpp == pytest.approx(wanted, rel=0.01)
+    assert grid.xy.dtype == np.int64
+
+
+def test_up_sampling_and_a_missing_scale_are_refused():
+    tissue = everything(4096, 4096)
+    with pytest.raises(SpecError, match="finest level has 1"):
+        plan_grid(pyramid(4096, 4096, 1.0), TileSpec(mpp=0.5), tissue)
+    with pytest.raises(SlideError, match="pixel size"):
+        plan_grid(pyramid(4096, 4096, None), TileSpec(mpp=0.5), tissue)
+
+
+@given(
+    st.integers(100, 5000), st.integers(100, 5000), st.sampled_from([0.2, 0.25, 0.5]),
+    st.integers(16, 300), st.integers(8, 400), st.floats(0, 1),
+)  # fmt: skip
+def test_every_tile_lies_on_the_slide_once_and_holds_enough_tissue(width, height, mpp, tile, stride, least):
+    rng = np.random.default_rng(width)
+    mask = rng.random((-(-height // 16), -(-width // 16))) < 0.5
+    spec = TileSpec(tile_px=tile, mpp=0.5, stride_px=stride, min_tissue=least)
+    grid = plan_grid(pyramid(width, height, mpp), spec, Tissue(mask, 16, 0.0))
+    assert (grid.xy >= 0).all()
+    assert (grid.xy + grid.span_px <= [width, height]).all()
+    assert len(np.unique(grid.xy, axis=0)) == len(grid)
+    assert (grid.tissue >= np.float32(least) - 1e-6).all()
+    assert np.allclose(tissue_fraction(mask, grid.xy, grid.span_px, 16), grid.tissue)
+
+
+def test_tissue_fraction_equals_the_mean_of_the_mask_under_each_tile():
+    mask = np.random.default_rng(1).random((40, 60)) < 0.3
+    xy = np.array([[0, 0], [32, 64], [480, 160], [13, 27]])
+    expected = [mask[y // 16 : -(-(y + 96) // 16), x // 16 : -(-(x + 96) // 16)].mean() for x, y in xy]
+    assert tissue_fraction(mask, xy, 96, 16).tolist() == pytest.approx(expected)
+
+
+def test_neighbours_in_the_list_are_neighbours_on_the_slide():
+    places = np.stack(np.meshgrid(np.arange(64), np.arange(64)), -1).reshape(-1, 2)
+    ordered = places[block_order(places)]
+    for block in ordered.reshape(16, 256, 2):
+        assert np.ptp(block, axis=0).tolist() == [15, 15]
+    assert ordered[:17].tolist() == [[x, 0] for x in range(16)] + [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("tile_px", 8), ("mpp", 0.0), ("stride_px", 0), ("min_tissue", 1.5), ("tolerance", 0.5), ("max_failed_tiles", -1)],
+)
+def test_a_setting_out_of_range_is_refused_by_name(field, value):
+    with pytest.raises(SpecError, match=f"tile.{field}"):
+        TileSpec(**{field: value})
+
+
+def test_an_unknown_tissue_method_is_refused():
+    with pytest.raises(SpecError, match="otsu"):
+        TissueSpec(method="otzu")
