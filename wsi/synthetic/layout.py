@@ -130,7 +130,8 @@ def _tissue(spec: SyntheticSpec, rng: np.random.Generator, shape: tuple[int, int
     for wavelength_um, weight in ((420, 0.26), (130, 0.10), (45, 0.04), (20, 0.015)):
         field += weight * smooth_noise(rng, shape, spec.px(wavelength_um) / CELL_PX)
     rim = np.minimum(np.minimum(x, width - x) / width, np.minimum(y, height - y) / height)
-    field -= 2.2 * (np.maximum(0, 0.15 - rim) / 0.15) ** 2  # keeps the rim free without a straight edge
+    rim = rim + 0.03 * smooth_noise(rng, shape, spec.px(240) / CELL_PX)
+    field -= 2.2 * (np.clip(0.17 - rim, 0, 0.17) / 0.15) ** 2  # keeps the rim free without a straight edge
     wanted = spec.tissue * height * width
     threshold = np.partition(field.ravel(), -int(wanted) - 1)[-int(wanted) - 1] if wanted >= 1 else field.max() + 1
     inside = (field > threshold).astype(np.uint8)
