@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from wsi.formats.jpeg import BadTile
-from wsi.formats.tilewise import Grid, fill_patches, plan_pieces
+from wsi.formats.tilewise import Grid, fill_patches, plan_pieces, stream_patches
 
 sides = st.integers(1, 70)
 corners = st.lists(st.tuples(st.integers(-90, 160), st.integers(-90, 160)), max_size=12)
@@ -33,6 +33,10 @@ def test_a_batch_equals_cutting_each_patch_from_the_whole_picture(
     assert ok.all()
     assert not faults
     assert len(decoded) == len(set(decoded))
+    streamed = np.zeros_like(out)
+    ok, _ = stream_patches(plan_pieces(xy, (rows, cols), grid), grid, decode, (rows, cols), streamed.__setitem__)
+    assert ok.all()
+    assert np.array_equal(streamed, out)
     canvas = np.full((height + 500, width + 500, 3), 255, np.uint8)
     canvas[200 : 200 + height, 200 : 200 + width] = picture
     for (x, y), patch in zip(corners, out, strict=True):
@@ -51,3 +55,10 @@ def test_only_the_patches_of_a_bad_tile_are_not_ok():
     ok, faults = fill_patches(plan, grid, decode, out)
     assert ok.tolist() == [True, False, False, True]
     assert faults == [(1, "torn")]
+    taken: dict[int, NDArray[np.uint8]] = {}
+    streamed_ok, streamed_faults = stream_patches(
+        plan, grid, decode, (10, 10), lambda number, pixels: taken.update({number: pixels.copy()})
+    )
+    assert (streamed_ok.tolist(), streamed_faults) == (ok.tolist(), faults)
+    assert sorted(taken) == [0, 3]
+    assert all(np.array_equal(taken[number], out[number]) for number in taken)

@@ -156,6 +156,18 @@ def test_tiles_are_read_and_averaged_to_the_asked_size(span):
         assert np.array_equal(patch, expected)
 
 
+@pytest.mark.parametrize("span", [128, 300, 512])
+def test_a_streaming_reader_gives_the_tiles_of_the_others(tmp_path, span):
+    path = write_svs(tmp_path / "a.svs", tissue_like(1100, 900), SvsOptions(downsamples=(1,)))
+    xy = np.array([[0, 0], [333, 217], [1000, 800], [-20, -20], [5000, 0]])
+    ours, theirs = (np.zeros((5, 64, 64, 3), np.uint8) for _ in range(2))
+    with open_slide(path) as slide, OpenSlideSlide(path, "asked for") as peer:
+        assert slide.info.reader == "tiff"
+        assert read_tiles(slide, xy, span, 0, ours).all()
+        assert read_tiles(peer, xy, span, 0, theirs).all()
+    assert np.array_equal(ours, theirs)
+
+
 def test_tiles_of_the_levels_own_size_are_not_resampled():
     image = tissue_like(500, 500)
     out = np.zeros((1, 100, 100, 3), np.uint8)

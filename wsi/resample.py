@@ -1,7 +1,7 @@
 """The only resampling in the project: pixels at an exact µm per pixel, by area averaging from the next finer level."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +10,22 @@ from .errors import SlideError, SpecError
 from .geometry import Level, Region
 from .slide import Slide
 
-_WORK_BYTES = 64 << 20  # of unresampled pixels held at once
+_WORK_BYTES = 256 << 20  # of unresampled pixels held at once, at most
 _GIVE_MPP = "give it in the manifest's `mpp` column or with --slide-mpp"
+
+
+@runtime_checkable
+class PatchStream(Protocol):
+    """A reader that can hand patches over one by one, so that a batch of large ones need not be held to shrink it."""
+
+    def read_each(
+        self, xy: NDArray[np.int64], side: int, level: int, take: Callable[[int, NDArray[np.uint8]], None]
+    ) -> NDArray[np.bool_]:
+        """As `Slide.read_many`, but calls `take(number, pixels)` for each patch that is ok, in any order.
+
+        pixels  uint8 (side, side, 3), valid during the call only
+        """
+        ...
 
 
 def pick_level(levels: Sequence[Level], mpp: float, tolerance: float = 0.01) -> int:
@@ -80,14 +94,26 @@ def read_tiles(
         raise SpecError("level", problem, "take a finer level or a larger tile")
     ok = np.empty(len(xy), np.bool_)
     step = max(1, _WORK_BYTES // (stored * stored * 3))
-    work = np.empty((min(step, len(xy)), stored, stored, 3), np.uint8)
     for start in range(0, len(xy), step):
-        part = slice(start, min(start + step, len(xy)))
-        count = part.stop - part.start
-        ok[part] = slide.read_many(xy[part], level, work[:count])
-        for number in range(count):
-            if ok[start + number]:
-                _shrink(work[number], out[start + number])
+        part = slice(start, start + step)
+        ok[part] = _read_smaller(slide, xy[part], stored, level, out[part])
+    return ok
+
+
+def _read_smaller(
+    slide: Slide, xy: NDArray[np.int64], stored: int, level: int, out: NDArray[np.uint8]
+) -> NDArray[np.bool_]:
+    """Read patches of `stored` px a side and average them down to those of `out`."""
+
+    def take(number: int, pixels: NDArray[np.uint8]) -> None:
+        _shrink(pixels, out[number])
+
+    if isinstance(slide, PatchStream):
+        return slide.read_each(xy, stored, level, take)
+    work = np.empty((len(xy), stored, stored, 3), np.uint8)
+    ok = slide.read_many(xy, level, work)
+    for number in np.flatnonzero(ok).tolist():
+        take(number, work[number])
     return ok
 
 

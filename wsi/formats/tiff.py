@@ -23,7 +23,7 @@ from .match import Match
 from .scale import Scale, as_objective, resolution_to_mpp, stated_scale
 from .tiff_directory import Directory
 from .tiff_structure import Pyramid, read_pyramid
-from .tilewise import Grid, fill_patches, plan_pieces
+from .tilewise import Grid, Plan, Take, fill_patches, plan_pieces, stream_patches
 
 _MAX_ASSOCIATED_PX = 100_000_000
 
@@ -68,6 +68,12 @@ class TiffSlide:
         ok, _ = self._fill(xy, level, out)
         return ok
 
+    def read_each(self, xy: NDArray[np.int64], side: int, level: int, take: Take) -> NDArray[np.bool_]:
+        """See resample.PatchStream."""
+        plan = self._plan(xy, level, (side, side))
+        ok, _ = stream_patches(plan, self._grids[level], partial(self._decode, level), (side, side), take)
+        return ok
+
     def associated(self, name: str) -> NDArray[np.uint8]:
         """See Slide.associated."""
         import tifffile
@@ -104,12 +110,15 @@ class TiffSlide:
     def _fill(
         self, xy: NDArray[np.int64], level: int, out: NDArray[np.uint8]
     ) -> tuple[NDArray[np.bool_], list[tuple[int, str]]]:
+        rows, cols = out.shape[1:3]
+        plan = self._plan(xy, level, (rows, cols))
+        return fill_patches(plan, self._grids[level], partial(self._decode, level), out)
+
+    def _plan(self, xy: NDArray[np.int64], level: int, shape: tuple[int, int]) -> Plan:
         if self._descriptor < 0:
             raise ValueError(f"{self.path}: the slide is closed")
         corners = np.rint(xy / self.levels[level].downsample).astype(np.int64)
-        grid = self._grids[level]
-        rows, cols = out.shape[1:3]
-        return fill_patches(plan_pieces(corners, (rows, cols), grid), grid, partial(self._decode, level), out)
+        return plan_pieces(corners, shape, self._grids[level])
 
     def _decode(self, level: int, tile: int, into: NDArray[np.uint8]) -> None:
         tiles = self._tiles[level]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from .jpeg import BadTile
 
 Decode = Callable[[int, NDArray[np.uint8]], None]  # (tile index, buffer of the tile's size): raises BadTile
+Take = Callable[[int, NDArray[np.uint8]], None]  # (patch index, its pixels, valid during the call only)
 
 
 class Grid(NamedTuple):
@@ -95,4 +96,44 @@ def fill_patches(
             continue
         for patch, y0, y1, x0, x1, tile_y, tile_x in moves:
             out[patch, y0:y1, x0:x1] = scratch[tile_y : tile_y + y1 - y0, tile_x : tile_x + x1 - x0]
+    return ok, faults
+
+
+def stream_patches(
+    plan: Plan, grid: Grid, decode: Decode, shape: tuple[int, int], take: Take
+) -> tuple[NDArray[np.bool_], list[tuple[int, str]]]:
+    """Carry out a plan and hand over each patch of `shape` (rows, cols) as soon as its last tile is in.
+
+    For patches that are used at once and not kept, such as those to be made smaller: while hot in the cache, and
+    without memory for the whole batch (live are the patches of about one row of tiles). Patches of bad tiles are not
+    handed over. Returns as `fill_patches`.
+    """
+    ok = np.ones(len(plan.partial), np.bool_)
+    faults: list[tuple[int, str]] = []
+    scratch = np.empty((grid.tile_height, grid.tile_width, 3), np.uint8)
+    waits = np.bincount(plan.pieces[:, 0], minlength=len(ok)).tolist()
+    live: dict[int, NDArray[np.uint8]] = {}
+    free: list[NDArray[np.uint8]] = []
+    bounds, pieces, partial = plan.bounds.tolist(), plan.pieces.tolist(), plan.partial.tolist()
+    for patch in [number for number, count in enumerate(waits) if count == 0]:
+        take(patch, np.full((*shape, 3), 255, np.uint8))
+    for number, tile in enumerate(plan.tiles.tolist()):
+        moves = pieces[bounds[number] : bounds[number + 1]]
+        try:
+            decode(tile, scratch)
+        except BadTile as fault:
+            faults.append((tile, str(fault)))
+            ok[[move[0] for move in moves]] = False
+        for patch, y0, y1, x0, x1, tile_y, tile_x in moves:
+            pixels = live.get(patch)
+            if pixels is None:
+                pixels = live[patch] = free.pop() if free else np.empty((*shape, 3), np.uint8)
+                if partial[patch]:
+                    pixels[...] = 255
+            pixels[y0:y1, x0:x1] = scratch[tile_y : tile_y + y1 - y0, tile_x : tile_x + x1 - x0]
+            waits[patch] -= 1
+            if waits[patch] == 0:
+                if ok[patch]:
+                    take(patch, pixels)
+                free.append(live.pop(patch))
     return ok, faults
