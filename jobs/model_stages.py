@@ -66,11 +66,13 @@ def heatmap_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outc
     )
     path, picture = folder.heatmap(model.name, record.slide_id), folder.overlay(model.name, record.slide_id)
     sidecar = path.with_name(f"{record.slide_id}.json")
-    if _recorded(sidecar) == mark and path.is_file() and picture.is_file():
+    drawn = len(store.ok) == 0 or (path.is_file() and picture.is_file())
+    if drawn and _recorded(sidecar) == mark:
         return Outcome(SKIPPED, mark, len(store.ok))
-    tiles = open_patches(folder.tiles(record.slide_id))
     if len(store.ok) == 0:
+        write_json(sidecar, {"slide_id": record.slide_id, "objects": 0, "fingerprint": mark})
         return Outcome(EMPTY, mark)
+    tiles = open_patches(folder.tiles(record.slide_id))
     heatmap = heatmap_of(_predict(model, store, record), store, spec.heatmap.score)
     count = write_geojson(heatmap, path)
     thumbnail, mpp = tiles.thumbnail, float(tiles.attrs["slide"]["mpp"])

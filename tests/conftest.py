@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,35 @@ def _fetch_real_slide(scratch: Path, target: Path) -> None:
         draft = target.with_suffix(f".{os.getpid()}")
         draft.write_bytes(archive.read(name))
         draft.rename(target)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run that was tiled, embedded and trained on a tiny synthetic cohort."""
+
+    manifest: Path
+    run: Path
+    model: Path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Twelve synthetic slides of ten patients through tile, embed and train, with the real default backbone."""
+    from jobs.config import resolve
+    from jobs.folder import RunFolder
+    from jobs.manifest import read_manifest
+    from jobs.pipeline import Job
+    from jobs.run import Watcher
+    from jobs.stages import embed_slide, tile_slide
+    from jobs.training import train_model
+    from wsi.synthetic import write_synthetic_cohort
+
+    folder = tmp_path_factory.mktemp("trained")
+    manifest = write_synthetic_cohort(folder / "slides", patients=10, width_px=1024, height_px=1024)
+    settings = {"jobs": {"executor": "serial"}, "train": {"folds": 2, "epochs": 3}}
+    job = Job(read_manifest(manifest), resolve(settings), RunFolder(folder / "run"))
+    for stage in (tile_slide, embed_slide):
+        job.do(stage, lambda name, total: Watcher())
+    assert not job.failed()
+    train_model(job.records, job.spec, job.folder, "tumor")
+    return Trained(manifest, job.folder.root, job.folder.model("tumor"))

@@ -121,7 +121,7 @@ def test_the_transform_is_pillows_bicubic_then_a_central_crop(resize, crop, tile
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in backbone.norm)
     assert ours.shape == (3, crop, crop)
     difference = ((ours - (theirs - mean) / std) * std * 255).abs()
-    assert difference.max() <= 3.01  # grey levels: Pillow rounds and clips between its two passes, a GPU does not
+    assert difference.max() <= 5.01  # grey levels: Pillow rounds and clips between its two passes, a GPU does not
     assert difference.mean() < 0.3
 
 

@@ -86,7 +86,7 @@ def test_a_contract_changes_with_everything_that_determines_an_embedding():
     entry = BACKBONES["virchow"]
     base = make_contract(entry, "aa", 224, 0.5)
     others = [
-        make_contract(entry, "ab", 224, 0.5), make_contract(entry, "aa", 256, 0.5), make_contract(entry, "aa", 224, 1.0),
+        *(make_contract(entry, *changed) for changed in (("ab", 224, 0.5), ("aa", 256, 0.5), ("aa", 224, 1.0))),
         *(make_contract(replace(entry, **change), "aa", 224, 0.5) for change in (
             {"pooling": "cls"}, {"resize_px": 256}, {"input_px": 196}, {"norm": ((0.5,) * 3, (0.5,) * 3)},
             {"precision": "fp32"}, {"dim": 1280}, {"options": {}}, {"arch": "vit_large_patch16_224"},

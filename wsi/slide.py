@@ -55,9 +55,7 @@ class Slide(Protocol):
         """
         ...
 
-    def read_many(
-        self, xy: NDArray[np.int64], level: int, out: NDArray[np.uint8]
-    ) -> NDArray[np.bool_]:
+    def read_many(self, xy: NDArray[np.int64], level: int, out: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Square patches of one level, straight into a batch.
 
         xy   int64 (n, 2), top-left corners in level-0 pixels

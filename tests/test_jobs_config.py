@@ -1,0 +1,89 @@
+from importlib.resources import files
+
+import pytest
+
+from jobs.config import load_recipe, resolve, set_option
+from wsi import BackboneError, SpecError
+
+RECIPES = sorted(entry.name[:-5] for entry in files("configs").iterdir() if entry.name.endswith(".yaml"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_shipped_recipe_is_valid_and_says_what_it_is_for(name):
+    spec = resolve(load_recipe(name))
+    header = (files("configs") / f"{name}.yaml").read_text()
+    for word in ("# Recipe:", "# Command:", "# Cost:", "# Result:"):
+        assert word in header
+    assert spec.embed.entry().dim > 0
+
+
+def recipe(tmp_path, text):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("tile:\n  tile_sice: 256", r"tile: the key 'tile_sice' is unknown; did you mean 'tile_px|did you mean"),
+        ("tiles:\n  mpp: 1", "the key 'tiles' is unknown; did you mean 'tile'"),
+        ("tile:\n  tissue:\n    metod: otsu", "'metod' is unknown; did you mean 'method'"),
+        ("tile: 256", "'tile' is a section"),
+        ("- a\n- b", "not a table of settings"),
+        ("tile: {", "not valid YAML"),
+        ("zzz: 1", "it knows tile, keep_patches"),
+    ],
+)
+def test_a_recipe_with_a_mistake_is_refused_with_the_nearest_name(tmp_path, text, problem):
+    with pytest.raises(SpecError, match=problem):
+        load_recipe(recipe(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"tile": {"mpp": "half"}}, "mpp: 'half' does not fit"),
+        ({"tile": {"mpp": 50}}, "tile.mpp: 50.0 is out of range"),
+        ({"jobs": {"executor": "threads"}}, "choose serial or processes"),
+        ({"train": {"folds": 1}}, "folds"),
+        ({"heatmap": {"score": "rank"}}, "choose softmax or attention"),
+    ],
+)
+def test_a_setting_of_the_wrong_kind_is_refused(settings, problem):
+    with pytest.raises(SpecError, match=problem):
+        resolve(settings)
+
+
+def test_an_unknown_recipe_names_those_that_ship():
+    with pytest.raises(SpecError, match="demo"):
+        load_recipe("demmo")
+
+
+def test_tile_size_and_scale_are_the_backbones_unless_given():
+    assert (resolve({}).tile.tile_px, resolve({}).tile.mpp) == (224, 0.5)
+    uni = resolve({"embed": {"backbone": "uni"}})
+    assert uni.tile.tile_px == 256
+    assert resolve({"embed": {"backbone": "uni"}, "tile": {"tile_px": 512}}).tile.tile_px == 512
+
+
+def test_options_lie_over_the_recipe(tmp_path):
+    settings = load_recipe(recipe(tmp_path, "tile:\n  mpp: 1.0\n  min_tissue: 0.4"))
+    set_option(settings, "tile.mpp", 2.0)
+    set_option(settings, "tile.min_tissue", None)
+    set_option(settings, "tile.tissue.mpp", 16.0)
+    tile = resolve(settings).tile
+    assert (tile.mpp, tile.min_tissue, tile.tissue.mpp) == (2.0, 0.4, 16.0)
+
+
+def test_a_models_contract_sets_backbone_and_tiles_and_refuses_others():
+    contract = {"backbone": "resnet50", "tile_px": 300, "mpp": 1.0}
+    spec = resolve({}, contract)
+    assert (spec.embed.backbone, spec.tile.tile_px, spec.tile.mpp) == ("resnet50", 300, 1.0)
+    with pytest.raises(SpecError, match="uni was asked for, the model was trained on resnet50"):
+        resolve({"embed": {"backbone": "uni"}}, contract)
+
+
+def test_an_unknown_backbone_is_refused_before_any_work():
+    with pytest.raises(BackboneError, match="did you mean"):
+        resolve({"embed": {"backbone": "uni2"}})
