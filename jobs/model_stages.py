@@ -129,7 +129,7 @@ def embeddings_for(model: "TrainedModel", record: SlideRecord, folder: RunFolder
 def write_predictions(
     records: Sequence[SlideRecord], model: "TrainedModel", folder: RunFolder, failed: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """predictions/<model>.csv: a row for every slide asked for, also those that are empty or failed. Returns these rows.
+    """predictions/<model>.csv: a row for every slide asked for, also those that are empty or failed. Returns them.
 
     failed  slide_id → problem, of the slides that did not come through
     Rows of other slides, from earlier commands on the same run folder, stay.

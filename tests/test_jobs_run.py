@@ -91,10 +91,8 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
 
 
 def test_drafts_of_dead_processes_are_cleared_and_those_of_the_living_stay(tmp_path):
-    dead, alive = (
-        tmp_path / "tiles" / ".draft-999999999-ab-s.zarr",
-        tmp_path / "tiles" / f".draft-{os.getpid()}-ab-s.zarr",
-    )
+    tiles = tmp_path / "tiles"
+    dead, alive = tiles / ".draft-999999999-ab-s.zarr", tiles / f".draft-{os.getpid()}-ab-s.zarr"
     dead.mkdir(parents=True)
     alive.mkdir()
     RunFolder(tmp_path).prepare()
