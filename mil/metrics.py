@@ -71,11 +71,11 @@ def evaluate(
     Nothing degenerate raises: a figure that cannot be computed is None, with its reason beside it. Labels that are
     not among `classes` and arrays that do not fit do raise SpecError.
     """
-    scores = np.asarray(softmax, np.float64).reshape(len(labels), -1)
+    scores = np.asarray(softmax, np.float64)
     unknown = sorted(set(labels) - set(classes))
     if unknown:
         raise SpecError("labels", f"{unknown[0]!r} is none of {', '.join(classes)}", "use the model's class names")
-    if scores.shape[1] != len(classes) or len(patients) != len(labels):
+    if scores.shape != (len(labels), len(classes)) or len(patients) != len(labels):
         raise SpecError(
             "softmax", f"shape {scores.shape} for {len(labels)} labels, {len(classes)} classes", "align them"
         )

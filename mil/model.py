@@ -66,7 +66,7 @@ class TrainedModel:
     versions: Mapping[str, str]
 
     def network(self, fold: int) -> "nn.Module":
-        """The fold's network in evaluation mode, on the CPU."""
+        """The fold's network in evaluation mode, on the CPU. Raises StoreError when its weights are of another head."""
         import torch
 
         from .heads import build_head
@@ -75,7 +75,10 @@ class TrainedModel:
         with torch.device("meta"):  # no memory, no random numbers: every value comes from the file
             network = Standardised(build_head(self.head), self.head.dim)
         state = {name: torch.from_numpy(np.array(array)) for name, array in self.weights[fold].items()}
-        network.load_state_dict(state, strict=True, assign=True)
+        try:
+            network.load_state_dict(state, strict=True, assign=True)
+        except RuntimeError as error:  # what torch raises for missing, unexpected or misshapen entries
+            raise StoreError(self.name, f"fold {fold}'s weights do not fit the head described", _REMEDY) from error
         return network.eval()
 
     def folds_without(self, bag: Bag) -> tuple[int, ...]:
@@ -189,8 +192,11 @@ def _same(row: CohortRow, bag: Bag) -> bool:
     """Whether a bag may show tissue of a patient the model was made from; in doubt, yes."""
     if bag.fingerprint and bag.fingerprint == row.fingerprint:
         return True
-    if row.patient_id and bag.patient_id:
+    # A manifest without patients names each slide its own patient: such an id says nothing about who it is.
+    if row.patient_id not in (None, row.slide_id) and bag.patient_id not in (None, *bag.slide_ids):
         return row.patient_id == bag.patient_id  # then an equal slide or case id is a coincidence between cohorts
+    if row.patient_id and row.patient_id == bag.patient_id:
+        return True
     if row.case_id and bag.case_id and row.case_id == bag.case_id:
         return True
     return row.slide_id in (bag.name, *bag.slide_ids)

@@ -60,7 +60,6 @@ def predict(model: TrainedModel, bag: Bag) -> Prediction:
             "correct the patient_id in the manifest, or predict with a model of another cohort",
         )
     total = len(model.weights)
-    held_out = any(row.fold == folds[0] for row in model.cohort) and len(folds) == 1
     answers = [apply_network(model.network(fold), bag.features) for fold in folds]
     softmax, attention, scores = (np.stack(part).mean(axis=0) for part in zip(*answers, strict=True))
     return Prediction(
@@ -68,7 +67,7 @@ def predict(model: TrainedModel, bag: Bag) -> Prediction:
         classes=model.classes,
         softmax=softmax,
         predicted=model.classes[int(softmax.argmax())],
-        origin=f"held-out fold {folds[0]}" if held_out else f"mean of {total} folds",
+        origin=f"held-out fold {folds[0]}" if len(folds) < total else f"mean of {total} folds",
         scores=scores,
         attention=attention,
         xy=bag.xy,

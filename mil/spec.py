@@ -36,7 +36,8 @@ class TrainSpec:
     """How a cohort is trained; the defaults suit tens to a few hundred slides with frozen embeddings.
 
     folds          patient-wise cross-validation folds, one model each
-    epochs         at most; `patience` epochs without a better validation loss end a fold, and the best epoch is kept
+    epochs         at most; in their second half `patience` epochs without a better validation loss end a fold (a
+                   handful of validation bags is too noisy to stop earlier); the best epoch's weights are kept
     learning_rate  of AdamW, decayed to zero along a cosine over `epochs`; weight_decay is its decoupled decay
     accumulate     bags per optimiser step
     instances      tiles drawn anew from a bag at each training step; validation and prediction see all tiles
@@ -50,9 +51,9 @@ class TrainSpec:
     folds: int = 5
     epochs: int = 40
     patience: int = 10
-    learning_rate: float = 3e-4
+    learning_rate: float = 5e-4
     weight_decay: float = 1e-2
-    accumulate: int = 4
+    accumulate: int = 2
     instances: int = 512
     class_weights: bool = True
     seed: int = 0
@@ -64,7 +65,7 @@ class TrainSpec:
         _at_least("seed", self.seed, 0)
         _share("dropout", self.dropout)
         if not 0 < self.learning_rate < float("inf"):
-            raise SpecError("learning_rate", f"{self.learning_rate} is not a positive number", "3e-4 is the default")
+            raise SpecError("learning_rate", f"{self.learning_rate} is not a positive number", "5e-4 is the default")
         if not 0 <= self.weight_decay < float("inf"):
             raise SpecError("weight_decay", f"{self.weight_decay} is negative or not finite", "1e-2 is the default")
 

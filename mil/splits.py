@@ -59,15 +59,24 @@ def validation_part(patients: Sequence[str], labels: Sequence[str], seed: int) -
     return held_back
 
 
+def who(bags: Sequence[Bag]) -> list[str]:
+    """Who each bag belongs to: bags that share a patient, a case, a slide or its content, if only through a third
+    bag, get one name and are never parted."""
+    names = [f"{i}" for i in range(len(bags))]
+    first: dict[tuple[str, str], int] = {}
+    for i, bag in enumerate(bags):
+        for mark in _marks(bag):
+            mine, other = names[i], names[first.setdefault(mark, i)]
+            if mine != other:
+                names = [other if name == mine else name for name in names]
+    return [bags[int(name)].group for name in names]
+
+
 def check_leakage(bags: Sequence[Bag], fold_of: NDArray[np.int64]) -> None:
     """Raises SpecError when a patient, a case or one slide's content lies in two folds."""
     seen: dict[tuple[str, str], tuple[int, Bag]] = {}
     for bag, fold in zip(bags, fold_of.tolist(), strict=True):
-        marks = [("patient", bag.patient_id), ("case", bag.case_id), ("slide content", bag.fingerprint)]
-        marks += [("slide", slide_id) for slide_id in bag.slide_ids]
-        for kind, value in marks:
-            if not value:
-                continue
+        for kind, value in _marks(bag):
             other_fold, other = seen.setdefault((kind, value), (fold, bag))
             if other_fold != fold:
                 raise SpecError(
@@ -75,6 +84,12 @@ def check_leakage(bags: Sequence[Bag], fold_of: NDArray[np.int64]) -> None:
                     f"shares its {kind} with {other.name}, but they lie in different folds ({fold} and {other_fold})",
                     "give both the same patient_id in the manifest, or remove the duplicate",
                 )
+
+
+def _marks(bag: Bag) -> list[tuple[str, str]]:
+    """All by which a bag may be recognised as someone's."""
+    marks = [("patient", bag.patient_id), ("case", bag.case_id), ("slide content", bag.fingerprint)]
+    return [(kind, value) for kind, value in [*marks, *(("slide", name) for name in bag.slide_ids)] if value]
 
 
 def _spread(patients: Sequence[str], labels: Sequence[str], parts: int, seed: int) -> NDArray[np.int64]:

@@ -21,8 +21,10 @@ from .metrics import evaluate
 from .model import CohortRow, TrainedModel, current_versions
 from .predict import apply_network
 from .spec import HeadSpec, TrainSpec
-from .splits import check_leakage, make_splits, validation_part
+from .splits import check_leakage, make_splits, validation_part, who
 from .standardise import Standardised
+
+_BETTER = 0.003  # nats of validation loss; less is no reason to go on
 
 Progress = Callable[[int, int, float, float | None], None]
 """Called after every epoch with fold and epoch (from 0), training loss, validation loss (None without such a part)."""
@@ -49,8 +51,8 @@ def cross_validate(
     """Train one model per fold and predict every bag with the model that did not see its patient.
 
     classes  order of the outputs, the positive one last; the sorted labels when not given
-    Raises ManifestError for a bag without a label, SpecError for a cohort too small for the folds or with a patient
-    in two of them, BackboneError for embeddings of different contracts.
+    Raises ManifestError for a bag without a label, SpecError for a cohort too small for the folds, and BackboneError
+    for embeddings of different contracts.
     """
     spec = spec or TrainSpec()
     names = _class_names(bags, classes)
@@ -59,7 +61,7 @@ def cross_validate(
         raise SpecError("bags", "none has any tiles", "check tissue detection on these slides")
     for bag in cohort[1:]:
         require_contract(bag, cohort[0].contract, cohort[0].contract_hash, cohort[0].dim)
-    patients, labels = [bag.group for bag in cohort], [str(bag.label) for bag in cohort]
+    patients, labels = who(cohort), [str(bag.label) for bag in cohort]
     fold_of = make_splits(patients, labels, spec.folds, spec.seed)
     check_leakage(cohort, fold_of)
     head = spec.head_spec(cohort[0].dim, len(names))
@@ -130,11 +132,11 @@ def train_one(
                 raise SpecError("learning_rate", f"training diverged in epoch {epoch}", "lower it")
             if len(validation):
                 checks.append(_loss_without_training(network, validation, class_weight))
-                if checks[-1] < best:
+                if checks[-1] < best - _BETTER:
                     best, best_epoch, best_state = checks[-1], epoch, copy.deepcopy(network.state_dict())
             if report is not None:
                 report(epoch, losses[-1], checks[-1] if checks else None)
-            if checks and epoch - best_epoch >= spec.patience:
+            if checks and epoch >= spec.epochs // 2 and epoch - best_epoch >= spec.patience:
                 break
         if best_state is not None:
             network.load_state_dict(best_state)
@@ -163,7 +165,7 @@ def _run_epoch(
         for i in chosen:
             features = _sample(part.features[i], spec.instances, rng)
             loss = _loss(network, features, part.truth[i], class_weight)
-            (loss / len(chosen)).backward()  # type: ignore[no-untyped-call]
+            (loss / len(chosen)).backward()
             total += loss.item()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
