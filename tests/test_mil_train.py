@@ -168,7 +168,7 @@ def test_a_setting_out_of_range_is_refused_by_name(wrong):
 
 
 def test_real_breast_histology_bags_are_classified(data_dir):
-    """UCSB breast cancer microarray, 58 cores, 708 texture features a patch; the defaults reach 0.8 (see report)."""
+    """UCSB breast cancer microarray: 58 cores, 708 features a patch. Six seeds gave 0.70 to 0.86, mean 0.78."""
     table = np.load(data_dir / "mil_tabular" / "ucsb_breast.npz")
     bags = [
         Bag(
