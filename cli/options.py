@@ -18,36 +18,36 @@ SlideMpp = Annotated[
     float | None, typer.Option(help="µm per level-0 pixel of slides whose file does not say it", rich_help_panel=TILING)
 ]
 TilePx = Annotated[
-    int | None, typer.Option(help="Side of a patch in pixels  [default: the backbone's]", rich_help_panel=TILING)
+    int | None, typer.Option(help="Side of a patch in pixels; by default the backbone's", rich_help_panel=TILING)
 ]
 TileMpp = Annotated[
     str | None,
     typer.Option(
-        help="µm per patch pixel, such as 0.5; 20x is taken as 0.5  [default: the backbone's]", rich_help_panel=TILING
+        help="µm per patch pixel, such as 0.5; 20x is taken as 0.5; by default the backbone's", rich_help_panel=TILING
     ),
 ]
 StridePx = Annotated[
     int | None,
-    typer.Option(help="Distance between tiles in patch pixels  [default: no overlap]", rich_help_panel=TILING),
+    typer.Option(help="Distance between tiles in patch pixels; by default no overlap", rich_help_panel=TILING),
 ]
 MinTissue = Annotated[
     float | None,
-    typer.Option(help="Share of a tile that must be tissue, 0 to 1  [default: 0.25]", rich_help_panel=TILING),
+    typer.Option(help="Share of a tile that must be tissue, 0 to 1; by default 0.25", rich_help_panel=TILING),
 ]
 Patches = Annotated[bool, typer.Option("--patches", help="Store the tiles' pixels too (Zarr)", rich_help_panel=TILING)]
 BackboneName = Annotated[
     str | None,
-    typer.Option("--backbone", "-b", help="Backbone  [default: efficientnet-lite0]", rich_help_panel=COMPUTING),
+    typer.Option("--backbone", "-b", help="Backbone; by default efficientnet-lite0", rich_help_panel=COMPUTING),
 ]
 Weights = Annotated[
     Path | None, typer.Option(help="File or folder with the backbone's weights", rich_help_panel=COMPUTING)
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps", rich_help_panel=COMPUTING)]
 Batch = Annotated[
-    int | None, typer.Option(help="Patches a step  [default: suits the device]", rich_help_panel=COMPUTING)
+    int | None, typer.Option(help="Patches a step; by default suits the device", rich_help_panel=COMPUTING)
 ]
 ExecutorName = Annotated[str | None, typer.Option("--executor", help="processes or serial", rich_help_panel=COMPUTING)]
-Workers = Annotated[int | None, typer.Option(help="Processes  [default: one a core]", rich_help_panel=COMPUTING)]
+Workers = Annotated[int | None, typer.Option(help="Processes; by default one a core", rich_help_panel=COMPUTING)]
 ModelDir = Annotated[
     Path,
     typer.Option("--model", "-m", help="A trained model's folder, such as run/models/tumor", rich_help_panel=MODEL),

@@ -28,10 +28,10 @@ def train(
     ],
     config: Config = None,
     head: Annotated[
-        str | None, typer.Option(help="abmil, mean or max  [default: abmil]", rich_help_panel=MODEL)
+        str | None, typer.Option(help="abmil, mean or max; by default abmil", rich_help_panel=MODEL)
     ] = None,
     folds: Annotated[
-        int | None, typer.Option(help="Cross-validation folds  [default: 5]", rich_help_panel=MODEL)
+        int | None, typer.Option(help="Cross-validation folds; by default 5", rich_help_panel=MODEL)
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs at most", rich_help_panel=MODEL)] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of splits and training", rich_help_panel=MODEL)] = None,

@@ -1,9 +1,13 @@
 """Patches of a slide → embeddings, reading ahead while the model works."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tiling.grid import TileGrid
 from tiling.patches import PatchStore
@@ -67,20 +71,42 @@ def embed_stream(
     size = batch or BATCH.get(device.type, 32)
     embeddings = np.zeros((len(grid), embedder.backbone.dim), np.float16)
     ok = np.zeros(len(grid), bool)
-    with torch.inference_mode():
+    with _workers(device) as pool:
         for group in patches:
             rows = np.flatnonzero(group.ok)
             ok[group.start + rows] = True
-            for chunk in (rows[i : i + size] for i in range(0, len(rows), size)):
-                pixels = torch.from_numpy(group.patches[chunk]).to(device, non_blocking=True)
-                embeddings[group.start + chunk] = _finite(embedder(pixels), embedder)
+            chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
+            for chunk, vectors in zip(chunks, pool.map(partial(_embed, embedder, group.patches), chunks), strict=True):
+                embeddings[group.start + chunk] = vectors
             if progress is not None:
                 progress(len(group.ok))
     check_failed_tiles(slide, ok, grid.spec.max_failed_tiles)
     return Embedded(embeddings, ok)
 
 
-def _finite(vectors: torch.Tensor, embedder: Embedder) -> np.ndarray:
+@contextmanager
+def _workers(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+    """Threads that embed a chunk each. On a CPU one a core, each computing alone: threads that share the work of one
+    layer wait for each other dozens of times a batch, and for as long as anything else wants a core."""
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        with ThreadPoolExecutor(1, "embed") as pool:
+            yield pool
+        return
+    try:
+        with ThreadPoolExecutor(threads, "embed", torch.set_num_threads, (1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _embed(embedder: Embedder, patches: NDArray[np.uint8], rows: NDArray[np.intp]) -> NDArray[np.float16]:
+    with torch.inference_mode():
+        pixels = torch.from_numpy(patches[rows]).to(embedder.mean.device, non_blocking=True)
+        return _finite(embedder(pixels), embedder)
+
+
+def _finite(vectors: torch.Tensor, embedder: Embedder) -> NDArray[np.float16]:
     values = vectors.to(torch.float16)
     if not bool(torch.isfinite(values).all()):
         bad = int((~torch.isfinite(values).all(dim=1)).sum())
