@@ -76,6 +76,11 @@ class EmbeddingStore:
         return str(self.attrs["fingerprint"])
 
     @property
+    def identity(self) -> str:
+        """Digest of the slide file's content."""
+        return str(self.attrs["identity"])
+
+    @property
     def contract(self) -> dict[str, Any]:
         return dict(self.attrs["contract"])
 
@@ -121,7 +126,7 @@ class Embedded:
 def write_embeddings(path: Path, embedded: Embedded, xy: NDArray[np.int64], facts: dict[str, Any]) -> None:
     """Publish an EmbeddingStore at `path`.
 
-    facts  slide_id, fingerprint, contract, span_px and what else is worth keeping
+    facts  slide_id, fingerprint, identity, contract, span_px and what else is worth keeping
     """
     with appear(path) as draft:
         group = zarr.open_group(draft, mode="w", zarr_format=3)

@@ -66,6 +66,7 @@ def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcom
     facts = {
         "slide_id": record.slide_id,
         "fingerprint": mark,
+        "identity": store.attrs["identity"],
         "contract": contract,
         "span_px": store.grid.span_px,
         "mpp": store.grid.mpp,

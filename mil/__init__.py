@@ -4,7 +4,6 @@ Names that need torch load it when they are first asked for, so that reading a m
 table of predictions does not.
 """
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +27,6 @@ _NEED_TORCH = {
     "build_head": "heads",
     "cross_validate": "train",
 }
-
-# Training takes many small steps. GNU OpenMP's idle threads spin by default, and where the cores are shared with other
-# work a step then waits for a thread that is not running: measured 108 s instead of 5.6 s. Heeded if torch is not
-# loaded yet; whoever has set it himself is left alone.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __all__ = [
     "ABMIL",

@@ -28,7 +28,7 @@ class Embeddings(Protocol):
     @property
     def contract_hash(self) -> str: ...
     @property
-    def fingerprint(self) -> str: ...
+    def identity(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +40,7 @@ class Bag:
     slide_ids      the slides the tiles come from
     label          class name, None where unknown
     patient_id     and case_id, None where the manifest has none
-    fingerprint    of the embeddings, "" where unknown; equal fingerprints mean the same slide content and settings
+    identity       digest of the slide file's content, "" where unknown: it knows a slide again under another name
     contract       all that determined the embeddings, and its hash; empty for bags made by hand
     """
 
@@ -51,7 +51,7 @@ class Bag:
     label: str | None = None
     patient_id: str | None = None
     case_id: str | None = None
-    fingerprint: str = ""
+    identity: str = ""
     contract: Mapping[str, object] = field(default_factory=dict)
     contract_hash: str = ""
 
@@ -95,7 +95,7 @@ def load_bag(
         label=label,
         patient_id=patient_id,
         case_id=case_id,
-        fingerprint=store.fingerprint,
+        identity=store.identity,
         contract=dict(store.contract),
         contract_hash=store.contract_hash,
     )

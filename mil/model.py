@@ -32,7 +32,7 @@ class CohortRow:
     slide_id: str
     patient_id: str | None
     case_id: str | None
-    fingerprint: str
+    identity: str
     label: str
     tiles: int
     fold: int | None
@@ -190,7 +190,7 @@ def _row(row: Mapping[str, Any]) -> CohortRow:
 
 def _same(row: CohortRow, bag: Bag) -> bool:
     """Whether a bag may show tissue of a patient the model was made from; in doubt, yes."""
-    if bag.fingerprint and bag.fingerprint == row.fingerprint:
+    if bag.identity and bag.identity == row.identity:
         return True
     # A manifest without patients names each slide its own patient: such an id says nothing about who it is.
     if row.patient_id not in (None, row.slide_id) and bag.patient_id not in (None, *bag.slide_ids):

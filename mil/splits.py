@@ -88,7 +88,7 @@ def check_leakage(bags: Sequence[Bag], fold_of: NDArray[np.int64]) -> None:
 
 def _marks(bag: Bag) -> list[tuple[str, str]]:
     """All by which a bag may be recognised as someone's."""
-    marks = [("patient", bag.patient_id), ("case", bag.case_id), ("slide content", bag.fingerprint)]
+    marks = [("patient", bag.patient_id), ("case", bag.case_id), ("slide content", bag.identity)]
     return [(kind, value) for kind, value in [*marks, *(("slide", name) for name in bag.slide_ids)] if value]
 
 

@@ -239,6 +239,6 @@ def _rows(
     for bag in bags:
         i = place.get(id(bag))
         fold, output = (None, None) if i is None else (int(fold_of[i]), tuple(softmax[i].tolist()))
-        who = (bag.name, bag.patient_id, bag.case_id, bag.fingerprint, str(bag.label))
+        who = (bag.name, bag.patient_id, bag.case_id, bag.identity, str(bag.label))
         rows.append(CohortRow(*who, tiles=bag.tiles, fold=fold, softmax=output))
     return tuple(rows)

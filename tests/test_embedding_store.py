@@ -102,12 +102,13 @@ def test_a_store_reads_back_and_a_damaged_one_is_refused(tmp_path):
     embedded = Embedded(rng.normal(size=(9, 4)).astype(np.float16), np.arange(9) != 3)
     contract = make_contract(BACKBONES["uni"], "aa", 256, 0.5)
     xy = np.arange(18).reshape(9, 2)
-    facts = {"slide_id": "s", "fingerprint": "f", "contract": contract, "span_px": 512}
+    facts = {"slide_id": "s", "fingerprint": "f", "identity": "i", "contract": contract, "span_px": 512}
     write_embeddings(tmp_path / "s.zarr", embedded, xy, facts)
     store = open_embeddings(tmp_path / "s.zarr")
     assert np.array_equal(store.embeddings, embedded.embeddings)
     assert np.array_equal(store.xy, xy)
     assert (store.slide_id, store.span_px, store.contract, store.ok.sum()) == ("s", 512, contract, 8)
+    assert store.identity == "i"
     assert store.contract_hash == contract["hash"]
     record = tmp_path / "s.zarr" / "zarr.json"
     content = json.loads(record.read_text())

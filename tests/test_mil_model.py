@@ -17,17 +17,17 @@ DIM = 6
 CONTRACT = {"backbone": "lite", "mpp": 1.0, "transform": {"size": 224, "mean": [0.5, 0.5]}}
 
 
-def make_bag(slide_id, label=None, patient_id=None, tiles=7, fingerprint="", seed=0):
+def make_bag(slide_id, label=None, patient_id=None, tiles=7, identity="", seed=0):
     rng = np.random.default_rng(abs(seed))
     features = rng.normal(size=(tiles, DIM)).astype(np.float32)
     xy = rng.integers(0, 9000, (tiles, 2))
-    return Bag(features, xy, 512, (slide_id,), label, patient_id, None, fingerprint, CONTRACT, "c0ffee")
+    return Bag(features, xy, 512, (slide_id,), label, patient_id, None, identity, CONTRACT, "c0ffee")
 
 
 @pytest.fixture(scope="module")
 def bags():
     return [
-        make_bag(f"s{i}", ("benign", "malignant")[i % 2], f"p{i}", fingerprint=f"print-{i}", seed=i) for i in range(12)
+        make_bag(f"s{i}", ("benign", "malignant")[i % 2], f"p{i}", identity=f"print-{i}", seed=i) for i in range(12)
     ]
 
 
@@ -129,11 +129,11 @@ def test_a_new_patient_gets_the_mean_of_all_folds(model):
     ("bag", "held_out"),
     [
         (make_bag("another-slide", patient_id="p4", seed=60), True),  # the patient's second slide
-        (make_bag("renamed", patient_id="someone", fingerprint="print-4", seed=4), True),  # the file under a new name
+        (make_bag("renamed", patient_id="someone", identity="print-4", seed=4), True),  # the file under a new name
         (make_bag("s4", seed=4), True),  # without a manifest only the slide's name is known
         (make_bag("s4", patient_id="s4", seed=4), True),  # a manifest without patients: the slide stands for itself
-        (make_bag("s4", patient_id="someone", fingerprint="other", seed=61), False),  # another hospital's slide s4
-        (make_bag("s99", patient_id="p99", fingerprint="other", seed=62), False),
+        (make_bag("s4", patient_id="someone", identity="other", seed=61), False),  # another hospital's slide s4
+        (make_bag("s99", patient_id="p99", identity="other", seed=62), False),
     ],
 )
 def test_whoever_may_have_been_in_training_is_held_out(model, bag, held_out):
@@ -144,7 +144,7 @@ def test_whoever_may_have_been_in_training_is_held_out(model, bag, held_out):
 def test_a_slide_that_every_model_has_seen_in_part_is_refused(model):
     other = next(row for row in model.cohort if row.fold != model.cohort[0].fold)
     with pytest.raises(SpecError, match="every model has seen it"):
-        predict(model, make_bag("mixed", patient_id="p0", fingerprint=other.fingerprint))
+        predict(model, make_bag("mixed", patient_id="p0", identity=other.identity))
 
 
 def test_tile_scores_are_what_the_model_says_of_that_tile_alone(model):
@@ -204,13 +204,13 @@ def test_a_bag_takes_only_the_tiles_that_could_be_read():
         span_px=8,
         contract=CONTRACT,
         contract_hash="c0ffee",
-        fingerprint="f1",
+        identity="f1",
     )
     bag = load_bag(store, "benign", "p1")
     assert bag.features.dtype == np.float32
     assert bag.features[:, 0].tolist() == [0, 6, 9]
     assert bag.xy[:, 0].tolist() == [0, 16, 24]
-    assert (bag.slide_ids, bag.label, bag.patient_id, bag.fingerprint) == (("s1",), "benign", "p1", "f1")
+    assert (bag.slide_ids, bag.label, bag.patient_id, bag.identity) == (("s1",), "benign", "p1", "f1")
 
 
 def test_a_name_that_is_no_plain_folder_is_refused(model, tmp_path):

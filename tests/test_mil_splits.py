@@ -10,7 +10,7 @@ from mil.splits import validation_part, who
 from wsi.errors import SpecError
 
 
-def bag(slide_id, patient_id=None, case_id=None, fingerprint=""):
+def bag(slide_id, patient_id=None, case_id=None, identity=""):
     return Bag(
         np.zeros((1, 2), np.float32),
         np.zeros((1, 2), np.int64),
@@ -19,7 +19,7 @@ def bag(slide_id, patient_id=None, case_id=None, fingerprint=""):
         "tumour",
         patient_id,
         case_id,
-        fingerprint,
+        identity,
     )
 
 
@@ -87,7 +87,7 @@ def test_with_one_patient_of_a_class_nothing_is_held_back():
     [
         (bag("s1", patient_id="p"), bag("s2", patient_id="p"), "patient"),
         (bag("s1", case_id="c"), bag("s2", case_id="c"), "case"),
-        (bag("s1", "p", fingerprint="ab"), bag("s2", "q", fingerprint="ab"), "slide content"),
+        (bag("s1", "p", identity="ab"), bag("s2", "q", identity="ab"), "slide content"),
         (bag("s1", "p"), bag("s1", "q"), "slide"),
     ],
 )

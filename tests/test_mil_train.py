@@ -150,9 +150,9 @@ def test_a_bad_bag_is_refused_by_name(spoil, error, message):
 def test_one_slide_under_two_names_never_lies_in_two_folds():
     bags, _ = planted_cohort(slides=24)
     twins = [
-        replaced(bag, slide_ids=(f"copy-{i}",), patient_id=f"q-{i}", fingerprint=str(i)) for i, bag in enumerate(bags)
+        replaced(bag, slide_ids=(f"copy-{i}",), patient_id=f"q-{i}", identity=str(i)) for i, bag in enumerate(bags)
     ]
-    marked = [replaced(bag, fingerprint=str(i)) for i, bag in enumerate(bags)]
+    marked = [replaced(bag, identity=str(i)) for i, bag in enumerate(bags)]
     for seed in range(3):
         rows = cross_validate([*marked, *twins], TrainSpec(hidden=8, folds=3, epochs=1, seed=seed)).cohort
         assert [row.fold for row in rows[:24]] == [row.fold for row in rows[24:]]
