@@ -223,3 +223,19 @@ def test_every_real_file_opens_or_is_refused_in_words(data_dir):
     assert opened["TCGA-CR-7395-01A-01-TS1.svs"] == "OpenSlide reads aperio; tiff declined: jpeg2000 tiles"
     assert opened["google_camelyon_jpeg.dcm"] == "OpenSlide reads dicom"
     assert opened["stritt_test3-DAPI-2-387.ndpi"] == "OpenSlide reads hamamatsu"
+
+
+def test_a_system_without_reads_at_an_offset_sees_the_same_pixels_from_threads(svs, monkeypatch):
+    xy = np.array([[x, y] for y in range(0, 400, 100) for x in range(0, 400, 100)], np.int64)
+    with TiffSlide(svs, "test") as slide:
+        expected = np.empty((len(xy), 100, 100, 3), np.uint8)
+        slide.read_many(xy, 0, expected)
+        monkeypatch.delattr("os.pread")
+
+        def read(part: int) -> bool:
+            out = np.empty((4, 100, 100, 3), np.uint8)
+            slide.read_many(xy[part : part + 4], 0, out)
+            return np.array_equal(out, expected[part : part + 4])
+
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(read, [0, 4, 8, 12] * 5))

@@ -10,6 +10,8 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from uuid import uuid4
 
+OLD = "old"
+
 
 def fingerprint(*parts: object) -> str:
     """Twelve hex digits over every field of the given spec dataclasses (and plain values)."""
@@ -30,7 +32,7 @@ def appear(target: Path) -> Iterator[Path]:
     try:
         yield draft
         _sync(draft)
-        aside = target.with_name(f".draft-{os.getpid()}-{uuid4().hex[:6]}-old-{target.name}")
+        aside = target.with_name(f".draft-{os.getpid()}-{OLD}-{target.name}")
         if target.exists():
             target.rename(aside)  # rename cannot replace a folder that is not empty
         draft.rename(target)
@@ -58,17 +60,28 @@ def write_json(target: Path, content: object) -> None:
 
 
 def clear_drafts(folder: Path) -> int:
-    """Remove drafts in `folder` whose process no longer lives on this machine; returns how many there were."""
+    """Remove drafts in `folder` whose process no longer lives on this machine; returns how many there were.
+
+    A result that had been put aside for a newer one that did not come takes its name again.
+    """
     cleared = 0
-    for draft in folder.glob(".draft-*"):
-        pid = draft.name.split("-")[1]
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
-            cleared += 1
+    for draft in folder.glob(".draft-*-*-*"):
+        _, pid, kind, name = draft.name.split("-", 3)
+        if not pid.isdigit() or _alive(int(pid)):
+            continue
+        if kind == OLD and not (folder / name).exists():
+            draft.rename(folder / name)
+        elif draft.is_dir():
+            shutil.rmtree(draft)
+        else:
+            draft.unlink(missing_ok=True)
+        cleared += 1
     return cleared
 
 
 def _alive(pid: int) -> bool:
+    if os.name == "nt":  # there, signal 0 is Ctrl-C
+        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -82,8 +95,5 @@ def _sync(path: Path) -> None:
     """Flush files to the disk before the rename that publishes them: a crashed machine must not lose renamed data."""
     files = [entry for entry in path.rglob("*") if entry.is_file()] if path.is_dir() else [path]
     for entry in files:
-        handle = os.open(entry, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        with entry.open("r+b") as stream:
+            os.fsync(stream.fileno())

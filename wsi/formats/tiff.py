@@ -5,6 +5,7 @@ Four to five times OpenSlide's patches per core: no cache, no RGBA, no tile deco
 
 import os
 import re
+import threading
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -42,7 +43,8 @@ class TiffSlide:
         self._grids = tuple(Grid(t.width, t.height, t.tile_width, t.tile_height) for t in pyramid.levels)
         self._decoders = tuple(JpegDecoder(tiles.jpeg_tables, tiles.is_ycbcr) for tiles in pyramid.levels)
         self._associated = pyramid.associated
-        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+        self._turn = threading.Lock()  # only where the system has no read at an offset
 
     @staticmethod
     def matches(path: Path) -> Match:
@@ -123,10 +125,17 @@ class TiffSlide:
     def _decode(self, level: int, tile: int, into: NDArray[np.uint8]) -> None:
         tiles = self._tiles[level]
         count = int(tiles.counts[tile])
-        data = os.pread(self._descriptor, count, int(tiles.offsets[tile])) if count else b""
+        data = self._bytes(count, int(tiles.offsets[tile])) if count else b""
         if len(data) != count:
             raise BadTile(f"the file ends {count - len(data):,} bytes too early")
         self._decoders[level].decode(data, into)
+
+    def _bytes(self, count: int, offset: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(self._descriptor, count, offset)
+        with self._turn:  # Windows
+            os.lseek(self._descriptor, offset, os.SEEK_SET)
+            return os.read(self._descriptor, count)
 
 
 def _levels(pyramid: Pyramid, mpp: float | None) -> tuple[Level, ...]:
