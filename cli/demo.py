@@ -30,6 +30,7 @@ def demo(
     folder = RunFolder(out / "run")
     folder.prepare()
     facts = run_facts(command_line(), settings)
+    write_run(folder, facts, ended=False)
     console.print(
         f"A synthetic cohort of {patients} patients, its slides under {out / 'slides'}, results under {folder.root}."
     )

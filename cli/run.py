@@ -98,6 +98,7 @@ def work(job: "Job") -> int:
     from .stages import settings_of, write_table
 
     facts = run_facts(command_line(), settings_of(job))
+    write_run(job.folder, facts, ended=False)
     for stage in (tile_slide, embed_slide, *((predict_slide, heatmap_slide) if job.spec.model else ())):
         run_shown(job, stage)
     if all(receipt.status == "skipped" for receipts in job.receipts.values() for receipt in receipts):

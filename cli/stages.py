@@ -175,12 +175,13 @@ def _finish(job: "Job", stages: list) -> None:
 
     from .console import out, print_failures, run_shown
 
-    facts = run_facts(command_line(), {})
+    facts = run_facts(command_line(), settings_of(job))
+    write_run(job.folder, facts, ended=False)
     for stage in stages:
         run_shown(job, stage)
         if stage.__name__ == "predict_slide":
             out.print(f"predictions: {write_table(job)}")
-    write_run(job.folder, {**facts, "settings": settings_of(job)})
+    write_run(job.folder, facts)
     raise typer.Exit(print_failures(job))
 
 

@@ -41,8 +41,8 @@ def train(
     tile_mpp: TileMpp = None,
 ) -> None:
     """Train a slide classifier on embedded slides, cross-validated by patient. The manifest needs a `label` column."""
-    from jobs.config import resolve
-    from jobs.folder import RunFolder
+    from jobs.config import as_settings, resolve
+    from jobs.folder import RunFolder, command_line, run_facts, write_run
 
     from .console import out as console
 
@@ -62,7 +62,9 @@ def train(
     records, spec, folder = read_records(source, None), resolve(settings), RunFolder(out)
     check_name(name)
     folder.prepare()
+    facts = run_facts(command_line(), as_settings(spec))
     show_training(records, spec, folder, name)
+    write_run(folder, facts)
     console.print(f"model: {folder.model(name)}")
 
 
@@ -70,12 +72,15 @@ def show_training(records: list, spec: object, folder: object, name: str) -> obj
     """Train with a bar, and print the cross-validated figures; returns the model."""
     import time
 
-    from jobs.training import train_model
+    from jobs.training import left_out, train_model
 
     from .console import bar
     from .console import out as console
 
     started = time.monotonic()
+    if without := left_out(records, folder):  # type: ignore[arg-type]
+        named = ", ".join(without[:10]) + (" …" if len(without) > 10 else "")
+        console.print(f"[yellow]note[/] {len(without)} labelled slides failed earlier and are left out: {named}")
     total = spec.train.folds * spec.train.epochs  # type: ignore[attr-defined]
     with bar("train", total) as show:
 
@@ -116,7 +121,7 @@ def check_name(name: str) -> None:
 def evaluate(source: Source, out: Out, model: ModelDir) -> None:
     """Judge predictions against the manifest's labels: AUROC with its interval, confusion; then the report."""
     from jobs.evaluation import evaluate_run
-    from jobs.folder import command_line, run_facts
+    from jobs.folder import command_line, run_facts, write_run
     from jobs.report import make_report
 
     from .console import out as console
@@ -133,4 +138,6 @@ def evaluate(source: Source, out: Out, model: ModelDir) -> None:
     for line in result["notes"]:
         console.print(f"[yellow]note[/] {line}")
     console.print(f"figures: {job.folder.evaluation(result['model'])}")
-    console.print(f"report: {make_report(job, run_facts(command_line(), settings_of(job)))}")
+    facts = run_facts(command_line(), settings_of(job))
+    write_run(job.folder, facts)
+    console.print(f"report: {make_report(job, facts)}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi.errors import StoreError
-from wsi.publish import clear_drafts, write_json
+from wsi.publish import append_line, clear_drafts, write_json
 
 VERSIONED = (
     "slidestream",
@@ -89,8 +89,15 @@ def run_facts(command: str, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_run(folder: RunFolder, facts: dict[str, Any]) -> None:
-    write_json(folder.root / "run.json", {**facts, "ended": now()})
+def write_run(folder: RunFolder, facts: dict[str, Any], ended: bool = True) -> None:
+    """run.json of this command: at its start, so that a killed one leaves a trace, and at its end.
+
+    Commands that ended are also kept, a line each, in receipts/commands.jsonl.
+    """
+    facts = {**facts, "ended": now() if ended else None}
+    write_json(folder.root / "run.json", facts)
+    if ended:
+        append_line(folder.receipts("commands"), facts)
 
 
 def now() -> str:

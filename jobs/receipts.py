@@ -4,6 +4,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from wsi.publish import append_line
+
 DONE, EMPTY, SKIPPED, FAILED = "done", "empty", "skipped", "failed"
 STATUSES = (DONE, EMPTY, SKIPPED, FAILED)
 
@@ -34,10 +36,7 @@ class Receipt:
 
 
 def append_receipt(path: Path, receipt: Receipt) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(asdict(receipt), ensure_ascii=False) + "\n"
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(line)  # one short write: a killed run leaves whole lines, but for at most the last
+    append_line(path, asdict(receipt))
 
 
 def read_receipts(path: Path) -> list[Receipt]:

@@ -9,6 +9,7 @@ from wsi.errors import ManifestError, StoreError
 from .config import RunSpec
 from .folder import RunFolder
 from .manifest import SlideRecord
+from .receipts import FAILED, latest, read_receipts
 from .stages import contract_of
 
 if TYPE_CHECKING:
@@ -18,12 +19,24 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, float, float | None], None]
 
 
+def left_out(records: Sequence[SlideRecord], folder: RunFolder) -> list[str]:
+    """Ids of labelled slides that failed to tile or embed: their failure is on record, so training goes on without."""
+    failed = {
+        slide_id
+        for stage in ("tile", "embed")
+        for slide_id, receipt in latest(read_receipts(folder.receipts(stage))).items()
+        if receipt.status == FAILED
+    }
+    return [record.slide_id for record in records if record.label is not None and record.slide_id in failed]
+
+
 def train_model(
     records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder, name: str, progress: Progress | None = None
 ) -> "TrainedModel":
     """Cross-validate a head over all labelled slides, by patient, and publish it as models/<name>.
 
-    Raises ManifestError without labels, StoreError when a labelled slide has no embeddings of the asked contract.
+    Slides that failed earlier are left out (see `left_out`). Raises ManifestError without labels, StoreError when any
+    other labelled slide has no embeddings of the asked contract.
     """
     from mil.model import named, save_model
     from mil.train import cross_validate
@@ -39,7 +52,8 @@ def load_bags(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder) 
     from embedding.store import contract_name, open_embeddings
     from mil.bag import load_bag
 
-    labelled = [record for record in records if record.label is not None]
+    failed = set(left_out(records, folder))
+    labelled = [record for record in records if record.label is not None and record.slide_id not in failed]
     if not labelled:
         raise ManifestError("label", "no slide has one", "add a `label` column to the manifest")
     where = contract_name(contract_of(spec.embed, spec.tile.tile_px, spec.tile.mpp))

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import zarr
 from PIL import Image
 
 from heatmaps import check_qupath
+from jobs.receipts import Receipt, append_receipt
 from wsi.synthetic import SyntheticSpec, write_synthetic_slide
 
 WSI = [sys.executable, "-c", "from cli.main import main; main()"]
@@ -166,6 +168,20 @@ def test_the_single_steps_lead_to_the_same_place(trained, tmp_path):
     content = json.loads((run / "predictions" / "tumor.evaluation.json").read_text())
     assert content["cross_validated"] is True
     assert "Slide AUROC" in (run / "report" / "index.html").read_text()
+
+
+def test_training_leaves_out_slides_whose_failure_is_on_record_and_says_so(trained, tmp_path):
+    shutil.copytree(trained.run, tmp_path / "run")
+    lost = "synthetic-03-a"
+    shutil.rmtree(next((tmp_path / "run" / "embeddings").glob(f"*/{lost}.zarr")))
+    options = ["--out", tmp_path / "run", "--name", "again", "--folds", 2, "--epochs", 1]
+    assert "1 of 12 labelled slides have no embeddings" in wsi("train", trained.manifest, *options, code=2)
+    append_receipt(tmp_path / "run" / "receipts" / "embed.jsonl", Receipt(lost, "embed", "failed", problem="damaged"))
+    text = wsi("train", trained.manifest, *options)
+    assert f"1 labelled slides failed earlier and are left out: {lost}" in text
+    assert "11 slides" in text
+    lines = (tmp_path / "run" / "receipts" / "commands.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["command"].startswith("wsi")
 
 
 def test_info_prints_what_is_known_and_the_reason_for_the_reader(real_slide):

@@ -59,6 +59,14 @@ def write_json(target: Path, content: object) -> None:
         draft.write_text(json.dumps(content, indent=2, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def append_line(target: Path, content: object) -> None:
+    """Append one line of JSON. A killed process leaves whole lines, but for at most the last."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(content, default=str, ensure_ascii=False) + "\n"
+    with target.open("a", encoding="utf-8") as stream:
+        stream.write(line)
+
+
 def clear_drafts(folder: Path) -> int:
     """Remove drafts in `folder` whose process no longer lives on this machine; returns how many there were.
 
