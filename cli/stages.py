@@ -30,6 +30,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from jobs.pipeline import Job
+    from jobs.run import Stage
 
 
 def tile(
@@ -64,7 +65,7 @@ def tile(
         },
     )
     job = start(source, out, settings, slide_mpp, dry_run)
-    _finish(job, [tile_slide])
+    _finish(job, tile_slide)
 
 
 def embed(
@@ -94,7 +95,7 @@ def embed(
     )
     job = start(source, out, settings, slide_mpp, dry_run)
     job.recall("tile")
-    _finish(job, [embed_slide])
+    _finish(job, embed_slide)
 
 
 def predict(
@@ -108,10 +109,7 @@ def predict(
     """Predict the class of every embedded slide → predictions/<model>.csv."""
     from jobs.model_stages import predict_slide
 
-    settings = gather(config, {"model": model, "jobs.executor": executor, "jobs.workers": workers})
-    job = start(source, out, settings, model=model)
-    job.recall("tile", "embed")
-    _finish(job, [predict_slide])
+    _finish(_start_with(model, source, out, config, executor, workers), predict_slide)
 
 
 def heatmap(
@@ -125,10 +123,16 @@ def heatmap(
     """Draw the heatmap of every embedded slide: GeoJSON for QuPath, and a PNG overlay."""
     from jobs.model_stages import heatmap_slide
 
+    _finish(_start_with(model, source, out, config, executor, workers), heatmap_slide)
+
+
+def _start_with(
+    model: Path, source: Path, out: Path, config: str | None, executor: str | None, workers: int | None
+) -> "Job":
     settings = gather(config, {"model": model, "jobs.executor": executor, "jobs.workers": workers})
     job = start(source, out, settings, model=model)
     job.recall("tile", "embed")
-    _finish(job, [heatmap_slide])
+    return job
 
 
 def start(
@@ -170,17 +174,16 @@ def _say_plan(records: list, spec: Any) -> None:
     )
 
 
-def _finish(job: "Job", stages: list) -> None:
+def _finish(job: "Job", stage: "Stage") -> None:
     from jobs.folder import command_line, run_facts, write_run
 
     from .console import out, print_failures, run_shown
 
     facts = run_facts(command_line(), settings_of(job))
     write_run(job.folder, facts, ended=False)
-    for stage in stages:
-        run_shown(job, stage)
-        if stage.__name__ == "predict_slide":
-            out.print(f"predictions: {write_table(job)}")
+    run_shown(job, stage)
+    if stage.__name__ == "predict_slide":
+        out.print(f"predictions: {write_table(job)}")
     write_run(job.folder, facts)
     raise typer.Exit(print_failures(job))
 

@@ -9,7 +9,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from tiling.patches import count_files, open_complete, put
+from tiling.store import Store, count_files, open_complete, put
 from wsi.errors import StoreError
 from wsi.publish import appear, fingerprint
 
@@ -50,7 +50,7 @@ def contract_name(contract: dict[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class EmbeddingStore:
+class EmbeddingStore(Store):
     """A finished store, opened for reading.
 
     embeddings  float16 (n, d); rows whose tile could not be read are zero and must not be used
@@ -59,26 +59,6 @@ class EmbeddingStore:
     span_px     side of a tile in level-0 pixels
     contract    see `make_contract`
     """
-
-    path: Path
-    group: zarr.Group
-
-    @property
-    def attrs(self) -> dict[str, Any]:
-        return self.group.attrs.asdict()
-
-    @property
-    def slide_id(self) -> str:
-        return str(self.attrs["slide_id"])
-
-    @property
-    def fingerprint(self) -> str:
-        return str(self.attrs["fingerprint"])
-
-    @property
-    def identity(self) -> str:
-        """Digest of the slide file's content."""
-        return str(self.attrs["identity"])
 
     @property
     def contract(self) -> dict[str, Any]:
@@ -105,9 +85,7 @@ class EmbeddingStore:
         return self._array("ok")
 
     def _array(self, name: str) -> NDArray[Any]:
-        stored = self.group[name]
-        assert isinstance(stored, zarr.Array)
-        values = np.asarray(stored[...])
+        values = self.array(name)
         if len(values) != self.attrs["complete"]["tiles"]:
             raise StoreError(
                 self.path, f"{name} has {len(values)} rows, not those it was finished with", "run `wsi embed` again"

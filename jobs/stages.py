@@ -66,7 +66,7 @@ def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcom
     facts = {
         "slide_id": record.slide_id,
         "fingerprint": mark,
-        "identity": store.attrs["identity"],
+        "identity": store.identity,
         "contract": contract,
         "span_px": store.grid.span_px,
         "mpp": store.grid.mpp,
@@ -88,7 +88,7 @@ def _embed(record: SlideRecord, spec: RunSpec, store: PatchStore) -> Any:
         return Embedded(np.zeros((0, spec.embed.entry().dim), np.float16), np.zeros(0, bool))
     embedder = load_embedder(spec.embed)
     with open_record(record) as slide:
-        if slide_identity(record.path) != store.attrs["identity"]:
+        if slide_identity(record.path) != store.identity:
             raise SlideError(
                 record.path, "it is not the slide that was tiled: its content differs", "run `wsi tile` again"
             )

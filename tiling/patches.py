@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.codecs import Crc32cCodec
 
 from wsi.errors import StoreError
 from wsi.publish import appear
@@ -16,36 +16,21 @@ from wsi.slide import Slide
 
 from .grid import TileGrid
 from .spec import TileSpec, TissueSpec
+from .store import Store, count_files, open_complete, put
 from .stream import check_failed_tiles, iter_patches
 from .tissue import Thumbnail, Tissue, read_thumbnail, tissue_outline
 
 SCHEMA = "patches/1"
 SHARD_BYTES = 48 << 20  # a shard is written whole, from one batch
-CHECKED = (ZstdCodec(level=1, checksum=True),)  # Zarr's default codecs do not notice a flipped bit
 
 
 @dataclass(frozen=True)
-class PatchStore:
+class PatchStore(Store):
     """A finished store, opened for reading.
 
     Arrays: xy int64 (n, 2) · tissue float32 (n,) · mask bool (rows, cols) · thumbnail uint8 (rows, cols, 3) and, if
     pixels were kept, patches uint8 (n, t, t, 3), one patch a chunk in sharded files, and ok bool (n,).
     """
-
-    path: Path
-    group: zarr.Group
-
-    @property
-    def attrs(self) -> dict[str, Any]:
-        return self.group.attrs.asdict()
-
-    @property
-    def fingerprint(self) -> str:
-        return str(self.attrs["fingerprint"])
-
-    @property
-    def slide_id(self) -> str:
-        return str(self.attrs["slide_id"])
 
     @cached_property
     def grid(self) -> TileGrid:
@@ -67,12 +52,6 @@ class PatchStore:
     @property
     def has_patches(self) -> bool:
         return "patches" in self.group
-
-    def array(self, name: str) -> NDArray[Any]:
-        """One of the arrays, whole, in memory."""
-        stored = self.group[name]
-        assert isinstance(stored, zarr.Array)
-        return np.asarray(stored[...])
 
     def read_patches(self, start: int, stop: int) -> NDArray[np.uint8]:
         """uint8 (stop - start, t, t, 3). Raises StoreError if the pixels were not kept."""
@@ -141,45 +120,6 @@ def write_patches(path: Path, slide: Slide, grid: TileGrid, tissue: Tissue, requ
 def open_patches(path: Path) -> PatchStore:
     """Open a finished PatchStore. Raises StoreError when it is missing, unfinished, damaged or of another schema."""
     return PatchStore(path, open_complete(path, SCHEMA, "wsi tile"))
-
-
-def open_complete(path: Path, schema: str, maker: str) -> zarr.Group:
-    """A Zarr group that says it is complete and has the arrays it says it has; `maker` is the command that makes it."""
-    if not (path / "zarr.json").is_file():
-        raise StoreError(path, "there is no such store", f"make it with `{maker}`")
-    group = zarr.open_group(path, mode="r", zarr_format=3)
-    attrs = group.attrs.asdict()
-    if attrs.get("schema") != schema:
-        raise StoreError(
-            path, f"its schema is {attrs.get('schema')}, this version reads {schema}", f"run `{maker}` again"
-        )
-    complete = attrs.get("complete")
-    if not isinstance(complete, dict) or complete["files"] != count_files(path):
-        raise StoreError(path, "it is not complete", f"delete it and run `{maker}` again")
-    return group
-
-
-def count_files(path: Path) -> dict[str, int]:
-    """Array → files that hold its chunks. Zarr reads a missing file as zeros, so somebody has to count them."""
-    return {
-        array.parent.name: sum(entry.is_file() for entry in (array.parent / "c").rglob("*"))
-        for array in sorted(path.glob("*/zarr.json"))
-    }
-
-
-def put(group: zarr.Group, name: str, values: NDArray[Any], rows: int = 4096) -> None:
-    """A whole array, checksummed, `rows` rows a chunk."""
-    chunks = (min(rows, max(1, len(values))), *(max(1, side) for side in values.shape[1:]))
-    array = group.create_array(
-        name,
-        shape=values.shape,
-        chunks=chunks,
-        dtype=values.dtype,
-        compressors=CHECKED,
-        config={"write_empty_chunks": True},  # so that a missing file is a missing file
-    )
-    if values.size:
-        array[...] = values
 
 
 def _write_pixels(group: zarr.Group, slide: Slide, grid: TileGrid, threads: int) -> int:
