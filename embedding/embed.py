@@ -46,9 +46,11 @@ def embed_patches(
     return embed_stream(iter_patches(slide, grid, threads), slide, grid, embedder, batch, progress)
 
 
-def embed_store(store: PatchStore, slide: Slide, embedder: Embedder, batch: int | None = None) -> Embedded:
-    """The same from the pixels kept in a PatchStore; `slide` is only named in errors."""
-    grid, ok, step = store.grid, store.array("ok"), 256
+def embed_store(
+    store: PatchStore, grid: TileGrid, slide: Slide, embedder: Embedder, batch: int | None = None
+) -> Embedded:
+    """The same from the pixels kept in a PatchStore of that grid; `slide` is only named in errors."""
+    ok, step = store.array("ok"), 256
 
     def batches() -> Iterator[PatchBatch]:
         for start in range(0, len(grid), step):

@@ -1,6 +1,7 @@
 """The stages that make stores: one slide in, one Outcome out. Plain functions, so that any executor can run them."""
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from embedding.spec import EmbedSpec
 from tiling.grid import plan_grid
 from tiling.patches import PatchRequest, PatchStore, open_patches, write_patches
+from tiling.spec import TileSpec
 from tiling.tissue import find_tissue
 from wsi import open_slide
 from wsi.errors import SlideError, StoreError
@@ -37,18 +39,24 @@ def tile_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome
     """Tissue and tile grid of one slide (and its patches, if they are kept) → tiles/<slide_id>.zarr."""
     with open_record(record) as slide:
         identity = slide_identity(record.path)
-        mark = fingerprint(TILE_VERSION, spec.tile, spec.keep_patches, identity, slide.info.mpp)
+        grid_mark = grid_fingerprint(spec.tile, identity, slide.info.mpp)
+        mark = fingerprint(grid_mark, spec.keep_patches)
         path = folder.tiles(record.slide_id)
-        there = stored_count(path, mark)
+        there = stored_count(path, mark, spec.tile.max_failed_tiles)
         if there is not None:
             return Outcome(SKIPPED, mark, there)
         tissue = find_tissue(slide, spec.tile.tissue)
         grid = plan_grid(slide.levels, spec.tile, tissue)
-        request = PatchRequest(record.slide_id, mark, identity, spec.keep_patches, spec.jobs.thread_count())
+        request = PatchRequest(record.slide_id, mark, grid_mark, identity, spec.keep_patches, spec.jobs.thread_count())
         failed = write_patches(path, slide, grid, tissue, request)
         if slide_identity(record.path) != identity:
             raise SlideError(record.path, "it changed while it was read", "run again when it is no longer written to")
     return Outcome(DONE if len(grid) else EMPTY, mark, len(grid), failed)
+
+
+def grid_fingerprint(spec: TileSpec, identity: str, mpp: float | None) -> str:
+    """Of what determines which tiles a slide gets; whether their pixels are kept, or may fail, does not."""
+    return fingerprint(TILE_VERSION, replace(spec, max_failed_tiles=0.0), identity, mpp)
 
 
 def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
@@ -57,9 +65,9 @@ def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcom
 
     store = open_patches(folder.tiles(record.slide_id))
     contract = contract_of(spec.embed, store.grid.spec.tile_px, store.grid.spec.mpp)
-    mark = fingerprint(EMBED_VERSION, contract["hash"], store.fingerprint)
+    mark = fingerprint(EMBED_VERSION, contract["hash"], store.attrs["grid_fingerprint"])
     path = folder.embeddings(contract_name(contract), record.slide_id)
-    there = stored_count(path, mark)
+    there = stored_count(path, mark, spec.tile.max_failed_tiles)
     if there is not None:
         return Outcome(SKIPPED, mark, there)
     embedded = _embed(record, spec, store)
@@ -83,7 +91,9 @@ def _embed(record: SlideRecord, spec: RunSpec, store: PatchStore) -> Any:
     from embedding.embed import embed_patches, embed_store
     from embedding.store import Embedded
 
-    total = len(store.grid)
+    # the limit is today's, not the one the slide was tiled under
+    limited = replace(store.grid.spec, max_failed_tiles=spec.tile.max_failed_tiles)
+    grid, total = replace(store.grid, spec=limited), len(store.grid)
     if total == 0:
         return Embedded(np.zeros((0, spec.embed.entry().dim), np.float16), np.zeros(0, bool))
     embedder = load_embedder(spec.embed)
@@ -93,7 +103,7 @@ def _embed(record: SlideRecord, spec: RunSpec, store: PatchStore) -> Any:
                 record.path, "it is not the slide that was tiled: its content differs", "run `wsi tile` again"
             )
         if store.has_patches:
-            return embed_store(store, slide, embedder, spec.embed.batch)
+            return embed_store(store, grid, slide, embedder, spec.embed.batch)
         done = 0
 
         def step(tiles: int) -> None:
@@ -102,7 +112,7 @@ def _embed(record: SlideRecord, spec: RunSpec, store: PatchStore) -> Any:
             advance(done, total)
 
         advance(0, total)
-        return embed_patches(slide, store.grid, embedder, spec.embed.batch, spec.jobs.thread_count(), step)
+        return embed_patches(slide, grid, embedder, spec.embed.batch, spec.jobs.thread_count(), step)
 
 
 @lru_cache(maxsize=1)
@@ -128,8 +138,9 @@ def contract_of(spec: EmbedSpec, tile_px: int, mpp: float) -> dict[str, Any]:
     return make_contract(backbone, weights_digest(weights), tile_px, mpp)
 
 
-def stored_count(path: Path, mark: str) -> int | None:
-    """Tiles in the finished store at `path` if its fingerprint is `mark`, else None: then it is to be made."""
+def stored_count(path: Path, mark: str, max_failed: float) -> int | None:
+    """Tiles in the finished store at `path`, or None if it is to be made: it is not there, was made from something else
+    than `mark` says, or holds a larger share of unreadable tiles than is allowed now."""
     try:
         attrs = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
     except (FileNotFoundError, NotADirectoryError):
@@ -137,4 +148,6 @@ def stored_count(path: Path, mark: str) -> int | None:
     except (ValueError, KeyError) as error:
         raise StoreError(path, f"its record is damaged ({error})", "delete the store and run again") from error
     complete = attrs.get("complete")
-    return int(complete["tiles"]) if complete and attrs.get("fingerprint") == mark else None
+    if not complete or attrs.get("fingerprint") != mark or complete["failed"] > max_failed * complete["tiles"]:
+        return None
+    return int(complete["tiles"])

@@ -61,10 +61,14 @@ def load_bags(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder) 
     missing = [slide_id for slide_id, path in paths.items() if not path.exists()]
     if missing:
         named = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+        others = sorted(entry.name for entry in folder.root.glob("embeddings/*") if entry.name != where)
+        hint = f"; the run folder has {', '.join(others)}: name their --backbone, --tile-px and --tile-mpp" * bool(
+            others
+        )
         raise StoreError(
             Path("embeddings") / where,
             f"{len(missing)} of {len(labelled)} labelled slides have no embeddings there ({named})",
-            "run `wsi embed` with the same settings, or leave those slides out of the manifest",
+            "run `wsi embed` with the same settings, or leave those slides out of the manifest" + hint,
         )
     return [
         load_bag(open_embeddings(paths[record.slide_id]), record.label, record.patient_id, record.case_id)

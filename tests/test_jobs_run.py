@@ -98,3 +98,24 @@ def test_drafts_of_dead_processes_are_cleared_and_those_of_the_living_stay(tmp_p
     RunFolder(tmp_path).prepare()
     assert not dead.exists()
     assert alive.exists()
+
+
+def test_keeping_pixels_or_another_limit_of_failures_does_not_embed_again(tmp_path):
+    from jobs.config import resolve
+    from jobs.stages import embed_slide, tile_slide
+    from wsi.synthetic import SyntheticSpec, write_synthetic_slide
+
+    write_synthetic_slide(tmp_path / "s.svs", SyntheticSpec(width_px=1024, height_px=1024))
+    record = SlideRecord("s", tmp_path / "s.svs", "s", "s")
+
+    def statuses(**tile: float) -> list[str]:
+        settings = {"jobs": {"executor": "serial"}, "keep_patches": bool(tile.pop("patches", 0)), "tile": tile}
+        stages = (tile_slide, embed_slide)
+        return [
+            run_stage(stage, [record], resolve(settings), RunFolder(tmp_path / "run"))[0].status for stage in stages
+        ]
+
+    assert statuses() == ["done", "done"]
+    assert statuses(max_failed_tiles=0.5) == ["skipped", "skipped"]
+    assert statuses(patches=1) == ["done", "skipped"]
+    assert statuses(patches=1, min_tissue=0.5) == ["done", "done"]

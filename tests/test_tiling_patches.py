@@ -15,7 +15,7 @@ SPEC = TileSpec(tile_px=64, tissue=TissueSpec(method="none"))
 def store_of(path, slide, spec=SPEC, keep=True):
     tissue = find_tissue(slide, spec.tissue)
     grid = plan_grid(slide.levels, spec, tissue)
-    failed = write_patches(path, slide, grid, tissue, PatchRequest("s", "mark", "identity", keep))
+    failed = write_patches(path, slide, grid, tissue, PatchRequest("s", "mark", "grid", "identity", keep))
     return grid, failed
 
 

@@ -74,10 +74,15 @@ class PatchStore(Store):
 
 @dataclass(frozen=True)
 class PatchRequest:
-    """Whose the store is (id, fingerprint of all that shaped it, digest of the slide); does it keep pixels?"""
+    """Whose the store is, and whether it keeps pixels.
+
+    fingerprint       of all that shaped the store; grid_fingerprint: of what shaped the grid alone
+    identity          digest of the slide's content
+    """
 
     slide_id: str
     fingerprint: str
+    grid_fingerprint: str = ""
     identity: str = ""
     keep_pixels: bool = False
     threads: int = 2
@@ -103,6 +108,7 @@ def write_patches(path: Path, slide: Slide, grid: TileGrid, tissue: Tissue, requ
                 "schema": SCHEMA,
                 "slide_id": request.slide_id,
                 "fingerprint": request.fingerprint,
+                "grid_fingerprint": request.grid_fingerprint,
                 "identity": request.identity,
                 "slide": {"width": slide.levels[0].width, "height": slide.levels[0].height, **info},
                 "spec": asdict(grid.spec),
