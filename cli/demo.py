@@ -13,11 +13,10 @@ def demo(
 ) -> None:
     """Make a SYNTHETIC cohort, run every stage on it, and end with a report. No network, no GPU."""
     from jobs.config import load_recipe, resolve
-    from jobs.demo import NAME
     from jobs.folder import RunFolder, command_line, run_facts, write_run
     from jobs.model_stages import heatmap_slide, predict_slide
     from jobs.pipeline import Job
-    from jobs.report import make_report
+    from jobs.report import DEMO_MODEL, make_report
     from jobs.stages import embed_slide, tile_slide
 
     from .console import out as console
@@ -40,8 +39,8 @@ def demo(
     run_shown(job, embed_slide)
     if code := print_failures(job):
         raise typer.Exit(code)
-    show_training(records, job.spec, folder, NAME)
-    job.spec = resolve({**settings, "model": str(folder.model(NAME))})
+    show_training(records, job.spec, folder, DEMO_MODEL)
+    job.spec = resolve({**settings, "model": str(folder.model(DEMO_MODEL))})
     run_shown(job, predict_slide)
     run_shown(job, heatmap_slide)
     write_table(job)
@@ -74,14 +73,15 @@ def _make_slides(folder: Path, patients: int) -> list:
 
 
 def _judge(job: object) -> dict:
-    from jobs.demo import NAME, fold_rows, judge_against_truth
+    from jobs.demo import fold_rows, judge_against_truth
     from jobs.evaluation import evaluate_run
     from jobs.model_stages import open_model
+    from jobs.report import DEMO_MODEL
 
     folder, records = job.folder, job.records  # type: ignore[attr-defined]
-    extra = judge_against_truth(records, folder, NAME)
-    extra["folds"] = fold_rows(open_model(folder.model(NAME)))
-    return evaluate_run(records, str(folder.model(NAME)), folder, extra)
+    extra = judge_against_truth(records, folder, DEMO_MODEL)
+    extra["folds"] = fold_rows(open_model(folder.model(DEMO_MODEL)))
+    return evaluate_run(records, str(folder.model(DEMO_MODEL)), folder, extra)
 
 
 def _say(figures: dict, seconds: float) -> None:

