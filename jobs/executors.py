@@ -1,11 +1,14 @@
 """Where stages run: in this process, or in worker processes that may die without taking the run with them."""
 
 import os
+import signal
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Any
 
 from wsi.errors import SpecError
@@ -53,17 +56,28 @@ class SerialExecutor(Executor):
         return future
 
 
-def open_executor(name: str, workers: int = 1) -> Executor:
+@contextmanager
+def open_executor(name: str, workers: int = 1) -> Iterator[Executor]:
+    """Serial, or worker processes that end with the block: at once when the user interrupts it."""
     if name == "serial":
-        return SerialExecutor()
+        yield SerialExecutor()
+        return
     # spawn: a forked child inherits locked locks of threads and a CUDA context that does not survive the fork
-    return ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=_end_with_parent, initargs=(os.getpid(),)
-    )
+    context = get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(os.getpid(),))
+    try:
+        yield pool
+    except KeyboardInterrupt:
+        for worker in active_children():
+            worker.kill()  # stores are published whole, so nothing half is left
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent(parent: int) -> None:
-    """A worker whose run was killed must not live on."""
+def _start_worker(parent: int) -> None:
+    """A worker leaves an interrupt to the run, and does not outlive a run that was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -157,6 +157,26 @@ def test_a_killed_run_is_continued_and_gives_what_an_undisturbed_one_gives(train
     assert not list((tmp_path / "run").rglob(".draft-*"))
 
 
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_an_interrupted_run_ends_at_once_with_its_workers(trained, tmp_path, sent, code):
+    command = [*WSI, "run", str(trained.manifest), "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    time.sleep(6)
+    os.killpg(process.pid, sent) if sent == signal.SIGINT else process.send_signal(sent)  # a terminal tells the group
+    text, _ = process.communicate(timeout=10)
+    assert process.returncode == code
+    assert "Traceback" not in text
+    for _ in range(25):
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.2)
+    pytest.fail("a worker outlived the run")
+
+
 def test_the_single_steps_lead_to_the_same_place(trained, tmp_path):
     run = trained.run
     assert "12 done" in wsi("predict", trained.manifest, "-m", trained.model, "-o", run)
