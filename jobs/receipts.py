@@ -1,10 +1,9 @@
 """What became of each slide at each stage: one JSON line each, appended, never rewritten."""
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from wsi.publish import append_line
+from wsi.publish import append_line, read_lines
 
 DONE, EMPTY, SKIPPED, FAILED = "done", "empty", "skipped", "failed"
 STATUSES = (DONE, EMPTY, SKIPPED, FAILED)
@@ -40,14 +39,10 @@ def append_receipt(path: Path, receipt: Receipt) -> None:
 
 
 def read_receipts(path: Path) -> list[Receipt]:
-    """All receipts of a stage, oldest first; a last line cut short by a kill is left out."""
-    if not path.exists():
-        return []
-    receipts = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.endswith("}"):
-            receipts.append(Receipt(**json.loads(line)))
-    return receipts
+    """All receipts of a stage, oldest first; a line cut short by a kill is left out, as are fields not known here."""
+    known = {field.name for field in fields(Receipt)}
+    lines = [{key: value for key, value in line.items() if key in known} for line in read_lines(path)]
+    return [Receipt(**line) for line in lines if {"slide_id", "stage", "status"} <= line.keys()]
 
 
 def latest(receipts: list[Receipt]) -> dict[str, Receipt]:

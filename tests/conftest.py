@@ -9,8 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does; must be set before torch is loaded
+
+settings.register_profile("slidestream", deadline=None)  # a shared machine may take any time over an example
+settings.load_profile("slidestream")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_SLIDE_SHA256 = "ed92d5a9f2e86df67640d6f92ce3e231419ce127131697fbbce42ad5e002c8a7"

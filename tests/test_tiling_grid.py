@@ -100,6 +100,12 @@ def test_a_setting_out_of_range_is_refused_by_name(field, value):
         TileSpec(**{field: value})
 
 
+@pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan")])
+def test_an_absurd_tissue_area_is_refused(value):
+    with pytest.raises(SpecError, match="max_hole_um2"):
+        TissueSpec(max_hole_um2=value)
+
+
 def test_an_unknown_tissue_method_is_refused():
     with pytest.raises(SpecError, match="otsu"):
         TissueSpec(method="otzu")

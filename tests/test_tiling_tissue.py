@@ -1,10 +1,20 @@
 import numpy as np
 import pytest
 import shapely
+import tifffile
 from shapely.geometry import shape
 
-from tests.slides import ArraySlide
-from tiling import Tissue, TissueSpec, find_tissue, read_thumbnail, tissue_outline
+from tests.slides import ArraySlide, SvsOptions, tissue_like, write_svs
+from tiling import (
+    TileSpec,
+    Tissue,
+    TissueSpec,
+    find_tissue,
+    iter_patches,
+    plan_grid,
+    read_thumbnail,
+    tissue_outline,
+)  # fmt: skip
 from tiling.tissue import drop_small
 from wsi import SlideError, open_slide
 
@@ -93,3 +103,51 @@ def test_tissue_of_the_real_slide_is_where_a_person_sees_it(real_slide):
     rows, columns = tissue.mask.shape
     assert tissue.mask[int(rows * 0.9), int(columns * 0.5)]  # epidermis at the lower middle
     assert not tissue.mask[int(rows * 0.3), int(columns * 0.1)]  # glass at the left
+
+
+def test_a_damaged_part_is_lost_from_the_thumbnail_and_nothing_else(tmp_path):
+    """One stored tile of glass is overwritten: the slide still opens, and its tiles there fail one by one."""
+    image = np.full((1440, 1440, 3), GLASS, np.uint8)
+    image[480:960, 480:960] = STAIN
+    path = write_svs(tmp_path / "a.svs", image, SvsOptions(downsamples=(1,)))
+    with open_slide(path) as slide:
+        sound = find_tissue(slide, TissueSpec(min_area_um2=0))
+    (start, count) = stored_tile(path, 8)  # row 1, column 2 of six a row: x 480-720, y 240-480
+    content = bytearray(path.read_bytes())
+    content[start : start + count] = bytes(count)
+    path.write_bytes(content)
+    with open_slide(path) as slide:
+        thumbnail = read_thumbnail(slide, 16)
+        lost = np.argwhere(thumbnail.unread) * 16
+        assert lost.min(axis=0).tolist() >= [240 - 128, 480 - 128]
+        assert lost.max(axis=0).tolist() <= [480 + 128, 720 + 128]
+        assert thumbnail.unread[(240 // 16) + 1 : (480 // 16) - 1, (480 // 16) + 1 : (720 // 16) - 1].all()
+        tissue = find_tissue(slide, TissueSpec(min_area_um2=0))
+        assert (tissue.mask != (sound.mask | thumbnail.unread)).mean() < 0.01  # a blurred edge about the lost part
+        grid = plan_grid(slide.levels, TileSpec(tile_px=120, max_failed_tiles=0.5), tissue)
+        ok = np.concatenate([batch.ok for batch in iter_patches(slide, grid)])
+    corners = {tuple(corner) for corner in grid.xy[~ok].tolist()}
+    assert corners == {(480, 240), (600, 240), (480, 360), (600, 360)}
+
+
+def stored_tile(path, number):
+    """(offset, bytes) of a stored tile of level 0."""
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        return page.dataoffsets[number], page.databytecounts[number]
+
+
+def test_a_damaged_coarse_level_is_read_around(tmp_path):
+    path = write_svs(tmp_path / "a.svs", tissue_like(960, 960), SvsOptions(downsamples=(1, 4)))
+    with open_slide(path) as slide:
+        sound = read_thumbnail(slide, 16).pixels.astype(int)
+    with tifffile.TiffFile(path) as file:
+        page = next(page for page in file.pages if page.is_tiled and page.imagewidth == 240)
+        start, count = page.dataoffsets[0], page.databytecounts[0]
+    content = bytearray(path.read_bytes())
+    content[start : start + count] = b"\xab" * count
+    path.write_bytes(content)
+    with open_slide(path) as slide:
+        thumbnail = read_thumbnail(slide, 16)
+    assert not thumbnail.unread.any()
+    assert np.abs(thumbnail.pixels - sound).mean() < 4

@@ -2,9 +2,9 @@ import os
 
 import pytest
 
-from wsi.publish import OLD, appear, appear_file, clear_drafts, fingerprint, write_json
+from wsi.publish import OLD, _host, appear, appear_file, append_line, clear_drafts, fingerprint, read_lines, write_json
 
-DEAD = 999_999_999
+DEAD, HOST = 999_999_999, _host()
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
@@ -32,17 +32,31 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
 
 
 def test_what_a_killed_process_put_aside_takes_its_name_again(tmp_path):
-    (tmp_path / f".draft-{DEAD}-{OLD}-my-slide.zarr").mkdir()
-    (tmp_path / f".draft-{DEAD}-{OLD}-other.zarr").mkdir()
+    (tmp_path / f".draft-{HOST}-{DEAD}-{OLD}-my-slide.zarr").mkdir()
+    (tmp_path / f".draft-{HOST}-{DEAD}-{OLD}-other.zarr").mkdir()
     (tmp_path / "other.zarr").mkdir()
-    (tmp_path / f".draft-{DEAD}-ab12cd-new.zarr").mkdir()
-    (tmp_path / f".draft-{DEAD}-ab12cd-table.csv").write_text("half")
-    (tmp_path / f".draft-{os.getpid()}-ab12cd-mine.zarr").mkdir()
+    (tmp_path / f".draft-{HOST}-{DEAD}-ab12cd-new.zarr").mkdir()
+    (tmp_path / f".draft-{HOST}-{DEAD}-ab12cd-table.csv").write_text("half")
+    (tmp_path / f".draft-{HOST}-{os.getpid()}-ab12cd-mine.zarr").mkdir()
+    (tmp_path / f".draft-elsewhere-{DEAD}-ab12cd-theirs.zarr").mkdir()  # another host's process may well live
     assert clear_drafts(tmp_path) == 4
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"my-slide.zarr", "other.zarr", f".draft-{os.getpid()}-ab12cd-mine.zarr"}
+    left = {path.name for path in tmp_path.iterdir()} - {f".draft-elsewhere-{DEAD}-ab12cd-theirs.zarr"}
+    assert left == {"my-slide.zarr", "other.zarr", f".draft-{HOST}-{os.getpid()}-ab12cd-mine.zarr"}
 
 
 def test_a_fingerprint_is_stable_and_sees_every_value():
     assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
     assert len({fingerprint("a"), fingerprint("a", None), fingerprint("b"), fingerprint(1), fingerprint(1.5)}) == 5
+
+
+def test_lines_survive_kills_and_odd_names(tmp_path):
+    path = tmp_path / "receipts" / "tile.jsonl"
+    append_line(path, {"slide_id": "a"})
+    with path.open("a") as stream:
+        stream.write('{"slide_id": "b", "sta')  # killed while it wrote
+    odd = "line\u2028separator, not UTF-8 \udcff, µ"
+    append_line(path, {"slide_id": "c", "problem": odd})
+    append_line(path, {"slide_id": "d"})
+    assert [line["slide_id"] for line in read_lines(path)] == ["a", "c", "d"]
+    assert read_lines(path)[1]["problem"] == odd
+    assert read_lines(tmp_path / "none.jsonl") == []

@@ -47,7 +47,7 @@ class PatchStore(Store):
 
     @property
     def thumbnail(self) -> Thumbnail:
-        return Thumbnail(self.array("thumbnail"), int(self.attrs["thumbnail_scale"]))
+        return Thumbnail(self.array("thumbnail"), int(self.attrs["thumbnail_scale"]), self.array("thumbnail_unread"))
 
     @property
     def has_patches(self) -> bool:
@@ -100,6 +100,7 @@ def write_patches(path: Path, slide: Slide, grid: TileGrid, tissue: Tissue, requ
             put(group, name, values)
         thumbnail = read_thumbnail(slide)
         put(group, "thumbnail", thumbnail.pixels)
+        put(group, "thumbnail_unread", thumbnail.unread)
         put(group, "mask", tissue.mask)
         failed = _write_pixels(group, slide, grid, request.threads) if request.keep_pixels else 0
         info = {item.name: getattr(slide.info, item.name) for item in fields(slide.info)}

@@ -25,6 +25,9 @@ class TissueSpec:
             raise SpecError("tissue.method", f"{self.method!r} is unknown", "choose otsu or none")
         if not 0.5 <= self.mpp <= 64:
             raise SpecError("tissue.mpp", f"{self.mpp} µm/px is outside 0.5 to 64", "8 suits most slides")
+        for name in ("min_area_um2", "max_hole_um2"):
+            if not 0 <= getattr(self, name) <= 1e9:
+                raise SpecError(f"tissue.{name}", f"{getattr(self, name)} is out of range", "give µm² from 0 to 1e9")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi.errors import SlideError
+from wsi.errors import SlideError, TileError
 from wsi.geometry import Region
-from wsi.resample import read_reduced
+from wsi.resample import levels_for, read_reduced
 from wsi.slide import Slide
 
 from .spec import TissueSpec
@@ -20,6 +20,7 @@ from .spec import TissueSpec
 CHROMA_LIMITS = (12.0, 40.0)
 DARK = 40  # brightness (0 to 255) below which a pixel cannot be the glass of a brightfield slide
 STRIP_PX = 1 << 26  # level-0 pixels read at once while a thumbnail is made: bounds memory on single-level slides
+UNREAD_PX, UNREAD_GREY = 8, 160  # thumbnail pixels given up together where the file is damaged, and how they look
 THUMBNAIL_PX = 1200  # longer side of the thumbnail that people look at, at most
 
 
@@ -39,10 +40,16 @@ class Tissue:
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """The whole slide, small: pixels uint8 (rows, cols, 3), and level-0 pixels per pixel, a whole number."""
+    """The whole slide, small.
+
+    pixels  uint8 (rows, cols, 3)
+    scale   level-0 pixels per pixel, a whole number
+    unread  bool (rows, cols), where the file is damaged; there, pixels are grey
+    """
 
     pixels: NDArray[np.uint8]
     scale: int
+    unread: NDArray[np.bool_]
 
 
 def base_mpp(slide: Slide) -> float:
@@ -66,34 +73,61 @@ def read_thumbnail(slide: Slide, scale: int | None = None) -> Thumbnail:
     base = slide.levels[0]
     scale = scale or max(1, -(-max(base.width, base.height) // THUMBNAIL_PX))
     rows, cols = -(-base.height // scale), -(-base.width // scale)
-    thumbnail = np.empty((rows, cols, 3), np.uint8)
+    pixels, unread = np.empty((rows, cols, 3), np.uint8), np.zeros((rows, cols), bool)
     step = max(1, STRIP_PX // (base.width * scale))
     for top in range(0, rows, step):
         height = min(step, rows - top)
-        strip = Region(0, top * scale, cols * scale, height * scale)
-        thumbnail[top : top + height] = read_reduced(slide, strip, scale)
-    return Thumbnail(thumbnail, scale)
+        part = slice(top, top + height)
+        _fill(slide, (0, top), scale, pixels[part], unread[part])
+    return Thumbnail(pixels, scale, unread)
+
+
+def _fill(
+    slide: Slide, corner: tuple[int, int], scale: int, pixels: NDArray[np.uint8], unread: NDArray[np.bool_]
+) -> None:
+    """Read the part of a thumbnail at `corner` (x, y); where it cannot be read, by quarters, to lose little."""
+    rows, cols = unread.shape
+    region = Region(corner[0] * scale, corner[1] * scale, cols * scale, rows * scale)
+    small = max(rows, cols) <= UNREAD_PX
+    for level in levels_for(slide, scale)[
+        : None if small else 1
+    ]:  # a finer level may be sound where a coarse one is not
+        try:
+            pixels[...] = read_reduced(slide, region, scale, level)
+        except TileError:
+            continue
+        return
+    if small:
+        pixels[...], unread[...] = UNREAD_GREY, True
+        return
+    row, col = (rows + 1) // 2, (cols + 1) // 2
+    for down in (slice(0, row), slice(row, rows)):
+        for across in (slice(0, col), slice(col, cols)):
+            if unread[down, across].size:
+                start = corner[0] + across.start, corner[1] + down.start
+                _fill(slide, start, scale, pixels[down, across], unread[down, across])
 
 
 def find_tissue(slide: Slide, spec: TissueSpec) -> Tissue:
     """Tissue mask of a brightfield slide.
 
     Otsu's threshold (Otsu 1979) on colourfulness, kept within limits, then closing, filling of small holes and
-    removal of small pieces by area in µm². Raises SlideError for a slide without scale or with a dark background.
+    removal of small pieces by area in µm². What cannot be read counts as tissue, since it may be: its tiles are then
+    tried, and counted as failed. Raises SlideError for a slide without scale or with a dark background.
     """
     mpp = base_mpp(slide)
     scale = max(1, round(spec.mpp / mpp))
-    thumbnail, pixel_um = read_thumbnail(slide, scale).pixels, scale * mpp
+    thumbnail, pixel_um = read_thumbnail(slide, scale), scale * mpp
     if spec.method == "none":
-        mask = np.ones(thumbnail.shape[:2], bool)
+        mask = np.ones(thumbnail.unread.shape, bool)
     else:
-        if (thumbnail.max(axis=2) < DARK).mean() > 0.5:
+        if (thumbnail.pixels.max(axis=2) < DARK).mean() > 0.5:
             raise SlideError(
                 slide.path,
                 "more than half of it is dark, as in fluorescence: tissue cannot be told from glass",
                 "use brightfield slides, or tissue method `none` to tile everything",
             )
-        mask = otsu_mask(thumbnail, pixel_um, spec)
+        mask = otsu_mask(thumbnail.pixels, pixel_um, spec) | thumbnail.unread
     return Tissue(mask, scale, float(mask.sum()) * pixel_um**2)
 
 

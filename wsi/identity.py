@@ -1,7 +1,6 @@
 """Tell whether a slide is the one seen before, without reading gigabytes: a digest of size and spread content."""
 
 import hashlib
-import os
 import re
 from pathlib import Path
 
@@ -19,18 +18,16 @@ def slide_identity(path: str | Path) -> str:
     """
     path = Path(path)
     digest = hashlib.sha256()
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        size = os.fstat(descriptor).st_size
-        digest.update(f"{size}\n".encode())
-        digest.update(os.pread(descriptor, _END_BYTES, 0))
-        digest.update(os.pread(descriptor, _END_BYTES, max(0, size - _END_BYTES)))
-        for block in range(_SPREAD_BLOCKS):
-            digest.update(
-                os.pread(descriptor, _BLOCK_BYTES, max(0, size - _BLOCK_BYTES) * block // (_SPREAD_BLOCKS - 1))
-            )
-    finally:
-        os.close(descriptor)
+    size = path.stat().st_size
+    digest.update(f"{size}\n".encode())
+    spread = [max(0, size - _BLOCK_BYTES) * block // (_SPREAD_BLOCKS - 1) for block in range(_SPREAD_BLOCKS)]
+    with path.open("rb", buffering=0) as file:
+        for offset, count in ((0, _END_BYTES), (max(0, size - _END_BYTES), _END_BYTES)):
+            file.seek(offset)
+            digest.update(file.read(count))
+        for offset in spread:
+            file.seek(offset)
+            digest.update(file.read(_BLOCK_BYTES))
     for name, length in sorted(_companions(path)):
         digest.update(f"{name}\0{length}\n".encode())
     return digest.hexdigest()
@@ -43,15 +40,15 @@ def _companions(path: Path) -> list[tuple[str, int]]:
         folder = path.with_suffix("")
         files = [file for file in folder.rglob("*") if file.is_file()] if folder.is_dir() else []
         return [(file.relative_to(folder).as_posix(), file.stat().st_size) for file in files]
+    if suffix not in (".vms", ".vmu", ".dcm"):
+        return []
     siblings = [file for file in path.parent.iterdir() if file.is_file() and file.name != path.name]
     if suffix in (".vms", ".vmu"):
         text = path.read_text("latin-1")
         return [(file.name, file.stat().st_size) for file in siblings if file.name in text]
-    if suffix == ".dcm":
-        series = _series(path)
-        same = [file for file in siblings if file.suffix.lower() == ".dcm" and _series(file) == series]
-        return [(file.name, file.stat().st_size) for file in same]
-    return []
+    series = _series(path)
+    same = [file for file in siblings if file.suffix.lower() == ".dcm" and _series(file) == series]
+    return [(file.name, file.stat().st_size) for file in same]
 
 
 def _series(path: Path) -> bytes | None:

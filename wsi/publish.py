@@ -3,11 +3,14 @@
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 OLD = "old"
@@ -27,12 +30,12 @@ def appear(target: Path) -> Iterator[Path]:
     result; `clear_drafts` removes those of dead processes.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".draft-{os.getpid()}-{uuid4().hex[:6]}-{target.name}")
+    draft = _draft_of(target, uuid4().hex[:6])
     draft.mkdir()
     try:
         yield draft
         _sync(draft)
-        aside = target.with_name(f".draft-{os.getpid()}-{OLD}-{target.name}")
+        aside = _draft_of(target, OLD)
         if target.exists():
             target.rename(aside)  # rename cannot replace a folder that is not empty
         draft.rename(target)
@@ -45,7 +48,7 @@ def appear(target: Path) -> Iterator[Path]:
 def appear_file(target: Path) -> Iterator[Path]:
     """The same for a single file."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".draft-{os.getpid()}-{uuid4().hex[:6]}-{target.name}")
+    draft = _draft_of(target, uuid4().hex[:6])
     try:
         yield draft
         _sync(draft)
@@ -56,15 +59,35 @@ def appear_file(target: Path) -> Iterator[Path]:
 
 def write_json(target: Path, content: object) -> None:
     with appear_file(target) as draft:
-        draft.write_text(json.dumps(content, indent=2, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=2, default=str, ensure_ascii=False) + "\n"
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def append_line(target: Path, content: object) -> None:
-    """Append one line of JSON. A killed process leaves whole lines, but for at most the last."""
+    """Append one line of JSON, in ASCII: no character of a file's name can break a line or fail to be written.
+
+    A killed process leaves whole lines, but for at most the last; the next one begins on a line of its own.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(content, default=str, ensure_ascii=False) + "\n"
-    with target.open("a", encoding="utf-8") as stream:
+    line = json.dumps(content, default=str).encode() + b"\n"
+    with target.open("a+b") as stream:
+        if stream.tell() > 0:
+            stream.seek(-1, os.SEEK_END)
+            line = line if stream.read(1) == b"\n" else b"\n" + line
         stream.write(line)
+
+
+def read_lines(target: Path) -> list[dict[str, Any]]:
+    """What `append_line` wrote, oldest first; lines cut short by a kill are left out."""
+    found = []
+    for line in target.read_bytes().split(b"\n") if target.exists() else []:
+        try:
+            content = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(content, dict):
+            found.append(content)
+    return found
 
 
 def clear_drafts(folder: Path) -> int:
@@ -73,8 +96,8 @@ def clear_drafts(folder: Path) -> int:
     A result that had been put aside for a newer one that did not come takes its name again.
     """
     cleared = 0
-    for draft in folder.glob(".draft-*-*-*"):
-        _, pid, kind, name = draft.name.split("-", 3)
+    for draft in folder.glob(f".draft-{_host()}-*-*-*"):  # of another host's processes nothing is known here
+        _, _, pid, kind, name = draft.name.split("-", 4)
         if not pid.isdigit() or _alive(int(pid)):
             continue
         if kind == OLD and not (folder / name).exists():
@@ -85,6 +108,14 @@ def clear_drafts(folder: Path) -> int:
             draft.unlink(missing_ok=True)
         cleared += 1
     return cleared
+
+
+def _draft_of(target: Path, kind: str) -> Path:
+    return target.with_name(f".draft-{_host()}-{os.getpid()}-{kind}-{target.name}")
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname()) or "host"
 
 
 def _alive(pid: int) -> bool:
@@ -105,3 +136,10 @@ def _sync(path: Path) -> None:
     for entry in files:
         with entry.open("r+b") as stream:
             os.fsync(stream.fileno())
+    if os.name == "posix":  # elsewhere a folder cannot be opened to be flushed
+        for folder in [path, *(entry for entry in path.rglob("*") if entry.is_dir())] if path.is_dir() else []:
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

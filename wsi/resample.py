@@ -64,14 +64,21 @@ def read_at(slide: Slide, region: Region, mpp: float, tolerance: float = 0.01) -
     return pixels if pixels.shape[:2] == shape else _shrink(pixels, np.empty((*shape, 3), np.uint8))
 
 
-def read_reduced(slide: Slide, region: Region, factor: int) -> NDArray[np.uint8]:
+def levels_for(slide: Slide, factor: int) -> list[int]:
+    """Levels from which `read_reduced` can make pixels of `factor` level-0 pixels, the coarsest first.
+
+    A level within 1 % counts: its pixels are stretched to fit, so that the result lies on the slide without drift.
+    """
+    fine = [index for index, level in enumerate(slide.levels) if level.downsample <= factor * 1.01]
+    return sorted(fine, key=lambda index: -slide.levels[index].downsample)
+
+
+def read_reduced(slide: Slide, region: Region, factor: int, level: int) -> NDArray[np.uint8]:
     """RGB pixels of `region`, one for each `factor` x `factor` level-0 pixels: uint8 (rows, cols, 3), exactly.
 
-    Needs no pixel size. The region's sides are multiples of `factor`. A level within 1 % of it is stretched to fit, so
-    that the result lies on the slide without drift.
+    Needs no pixel size. The region's sides are multiples of `factor`; `level` is one of `levels_for`.
     """
-    index = max(i for i, level in enumerate(slide.levels) if level.downsample <= factor * 1.01)
-    pixels = slide.read(region, index)
+    pixels = slide.read(region, level)
     shape = region.height // factor, region.width // factor
     return pixels if pixels.shape[:2] == shape else _shrink(pixels, np.empty((*shape, 3), np.uint8))
 
