@@ -29,6 +29,11 @@ VERBS = {
 }
 
 
+def say(text: str, style: str | None = None) -> None:
+    """Print text as it is: a path may hold what rich would take for markup."""
+    out.print(text, markup=False, style=style)
+
+
 def start_logging(verbose: bool) -> None:
     level = logging.DEBUG if verbose else logging.WARNING
     handler = RichHandler(console=err, show_path=False, markup=False)
@@ -94,7 +99,11 @@ def run_shown(job: "Job", stage: Callable) -> "list[Receipt]":
             view = StageView(name, total, show)
             return Watcher(view.receipt, view.tiles)
 
-        receipts = job.do(stage, watch)
+        try:
+            receipts = job.do(stage, watch)
+        except KeyboardInterrupt:
+            err.print("stopped; the same command goes on from here")
+            raise
     print_stage(name, receipts, time.monotonic() - started)
     return receipts
 
@@ -123,5 +132,5 @@ def print_failures(job: "Job") -> int:
         out.print(receipt.problem, markup=False)
         out.print(f"    → {receipt.remedy}", markup=False, style="dim")
     if len(failed) > MOST_FAILURES:
-        out.print(f"  … and {len(failed) - MOST_FAILURES} more: see {job.folder.root / 'receipts'} and the report")
+        say(f"  … and {len(failed) - MOST_FAILURES} more: see {job.folder.root / 'receipts'} and the report")
     return 1

@@ -19,8 +19,7 @@ def demo(
     from jobs.report import DEMO_MODEL, make_report
     from jobs.stages import embed_slide, tile_slide
 
-    from .console import out as console
-    from .console import print_failures, run_shown
+    from .console import print_failures, run_shown, say
     from .stages import settings_of, write_table
     from .train import show_training
 
@@ -30,9 +29,7 @@ def demo(
     folder.prepare()
     facts = run_facts(command_line(), settings)
     write_run(folder, facts, ended=False)
-    console.print(
-        f"A synthetic cohort of {patients} patients, its slides under {out / 'slides'}, results under {folder.root}."
-    )
+    say(f"A synthetic cohort of {patients} patients, its slides under {out / 'slides'}, results under {folder.root}.")
     records = _make_slides(out / "slides", patients)
     job = Job(records, resolve(settings), folder)
     run_shown(job, tile_slide)
@@ -47,9 +44,9 @@ def demo(
     figures = _judge(job)
     facts["settings"] = settings_of(job)
     write_run(folder, facts)
-    report = make_report(job, facts, "slidestream demo: a synthetic cohort", synthetic=True)
+    report = make_report(job, facts, figures, "slidestream demo: a synthetic cohort", synthetic=True)
     _say(figures, time.monotonic() - started)
-    console.print(f"\nOpen [bold]{report}[/]")
+    say(f"\nOpen {report}", style="bold")
     raise typer.Exit(print_failures(job))
 
 

@@ -41,11 +41,11 @@ def _facts(slide: "Slide") -> dict:
 def _show(slide: "Slide") -> None:
     from rich.table import Table
 
-    from .console import out
+    from .console import out, say
 
     facts, base = slide.info, slide.levels[0]
-    out.print(f"[bold]{slide.path.name}[/]")
-    mpp = f"{facts.mpp:.4g} µm/px (from {facts.mpp_source})" if facts.mpp else f"[red]unknown[/]: {facts.mpp_problem}"
+    say(slide.path.name, style="bold")
+    mpp = f"{facts.mpp:.4g} µm/px (from {facts.mpp_source})" if facts.mpp else f"unknown: {facts.mpp_problem}"
     size = f"{base.width:,} × {base.height:,} px"
     if facts.mpp:
         size += f", {base.width * facts.mpp / 1000:.1f} × {base.height * facts.mpp / 1000:.1f} mm"
@@ -63,7 +63,7 @@ def _show(slide: "Slide") -> None:
         ("reader", f"{facts.reader}: {facts.why}"),
     ]
     for name, value in rows:
-        out.print(f"  {name:<12} {value}")
+        say(f"  {name:<12} {value}")
     table = Table("level", "width", "height", "downsample", "µm/px", box=None, padding=(0, 2), header_style="dim")
     for column in table.columns:
         column.justify = "right"

@@ -80,10 +80,14 @@ def parse_mpp(text: str | None) -> float | None:
 
 
 def read_records(source: Path, slide_mpp: float | None) -> "list[SlideRecord]":
-    """The slides of `source`; `slide_mpp` is used for those whose row says no other."""
+    """The slides of `source`; `slide_mpp` is for those whose file and row do not say their pixel size."""
     from dataclasses import replace
 
     from jobs.manifest import read_source
+    from wsi.errors import SpecError
 
-    records = read_source(source)
-    return [replace(record, mpp=record.mpp or slide_mpp) for record in records]
+    if slide_mpp is not None and not 0.05 <= slide_mpp <= 20:
+        raise SpecError(
+            "--slide-mpp", f"{slide_mpp} is no pixel size", "give µm per pixel from 0.05 to 20, such as 0.25"
+        )
+    return [replace(record, fallback_mpp=slide_mpp) for record in read_source(source)]

@@ -30,9 +30,6 @@ from .options import (
 if TYPE_CHECKING:
     from jobs.pipeline import Job
 
-if TYPE_CHECKING:
-    from jobs.pipeline import Job
-
 OptionalModel = Annotated[
     Path | None,
     typer.Option(
@@ -81,9 +78,12 @@ def run(
             "jobs.workers": workers,
         },
     )
-    from .stages import start
+    from .stages import end_dry_run, start
 
-    job = start(source, out, settings, slide_mpp, dry_run, settings.get("model"))
+    job = start(source, out, settings, slide_mpp, settings.get("model"), embeds=True)
+    if dry_run:
+        end_dry_run(job)
+    job.folder.prepare()
     raise typer.Exit(work(job))
 
 
@@ -94,7 +94,7 @@ def work(job: "Job") -> int:
     from jobs.report import make_report
     from jobs.stages import embed_slide, tile_slide
 
-    from .console import out, print_failures, run_shown
+    from .console import out, print_failures, run_shown, say
     from .stages import settings_of, write_table
 
     facts = run_facts(command_line(), settings_of(job))
@@ -104,10 +104,10 @@ def work(job: "Job") -> int:
     if all(receipt.status == "skipped" for receipts in job.receipts.values() for receipt in receipts):
         out.print("Nothing to do: all of it was already there.")
     if job.spec.model:
-        out.print(f"predictions: {write_table(job)}")
+        say(f"predictions: {write_table(job)}")
     else:
         out.print("No --model was given, so the run stops after the embeddings.")
     write_run(job.folder, facts)
     code = print_failures(job)
-    out.print(f"report: {make_report(job, facts)}")
+    say(f"report: {make_report(job, facts)}")
     return code

@@ -1,7 +1,7 @@
 """Single steps over many slides: tile, embed, predict, heatmap."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
@@ -64,7 +64,9 @@ def tile(
             "jobs.workers": workers,
         },
     )
-    job = start(source, out, settings, slide_mpp, dry_run)
+    job = start(source, out, settings, slide_mpp)
+    if dry_run:
+        end_dry_run(job)
     _finish(job, tile_slide)
 
 
@@ -93,7 +95,9 @@ def embed(
             "jobs.executor": executor,
         },
     )
-    job = start(source, out, settings, slide_mpp, dry_run)
+    job = start(source, out, settings, slide_mpp, embeds=True)
+    if dry_run:
+        end_dry_run(job)
     job.recall("tile")
     _finish(job, embed_slide)
 
@@ -105,11 +109,13 @@ def predict(
     config: Config = None,
     executor: ExecutorName = None,
     workers: Workers = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Predict the class of every embedded slide → predictions/<model>.csv."""
     from jobs.model_stages import predict_slide
 
-    _finish(_start_with(model, source, out, config, executor, workers), predict_slide)
+    job = _start_with(model, source, out, config, executor, workers)
+    _finish(job, predict_slide, dry_run)
 
 
 def heatmap(
@@ -119,19 +125,24 @@ def heatmap(
     config: Config = None,
     executor: ExecutorName = None,
     workers: Workers = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Draw the heatmap of every embedded slide: GeoJSON for QuPath, and a PNG overlay."""
     from jobs.model_stages import heatmap_slide
 
-    _finish(_start_with(model, source, out, config, executor, workers), heatmap_slide)
+    job = _start_with(model, source, out, config, executor, workers)
+    _finish(job, heatmap_slide, dry_run)
 
 
 def _start_with(
     model: Path, source: Path, out: Path, config: str | None, executor: str | None, workers: int | None
 ) -> "Job":
+    from embedding.store import contract_name
+    from jobs.model_stages import open_model
+
     settings = gather(config, {"model": model, "jobs.executor": executor, "jobs.workers": workers})
     job = start(source, out, settings, model=model)
-    job.recall("tile", "embed")
+    job.recall("tile", "embed", contract=contract_name(dict(open_model(model).contract)))
     return job
 
 
@@ -140,50 +151,63 @@ def start(
     out: Path,
     settings: dict[str, Any],
     slide_mpp: float | None = None,
-    dry_run: bool = False,
     model: Path | None = None,
+    embeds: bool = False,
 ) -> "Job":
-    """Check everything that can be checked before work: source, settings, model, run folder."""
+    """Check everything that can be checked before work: source, settings, model, weights. Writes nothing yet."""
     from jobs.config import resolve
     from jobs.folder import RunFolder
+    from jobs.manifest import left_in
     from jobs.model_stages import open_model
     from jobs.pipeline import Job
+    from jobs.stages import check_embedding
+
+    from .console import err
 
     records = read_records(source, slide_mpp)
+    if others := left_in(source, records):
+        err.print(f"{others} other files in {source} are no slides by their suffix", markup=False, style="dim")
     spec = resolve(settings, open_model(model).contract if model is not None else None)
-    folder = RunFolder(out)
-    if dry_run:
-        _say_plan(records, spec)
-        raise typer.Exit(0)
-    folder.prepare()
-    return Job(records, spec, folder)
+    if embeds:
+        check_embedding(spec)
+    return Job(records, spec, RunFolder(out))
 
 
-def _say_plan(records: list, spec: Any) -> None:
+def end_dry_run(job: "Job") -> NoReturn:
+    """Say what tiling and embedding would do and cost."""
     from jobs.plan import plan_run
 
     from .console import bar, err, out
 
-    with bar("tile", len(records)) as show:
-        plan = plan_run(records, spec, lambda done: show(done, "planning"))
+    with bar("tile", len(job.records)) as show:
+        plan = plan_run(job.records, job.spec, job.folder, lambda done: show(done, "planning"))
     for slide_id, problem in plan.failed.items():
         err.print(f"{slide_id}: {problem}", markup=False)
+    spec = job.spec
     out.print(
         f"{plan.slides} slides with {plan.tiles:,} tiles of {spec.tile.tile_px} px at {spec.tile.mpp:g} µm/px; "
-        f"{len(plan.failed)} cannot be read. It would write about {plan.bytes / 1e6:,.1f} MB; nothing was done."
+        f"{plan.there} of them are tiled already, {len(plan.failed)} cannot be read. "
+        f"It would write about {plan.bytes / 1e6:,.1f} MB; nothing was done."
     )
+    raise typer.Exit(1 if plan.failed else 0)
 
 
-def _finish(job: "Job", stage: "Stage") -> None:
+def _finish(job: "Job", stage: "Stage", dry_run: bool = False) -> None:
     from jobs.folder import command_line, run_facts, write_run
 
-    from .console import out, print_failures, run_shown
+    from .console import print_failures, run_shown, say
 
+    if dry_run:
+        say(
+            f"{len(job.records) - len(job.failed())} slides to do, {len(job.failed())} failed before; nothing was done."
+        )
+        raise typer.Exit(0)
+    job.folder.prepare()
     facts = run_facts(command_line(), settings_of(job))
     write_run(job.folder, facts, ended=False)
     run_shown(job, stage)
     if stage.__name__ == "predict_slide":
-        out.print(f"predictions: {write_table(job)}")
+        say(f"predictions: {write_table(job)}")
     write_run(job.folder, facts)
     raise typer.Exit(print_failures(job))
 

@@ -44,7 +44,7 @@ def train(
     from jobs.config import as_settings, resolve
     from jobs.folder import RunFolder, command_line, run_facts, write_run
 
-    from .console import out as console
+    from .console import say
 
     settings = gather(
         config,
@@ -65,7 +65,7 @@ def train(
     facts = run_facts(command_line(), as_settings(spec))
     show_training(records, spec, folder, name)
     write_run(folder, facts)
-    console.print(f"model: {folder.model(name)}")
+    say(f"model: {folder.model(name)}")
 
 
 def show_training(records: list, spec: object, folder: object, name: str) -> object:
@@ -74,13 +74,13 @@ def show_training(records: list, spec: object, folder: object, name: str) -> obj
 
     from jobs.training import left_out, train_model
 
-    from .console import bar
+    from .console import bar, say
     from .console import out as console
 
     started = time.monotonic()
-    if without := left_out(records, folder):  # type: ignore[arg-type]
+    if without := left_out(records, spec, folder):  # type: ignore[arg-type]
         named = ", ".join(without[:10]) + (" …" if len(without) > 10 else "")
-        console.print(f"[yellow]note[/] {len(without)} labelled slides failed earlier and are left out: {named}")
+        say(f"note: {len(without)} labelled slides failed earlier and are left out: {named}", style="yellow")
     total = spec.train.folds * spec.train.epochs  # type: ignore[attr-defined]
     with bar("train", total) as show:
 
@@ -120,15 +120,19 @@ def check_name(name: str) -> None:
 
 def evaluate(source: Source, out: Out, model: ModelDir) -> None:
     """Judge predictions against the manifest's labels: AUROC with its interval, confusion; then the report."""
+    from embedding.store import contract_name
     from jobs.evaluation import evaluate_run
     from jobs.folder import command_line, run_facts, write_run
+    from jobs.model_stages import open_model
     from jobs.report import make_report
 
     from .console import out as console
+    from .console import say
     from .stages import settings_of, start
 
     job = start(source, out, {"model": str(model)}, model=model)
-    job.recall("tile", "embed", "predict", "heatmap")
+    contract = contract_name(dict(open_model(model).contract))
+    job.recall("tile", "embed", "predict", "heatmap", contract=contract)
     result = evaluate_run(job.records, str(model), job.folder)
     figures = result["metrics"]
     console.print(
@@ -136,8 +140,8 @@ def evaluate(source: Source, out: Out, model: ModelDir) -> None:
         f"accuracy {figures['accuracy']:.3f}, balanced {figures['balanced_accuracy']:.3f}"
     )
     for line in result["notes"]:
-        console.print(f"[yellow]note[/] {line}")
-    console.print(f"figures: {job.folder.evaluation(result['model'])}")
+        say(f"note: {line}", style="yellow")
+    say(f"figures: {job.folder.evaluation(result['model'])}")
     facts = run_facts(command_line(), settings_of(job))
     write_run(job.folder, facts)
-    console.print(f"report: {make_report(job, facts)}")
+    say(f"report: {make_report(job, facts, result)}")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tiling.grid import TileGrid
 from tiling.patches import PatchStore
 from tiling.stream import PatchBatch, check_failed_tiles, iter_patches
-from wsi.errors import BackboneError
+from wsi.errors import BackboneError, SpecError
 from wsi.slide import Slide
 
 from .loader import Embedder
@@ -22,8 +22,13 @@ BATCH = {"cpu": 16, "cuda": 128}  # a CPU's caches hold 16; a GPU is full at 128
 
 
 def best_device(wanted: str = "auto") -> str:
-    """cuda where there is one, then Apple's mps, else cpu; or what was asked for."""
+    """cuda where there is one, then Apple's mps, else cpu; or what was asked for, if it is there (else SpecError)."""
     if wanted != "auto":
+        try:
+            torch.empty(1, device=wanted)
+        except (RuntimeError, AssertionError) as error:  # torch's words for an unknown and for an absent device
+            problem = f"{wanted!r} cannot be used here ({str(error).splitlines()[0]})"
+            raise SpecError("--device", problem, "choose auto, cpu, or what `wsi doctor` shows") from error
         return wanted
     if torch.cuda.is_available():
         return "cuda"

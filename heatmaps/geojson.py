@@ -101,7 +101,7 @@ def _features(template: str, xy: NDArray[np.int64], span_px: int, columns: Seque
 
 
 def _template(heatmap: Heatmap, properties: str) -> str:
-    key = json.dumps([heatmap.slide_id, heatmap.name, heatmap.span_px]).encode()
+    key = json.dumps([heatmap.slide_id, heatmap.name, heatmap.span_px, heatmap.origin]).encode()
     digest = hashlib.blake2b(key, digest_size=8).hexdigest()
     return (
         f'{{"type":"Feature","id":"{digest[:8]}-{digest[8:12]}-8{digest[12:15]}-%04x-%012x",'
@@ -128,6 +128,7 @@ def _head(heatmap: Heatmap, bins: int) -> bytes:
         "class_name": heatmap.class_name,
         "limits": list(heatmap.limits),
         "span_px": heatmap.span_px,
+        "origin": heatmap.origin,
         "bins": bins,
         "measurements": list(heatmap.measurements),
     }

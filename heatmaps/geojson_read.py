@@ -66,6 +66,7 @@ def read_geojson(path: Path, *, name: str | None = None) -> Heatmap:
         scores=columns.pop(name, np.empty(0, np.float32)),
         xy=np.array(xy, np.int64).reshape(-1, 2),
         span_px=span_px,
+        origin=str(facts.get("origin", "")),
         limits=(float(low), float(high)),
         measurements=columns or {key: np.empty(0, np.float32) for key in facts.get("measurements", ())},
         failed_xy=np.array(failed, np.int64).reshape(-1, 2),

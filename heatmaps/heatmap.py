@@ -25,6 +25,7 @@ class Heatmap:
                   a colour must mean the same on every slide, and display scaling is chosen at export
     measurements  further numbers per tile by name, each float32 (n,), finite
     failed_xy     int64 (m, 2), tiles that could not be read: they have no score and are shown as "no data"
+    origin        what made the scores, such as a model's fingerprint: it tells two models' objects on a slide apart
     """
 
     slide_id: str
@@ -36,6 +37,7 @@ class Heatmap:
     limits: tuple[float, float] = (0.0, 1.0)
     measurements: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     failed_xy: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
+    origin: str = ""
 
     def __post_init__(self) -> None:
         for field_name in ("slide_id", "name", "class_name"):

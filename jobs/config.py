@@ -9,7 +9,6 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from embedding.backbones import find_backbone
 from embedding.spec import EmbedSpec
 from mil.spec import TrainSpec
 from tiling.spec import TileSpec
@@ -65,19 +64,25 @@ def load_recipe(path: Path | str) -> Settings:
     try:
         text = shipped.read_text(encoding="utf-8") if shipped.is_file() else Path(path).read_text(encoding="utf-8")
         content = yaml.safe_load(text) or {}
+    except UnicodeDecodeError as error:
+        raise SpecError(path, "it is not UTF-8 text", "save it as UTF-8") from error
     except OSError as error:
         names = ", ".join(
             sorted(entry.name[:-5] for entry in files("configs").iterdir() if entry.name.endswith(".yaml"))
         )
         raise SpecError(path, "there is no such recipe", f"give a YAML file or one of {names}") from error
     except yaml.YAMLError as error:
-        raise SpecError(
-            path, f"it is not valid YAML ({str(error).splitlines()[0]})", "see the recipes in configs/"
-        ) from error
+        raise SpecError(path, f"it is not valid YAML ({_first_line(error)})", "see the recipes in configs/") from error
     if not isinstance(content, dict):
         raise SpecError(path, "it is not a table of settings", "see the recipes in configs/")
     check_keys(content, RunSpec, str(path))
     return content
+
+
+def _first_line(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}: " if mark is not None else ""
+    return where + str(getattr(error, "problem", None) or error).splitlines()[0]
 
 
 def check_keys(settings: Mapping[str, Any], spec: type, where: str) -> None:
@@ -124,7 +129,7 @@ def resolve(settings: Settings, contract: Mapping[str, Any] | None = None) -> Ru
                     f"{section[key]} was asked for, the model was trained on {contract[source]}",
                     "leave it away, or use a model trained so",
                 )
-    backbone = find_backbone(embed.get("backbone", EmbedSpec().backbone))
+    backbone = _build(EmbedSpec, embed).entry()
     tile.setdefault("tile_px", backbone.tile_px)
     tile.setdefault("mpp", backbone.mpp[0])
     return _build(RunSpec, settings)

@@ -1,10 +1,7 @@
 """Predictions of a run against the labels of its manifest."""
 
-import csv
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +10,10 @@ from wsi.publish import write_json
 
 from .folder import RunFolder
 from .manifest import SlideRecord
-from .model_stages import open_model
+from .model_stages import model_mark, open_model, table_rows
+
+if TYPE_CHECKING:
+    from mil.model import TrainedModel
 
 
 def evaluate_run(
@@ -27,7 +27,7 @@ def evaluate_run(
     from mil.metrics import evaluate
 
     model = open_model(model_path)
-    rows = read_predictions(folder, model.name)
+    rows = read_predictions(folder, model)
     labelled = [record for record in records if record.label is not None]
     if not labelled:
         raise ManifestError("label", "no slide has one", "add a `label` column to the manifest")
@@ -53,17 +53,14 @@ def evaluate_run(
     return result
 
 
-def read_predictions(folder: RunFolder, model: str) -> dict[str, dict[str, str]]:
-    """slide_id → its row of predictions/<model>.csv."""
-    path = folder.predictions(model)
-    if not path.exists():
-        raise StoreError(path, "there are no predictions of this model", "run `wsi predict` first")
-    with path.open(newline="", encoding="utf-8") as stream:
-        return {row["slide_id"]: row for row in csv.DictReader(stream)}
-
-
-def read_evaluation(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def read_predictions(folder: RunFolder, model: "TrainedModel") -> dict[str, dict[str, str]]:
+    """slide_id → its row of predictions/<model>.csv. Raises StoreError where there are none of this very model."""
+    path, mark = folder.predictions(model.name), model_mark(model)
+    rows = {row["slide_id"]: row for row in table_rows(path) if row.get("model") == mark}
+    if not rows:
+        problem = "its predictions are of another model of this name" if path.exists() else "there are no predictions"
+        raise StoreError(path, problem, "run `wsi predict` first")
+    return rows
 
 
 def _notes(

@@ -5,6 +5,7 @@ import io
 import re
 import unicodedata
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,8 +21,9 @@ ID_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 class SlideRecord:
     """One slide of a run. slide ⊂ case ⊂ patient; where the table names no patient, the slide is its own.
 
-    mpp    µm per level-0 pixel that overrides the file's, or None
-    extra  further columns, for subgroups
+    mpp           µm per level-0 pixel that overrides the file's, or None
+    fallback_mpp  the same for a file that does not say it, or says what cannot be
+    extra         further columns, for subgroups
     """
 
     slide_id: str
@@ -31,6 +33,7 @@ class SlideRecord:
     label: str | None = None
     mpp: float | None = None
     site: str | None = None
+    fallback_mpp: float | None = None
     extra: dict[str, str] = field(default_factory=dict)
 
 
@@ -60,15 +63,22 @@ def read_manifest(path: Path) -> list[SlideRecord]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(path, f"it cannot be read ({error})", "give a CSV file in UTF-8") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    columns = [name.strip() for name in reader.fieldnames or []]
-    reader.fieldnames = columns
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        columns = [name.strip() for name in reader.fieldnames or []]
+        reader.fieldnames = columns
+        rows = list(reader)
+    except csv.Error as error:
+        raise ManifestError(f"{path}, line {reader.line_num}", f"it is no CSV ({error})", "check its quotes") from error
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise ManifestError(path, f"the column {twice[0]!r} stands there twice", "keep one of them")
     for name in REQUIRED:
         if name not in columns:
             near = get_close_matches(name, columns, n=1, cutoff=0.5)
             hint = f"is {near[0]!r} meant?" if near else f"it has {', '.join(columns) or 'no header line'}"
             raise ManifestError(path, f"the column {name!r} is missing ({hint})", f"it needs {' and '.join(REQUIRED)}")
-    records = [_row(path, number, row) for number, row in enumerate(reader, start=2) if any(row.values())]
+    records = [_row(path, number, row) for number, row in enumerate(rows, start=2) if any(row.values())]
     if not records:
         raise ManifestError(path, "it lists no slides", "add a line a slide")
     return _unique(path, records)
@@ -80,6 +90,8 @@ def _row(manifest: Path, number: int, row: dict[str | None, str | list[str] | No
         raise ManifestError(where, "it has more fields than the header", "put quotes around values that hold a comma")
     cells = {str(name): str(value or "").strip() for name, value in row.items()}
     slide_id, file = cells["slide_id"], cells["path"]
+    if any(character < " " for value in cells.values() for character in value):
+        raise ManifestError(where, "a value holds a line break or control character", "is a quote not closed?")
     if not ID_RULE.fullmatch(slide_id):
         raise ManifestError(
             where,
@@ -99,7 +111,7 @@ def _row(manifest: Path, number: int, row: dict[str | None, str | list[str] | No
         cells.get("label") or None,
         _mpp(where, cells.get("mpp", "")),
         cells.get("site") or None,
-        extra,
+        extra=extra,
     )
 
 
@@ -136,6 +148,16 @@ def _slides_in(folder: Path) -> list[tuple[Path, str]]:
             folder, "no slides are in this folder", f"slides end in {known}; others go into a manifest CSV"
         )
     return found
+
+
+def left_in(source: Path, records: Sequence[SlideRecord]) -> int:
+    """Files in a folder given as source that are none of its slides, hidden ones and slides' companions aside."""
+    if not source.is_dir():
+        return 0
+    taken = {record.path for record in records}
+    files = [entry for entry in source.iterdir() if entry.is_file() and not entry.name.startswith(".")]
+    stems = {path.stem for path in taken}
+    return sum(entry not in taken and entry.name.partition(".")[0] not in stems for entry in files)
 
 
 def _record(path: Path, name: str) -> SlideRecord:

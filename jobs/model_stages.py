@@ -2,9 +2,11 @@
 
 import csv
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from .folder import RunFolder
 from .manifest import SlideRecord
 from .receipts import DONE, EMPTY, FAILED, SKIPPED
 from .run import Outcome
+from .stages import open_fitting
 
 if TYPE_CHECKING:
     from embedding.store import EmbeddingStore
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from mil.predict import Prediction
 
 PREDICT_VERSION, HEATMAP_VERSION = 1, 1
+FORMULA = re.compile(r"^'([=+\-@])")
 
 
 def predict_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
@@ -51,6 +55,7 @@ def predict_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outc
         "mpp": store.attrs["mpp"],
         "mpp_source": store.attrs["mpp_source"],
         "contract": store.contract_hash,
+        "model": mark_of_model,
         "fingerprint": mark,
     }
     write_json(target, row)
@@ -70,10 +75,12 @@ def heatmap_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outc
     if drawn and _recorded(sidecar) == mark:
         return Outcome(SKIPPED, mark, len(store.ok))
     if len(store.ok) == 0:
+        path.unlink(missing_ok=True)  # of an earlier run that found tissue
+        picture.unlink(missing_ok=True)
         write_json(sidecar, {"slide_id": record.slide_id, "objects": 0, "fingerprint": mark})
         return Outcome(EMPTY, mark)
     tiles = open_patches(folder.tiles(record.slide_id))
-    heatmap = heatmap_of(_predict(model, store, record), store, spec.heatmap.score)
+    heatmap = replace(heatmap_of(_predict(model, store, record), store, spec.heatmap.score), origin=mark_of_model)
     count = write_geojson(heatmap, path)
     thumbnail, mpp = tiles.thumbnail, float(tiles.attrs["slide"]["mpp"])
     draw_overlay(thumbnail.pixels, thumbnail.scale, heatmap, picture, mpp, OverlayStyle(max_px=spec.heatmap.max_px))
@@ -119,7 +126,7 @@ def embeddings_for(model: "TrainedModel", record: SlideRecord, folder: RunFolder
 
     path = folder.embeddings(contract_name(dict(model.contract)), record.slide_id)
     if path.exists():
-        return open_embeddings(path)
+        return open_fitting(path, folder, record.slide_id)
     for other in sorted(folder.root.glob(f"embeddings/*/{record.slide_id}.zarr")):
         bag = load_bag(open_embeddings(other))
         require_contract(bag, model.contract, model.contract_hash, model.head.dim)
@@ -132,24 +139,27 @@ def write_predictions(
     """predictions/<model>.csv: a row for every slide asked for, also those that are empty or failed. Returns them.
 
     failed  slide_id → problem, of the slides that did not come through
-    Rows of other slides, from earlier commands on the same run folder, stay.
+    Rows of other slides, from earlier commands on the same run folder, stay if they are of the same model: a table
+    that mixes a model with one of the same name, or with itself before it was trained anew, would judge neither.
     """
     classes = model.classes
     columns = ["slide_id", "case_id", "patient_id", "status", "predicted", *(f"softmax_{name}" for name in classes)]
-    columns += ["origin", "tiles", "failed_tiles", "mpp", "mpp_source", "contract", "problem"]
+    columns += ["origin", "tiles", "failed_tiles", "mpp", "mpp_source", "contract", "model", "problem"]
+    mark = model_mark(model)
     rows = []
     for record in records:
         path = folder.predictions(model.name).with_suffix("") / f"{record.slide_id}.json"
         made = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         row: dict[str, Any] = {"slide_id": record.slide_id, "case_id": record.case_id, "patient_id": record.patient_id}
-        if record.slide_id in failed or not made:
+        row["model"] = mark
+        if record.slide_id in failed or made.get("model") != mark:
             row |= {"status": FAILED, "problem": failed.get(record.slide_id, "not predicted")}
         else:
             row |= {key: value for key, value in made.items() if key in columns}
             row |= {f"softmax_{name}": f"{value:.6f}" for name, value in made["softmax"].items()}
         rows.append({column: _cell(row.get(column)) for column in columns})
     target, mine = folder.predictions(model.name), {row["slide_id"] for row in rows}
-    others = [row for row in _rows(target) if row["slide_id"] not in mine and list(row) == columns]
+    others = [row for row in table_rows(target) if row["slide_id"] not in mine and row.get("model") == mark]
     with appear_file(target) as draft, draft.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns)
         writer.writeheader()
@@ -157,16 +167,17 @@ def write_predictions(
     return rows
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def table_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table of predictions, none if there is none."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+        return [{key: FORMULA.sub(r"\1", value) for key, value in row.items()} for row in csv.DictReader(stream)]
 
 
 def _cell(value: Any) -> Any:
-    """A text that a spreadsheet would run as a formula is written as text."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" else "" if value is None else value
+    """A text that a spreadsheet would run as a formula is written as text; `table_rows` takes the quote away again."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in list("=+-@") else "" if value is None else value
 
 
 def open_model(path: str | Path) -> "TrainedModel":
@@ -175,6 +186,13 @@ def open_model(path: str | Path) -> "TrainedModel":
 
     folder = Path(path)
     return replace(load_model(folder), name=folder.resolve().name)
+
+
+def model_mark(model: "TrainedModel") -> str:
+    """Fingerprint of what a model answers: its weights, classes, contract, and the cohort it must not judge unseen."""
+    weights = [{name: sha256(array.tobytes()).hexdigest() for name, array in fold.items()} for fold in model.weights]
+    cohort = [asdict(row) for row in model.cohort]
+    return fingerprint(weights, model.classes, model.contract_hash, cohort)
 
 
 def _model(spec: RunSpec) -> tuple["TrainedModel", str]:
@@ -188,8 +206,7 @@ def _model(spec: RunSpec) -> tuple["TrainedModel", str]:
 @lru_cache(maxsize=1)
 def _cached_model(path: str, stamp: int) -> tuple["TrainedModel", str]:
     model = open_model(path)
-    config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-    return model, fingerprint(config["weights"], config["classes"], config["contract_hash"], config["cohort"])
+    return model, model_mark(model)
 
 
 def _predict(model: "TrainedModel", store: "EmbeddingStore", record: SlideRecord) -> "Prediction":

@@ -31,9 +31,21 @@ class Job:
         """slide_id → the receipt of the stage at which it failed in this job."""
         return {r.slide_id: r for receipts in self.receipts.values() for r in receipts if r.status == FAILED}
 
-    def recall(self, *stages: str) -> None:
-        """Take over from the run folder what became of the slides at earlier stages, of an earlier command."""
+    def recall(self, *stages: str, contract: str | None = None) -> None:
+        """Take over from the run folder what became of the slides at earlier stages, of an earlier command.
+
+        contract  name of the embeddings' folder that this job needs: a slide that has them there has not failed to
+                  embed, whatever became of it with another backbone
+        """
         wanted = {record.slide_id for record in self.records}
         for stage in stages:
             known = latest(read_receipts(self.folder.receipts(stage)))
-            self.receipts[stage] = [receipt for slide_id, receipt in known.items() if slide_id in wanted]
+            self.receipts[stage] = [
+                receipt
+                for slide_id, receipt in known.items()
+                if slide_id in wanted and not (contract and self._embedded(receipt, contract))
+            ]
+
+    def _embedded(self, receipt: Receipt, contract: str) -> bool:
+        failed = receipt.stage == "embed" and receipt.status == FAILED
+        return failed and self.folder.embeddings(contract, receipt.slide_id).exists()

@@ -6,33 +6,48 @@ from dataclasses import dataclass, field
 from tiling.grid import plan_grid
 from tiling.tissue import find_tissue
 from wsi.errors import EngineError
+from wsi.identity import slide_identity
 
 from .config import RunSpec
+from .folder import RunFolder
 from .manifest import SlideRecord
-from .stages import open_record
+from .stages import grid_fingerprint, open_record, tiles_there
 
 
 @dataclass
 class Plan:
-    """slides and tiles there would be, bytes written; failed: slide_id → problem."""
+    """Slides and tiles of the run; of these, slides tiled already; bytes to write; failed: slide_id → problem."""
 
     slides: int = 0
     tiles: int = 0
+    there: int = 0
     bytes: int = 0
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def plan_run(records: Sequence[SlideRecord], spec: RunSpec, progress: Callable[[int], None]) -> Plan:
+def plan_run(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder, progress: Callable[[int], None]) -> Plan:
     """Plan every slide's grid without writing anything."""
     plan = Plan()
     per_tile = 20 + 2 * spec.embed.entry().dim + (3 * spec.tile.tile_px**2 if spec.keep_patches else 0)
     for done, record in enumerate(records, start=1):
         try:
-            with open_record(record) as slide:
-                tiles = len(plan_grid(slide.levels, spec.tile, find_tissue(slide, spec.tile.tissue)))
+            tiles, there = _tiles(record, spec, folder)
         except EngineError as error:
             plan.failed[record.slide_id] = error.problem
+        except OSError as error:
+            plan.failed[record.slide_id] = str(error)
         else:
-            plan.slides, plan.tiles, plan.bytes = plan.slides + 1, plan.tiles + tiles, plan.bytes + tiles * per_tile
+            plan.slides, plan.tiles, plan.there = plan.slides + 1, plan.tiles + tiles, plan.there + there
+            plan.bytes += 0 if there else tiles * per_tile
         progress(done)
     return plan
+
+
+def _tiles(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> tuple[int, bool]:
+    """Number of a slide's tiles, and whether the run folder has them."""
+    with open_record(record) as slide:
+        mark = grid_fingerprint(spec.tile, slide_identity(record.path), slide.info)
+        there = tiles_there(folder.tiles(record.slide_id), mark, spec)
+        if there is not None:
+            return there, True
+        return len(plan_grid(slide.levels, spec.tile, find_tissue(slide, spec.tile.tissue))), False

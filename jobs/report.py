@@ -29,7 +29,7 @@ from heatmaps.report import (
 )
 from tiling.patches import PatchStore, open_patches
 
-from .evaluation import read_evaluation, read_predictions
+from .evaluation import read_predictions
 from .model_stages import open_model
 from .pipeline import Job
 from .receipts import STATUSES
@@ -38,12 +38,17 @@ FIGURE_PX = 900
 DEMO_MODEL = "synthetic-tumor"  # the name that `wsi demo` gives its model
 
 
-def make_report(job: Job, facts: dict[str, Any], title: str = "Slide report", synthetic: bool = False) -> str:
-    """Write report/index.html of a job; returns its path."""
+def make_report(
+    job: Job,
+    facts: dict[str, Any],
+    evaluation: dict[str, Any] | None = None,
+    title: str = "Slide report",
+    synthetic: bool = False,
+) -> str:
+    """Write report/index.html of a job, with the figures of `evaluate_run` if it was judged; returns its path."""
     model = open_model(job.spec.model) if job.spec.model else None
     name = model.name if model else None
-    evaluation = read_evaluation(job.folder.evaluation(name)) if name else None
-    predictions = read_predictions(job.folder, name) if name and job.folder.predictions(name).exists() else {}
+    predictions = read_predictions(job.folder, model) if model else {}
     judged = _evaluation(evaluation) if evaluation else None
     slides = _slides(job, predictions, name, labelled=evaluation is not None)
     report = Report(

@@ -15,7 +15,7 @@ from wsi import open_slide
 from wsi.errors import SlideError, StoreError
 from wsi.identity import slide_identity
 from wsi.publish import fingerprint
-from wsi.slide import Slide
+from wsi.slide import Slide, SlideInfo
 
 from .config import RunSpec
 from .folder import RunFolder
@@ -26,23 +26,29 @@ from .run import Outcome
 
 if TYPE_CHECKING:
     from embedding.loader import Embedder
+    from embedding.store import EmbeddingStore
 
+TILE_AGAIN = "run `wsi tile` again"
 TILE_VERSION, EMBED_VERSION = 1, 1  # raised when the same settings begin to give other results
 
 
 def open_record(record: SlideRecord) -> Slide:
-    """The record's slide, with the manifest's pixel size over the file's."""
-    return open_slide(record.path, mpp=record.mpp, mpp_source="manifest")
+    """The record's slide, with the manifest's pixel size over the file's, and the user's where there is neither."""
+    slide = open_slide(record.path, mpp=record.mpp, mpp_source="manifest")
+    if slide.info.mpp is not None or record.fallback_mpp is None:
+        return slide
+    slide.close()
+    return open_slide(record.path, mpp=record.fallback_mpp, mpp_source="user")
 
 
 def tile_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
     """Tissue and tile grid of one slide (and its patches, if they are kept) → tiles/<slide_id>.zarr."""
     with open_record(record) as slide:
         identity = slide_identity(record.path)
-        grid_mark = grid_fingerprint(spec.tile, identity, slide.info.mpp)
+        grid_mark = grid_fingerprint(spec.tile, identity, slide.info)
         mark = fingerprint(grid_mark, spec.keep_patches)
         path = folder.tiles(record.slide_id)
-        there = stored_count(path, mark, spec.tile.max_failed_tiles)
+        there = tiles_there(path, grid_mark, spec)
         if there is not None:
             return Outcome(SKIPPED, mark, there)
         tissue = find_tissue(slide, spec.tile.tissue)
@@ -54,9 +60,16 @@ def tile_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome
     return Outcome(DONE if len(grid) else EMPTY, mark, len(grid), failed)
 
 
-def grid_fingerprint(spec: TileSpec, identity: str, mpp: float | None) -> str:
+def tiles_there(path: Path, grid_mark: str, spec: RunSpec) -> int | None:
+    """Tiles in the store at `path` if it is what is asked for; one with pixels serves also where none are asked for."""
+    marks = (fingerprint(grid_mark, True), fingerprint(grid_mark, spec.keep_patches))
+    counts = (stored_count(path, mark, spec.tile.max_failed_tiles) for mark in marks)
+    return next((count for count in counts if count is not None), None)
+
+
+def grid_fingerprint(spec: TileSpec, identity: str, info: SlideInfo) -> str:
     """Of what determines which tiles a slide gets; whether their pixels are kept, or may fail, does not."""
-    return fingerprint(TILE_VERSION, replace(spec, max_failed_tiles=0.0), identity, mpp)
+    return fingerprint(TILE_VERSION, replace(spec, max_failed_tiles=0.0), identity, info.mpp, info.mpp_source)
 
 
 def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
@@ -64,6 +77,9 @@ def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcom
     from embedding.store import contract_name, write_embeddings
 
     store = open_patches(folder.tiles(record.slide_id))
+    tiled_mpp = store.attrs["slide"]["mpp"]
+    if record.mpp not in (None, tiled_mpp):
+        raise StoreError(store.path, f"it was tiled at {tiled_mpp} µm/px, the manifest says {record.mpp}", TILE_AGAIN)
     contract = contract_of(spec.embed, store.grid.spec.tile_px, store.grid.spec.mpp)
     mark = fingerprint(EMBED_VERSION, contract["hash"], store.attrs["grid_fingerprint"])
     path = folder.embeddings(contract_name(contract), record.slide_id)
@@ -75,6 +91,7 @@ def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcom
         "slide_id": record.slide_id,
         "fingerprint": mark,
         "identity": store.identity,
+        "grid_fingerprint": store.attrs["grid_fingerprint"],
         "contract": contract,
         "span_px": store.grid.span_px,
         "mpp": store.grid.mpp,
@@ -99,9 +116,7 @@ def _embed(record: SlideRecord, spec: RunSpec, store: PatchStore) -> Any:
     embedder = load_embedder(spec.embed)
     with open_record(record) as slide:
         if slide_identity(record.path) != store.identity:
-            raise SlideError(
-                record.path, "it is not the slide that was tiled: its content differs", "run `wsi tile` again"
-            )
+            raise SlideError(record.path, "it is not the slide that was tiled: its content differs", TILE_AGAIN)
         if store.has_patches:
             return embed_store(store, grid, slide, embedder, spec.embed.batch)
         done = 0
@@ -112,7 +127,10 @@ def _embed(record: SlideRecord, spec: RunSpec, store: PatchStore) -> Any:
             advance(done, total)
 
         advance(0, total)
-        return embed_patches(slide, grid, embedder, spec.embed.batch, spec.jobs.thread_count(), step)
+        embedded = embed_patches(slide, grid, embedder, spec.embed.batch, spec.jobs.thread_count(), step)
+    if slide_identity(record.path) != store.identity:
+        raise SlideError(record.path, "it changed while it was read", "run again when it is no longer written to")
+    return embedded
 
 
 @lru_cache(maxsize=1)
@@ -136,6 +154,26 @@ def contract_of(spec: EmbedSpec, tile_px: int, mpp: float) -> dict[str, Any]:
     backbone = spec.entry()
     weights = find_weights(backbone, Path(spec.weights) if spec.weights else None)
     return make_contract(backbone, weights_digest(weights), tile_px, mpp)
+
+
+def open_fitting(path: Path, folder: RunFolder, slide_id: str) -> "EmbeddingStore":
+    """Embeddings that are of the tiles which the run folder has now. Raises StoreError when they are of older ones."""
+    from embedding.store import open_embeddings
+
+    store = open_embeddings(path)
+    tiles = folder.tiles(slide_id)
+    if tiles.exists() and open_patches(tiles).attrs["grid_fingerprint"] != store.attrs["grid_fingerprint"]:
+        raise StoreError(path, "its tiles have been made anew since", "run `wsi embed` again")
+    return store
+
+
+def check_embedding(spec: RunSpec) -> None:
+    """Find what embedding will need before any work: weights and device. Raises BackboneError or SpecError."""
+    contract_of(spec.embed, spec.tile.tile_px, spec.tile.mpp)
+    if spec.embed.device not in ("auto", "cpu"):
+        from embedding.embed import best_device
+
+        best_device(spec.embed.device)
 
 
 def stored_count(path: Path, mark: str, max_failed: float) -> int | None:

@@ -10,7 +10,7 @@ from .config import RunSpec
 from .folder import RunFolder
 from .manifest import SlideRecord
 from .receipts import FAILED, latest, read_receipts
-from .stages import contract_of
+from .stages import contract_of, open_fitting
 
 if TYPE_CHECKING:
     from mil.bag import Bag
@@ -19,15 +19,28 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, float, float | None], None]
 
 
-def left_out(records: Sequence[SlideRecord], folder: RunFolder) -> list[str]:
-    """Ids of labelled slides that failed to tile or embed: their failure is on record, so training goes on without."""
-    failed = {
-        slide_id
-        for stage in ("tile", "embed")
-        for slide_id, receipt in latest(read_receipts(folder.receipts(stage))).items()
-        if receipt.status == FAILED
-    }
-    return [record.slide_id for record in records if record.label is not None and record.slide_id in failed]
+def left_out(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder) -> list[str]:
+    """Ids of labelled slides that failed to tile or embed: their failure is on record, so training goes on without.
+
+    A failure with another backbone does not count against embeddings that are there.
+    """
+    where = embeddings_folder(spec)
+    tile, embed = (latest(read_receipts(folder.receipts(stage))) for stage in ("tile", "embed"))
+
+    def failed(slide_id: str) -> bool:
+        if slide_id in tile and tile[slide_id].status == FAILED:
+            return True
+        missing = not folder.embeddings(where, slide_id).exists()
+        return missing and slide_id in embed and embed[slide_id].status == FAILED
+
+    return [record.slide_id for record in records if record.label is not None and failed(record.slide_id)]
+
+
+def embeddings_folder(spec: RunSpec) -> str:
+    """Name of the folder of embeddings that the settings ask for."""
+    from embedding.store import contract_name
+
+    return contract_name(contract_of(spec.embed, spec.tile.tile_px, spec.tile.mpp))
 
 
 def train_model(
@@ -49,14 +62,14 @@ def train_model(
 
 def load_bags(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder) -> "list[Bag]":
     """Bags of all labelled slides, in the manifest's order."""
-    from embedding.store import contract_name, open_embeddings
     from mil.bag import load_bag
 
-    failed = set(left_out(records, folder))
+    if all(record.label is None for record in records):
+        raise ManifestError("label", "no slide has one", "add a `label` column to the manifest")
+    failed, where = set(left_out(records, spec, folder)), embeddings_folder(spec)
     labelled = [record for record in records if record.label is not None and record.slide_id not in failed]
     if not labelled:
-        raise ManifestError("label", "no slide has one", "add a `label` column to the manifest")
-    where = contract_name(contract_of(spec.embed, spec.tile.tile_px, spec.tile.mpp))
+        raise StoreError(folder.root, "every labelled slide failed to tile or embed", "see its receipts")
     paths = {record.slide_id: folder.embeddings(where, record.slide_id) for record in labelled}
     missing = [slide_id for slide_id, path in paths.items() if not path.exists()]
     if missing:
@@ -71,6 +84,11 @@ def load_bags(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder) 
             "run `wsi embed` with the same settings, or leave those slides out of the manifest" + hint,
         )
     return [
-        load_bag(open_embeddings(paths[record.slide_id]), record.label, record.patient_id, record.case_id)
+        load_bag(
+            open_fitting(paths[record.slide_id], folder, record.slide_id),
+            record.label,
+            record.patient_id,
+            record.case_id,
+        )
         for record in labelled
     ]

@@ -107,7 +107,7 @@ def test_the_scale_that_was_missing_can_be_given(mixed):
     text = wsi("tile", folder / "slides" / "noscale.svs", "--slide-mpp", "0.5", "--out", folder / "given")
     assert "1 done" in text
     attributes = json.loads((folder / "given" / "tiles" / "noscale.zarr" / "zarr.json").read_text())["attributes"]
-    assert (attributes["slide"]["mpp"], attributes["slide"]["mpp_source"]) == (0.5, "manifest")
+    assert (attributes["slide"]["mpp"], attributes["slide"]["mpp_source"]) == (0.5, "user")
 
 
 def test_a_model_of_another_contract_is_refused_and_both_are_named(trained, tmp_path):
