@@ -1,10 +1,12 @@
 """How many tiles of a slide are done, told across processes through small files."""
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
+
+from wsi.publish import draft_of
 
 _counter: Path | None = None
 
@@ -24,9 +26,10 @@ def advance(done: int, total: int) -> None:
 
 
 @contextmanager
-def counters() -> Iterator[Path]:
-    """A folder for the counters of one stage."""
-    folder = Path(tempfile.mkdtemp(prefix="wsi-progress-"))
+def counters(run: Path) -> Iterator[Path]:
+    """A folder for the counters of one stage, a draft in the run folder: what a killed run leaves, the next one clears."""
+    folder = draft_of(run / "progress", uuid4().hex[:6])
+    folder.mkdir(parents=True)
     try:
         yield folder
     finally:

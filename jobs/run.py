@@ -104,7 +104,7 @@ def run_stage(
     """
     watcher = watcher or Watcher()
     receipts: dict[str, Receipt] = {}
-    with progress.counters() as counters:
+    with progress.counters(folder.root) as counters:
 
         def keep(receipt: Receipt) -> None:
             append_receipt(folder.receipts(receipt.stage), receipt)

@@ -34,6 +34,9 @@ def test_a_folder_without_slides_ends_before_any_work(tmp_path):
         ("slide_id,path\na,x.svs\na,y.svs\n", "share one slide_id"),
         ("slide_id,path\na/b,x.svs\n", "no plain file name"),
         ("slide_id,path\n..,x.svs\n", "no plain file name"),
+        ('slide_id,path\na,"x.svs\nb,y.svs\n', "it is no CSV"),
+        ('slide_id,path\na,"x.svs\nb,y.svs"\n', "is a quote not closed"),
+        ("slide_id,path,path\na,x.svs,y.svs\n", "'path' stands there twice"),
     ],
 )
 def test_a_bad_manifest_ends_before_any_work(tmp_path, rows, problem):
@@ -132,6 +135,9 @@ def test_a_model_of_another_contract_is_refused_and_both_are_named(trained, tmp_
         (["--executor", "threads"], "choose serial or processes"),
         (["--model", "nowhere"], "no model folder"),
         (["--tile-px", "4"], "out of range"),
+        (["--slide-mpp", "-1"], "no pixel size"),
+        (["--device", "quantum"], "'quantum' cannot be used here"),
+        (["--weights", "nowhere.safetensors"], "no such weights file"),
     ],
 )
 def test_a_wrong_option_ends_before_any_work(real_slide, tmp_path, options, problem):

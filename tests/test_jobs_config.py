@@ -33,6 +33,7 @@ def recipe(tmp_path, text):
         ("- a\n- b", "not a table of settings"),
         ("tile: {", "not valid YAML"),
         ("zzz: 1", "it knows tile, keep_patches"),
+        ("a: 1\nb: {c", "line 2"),
     ],
 )
 def test_a_recipe_with_a_mistake_is_refused_with_the_nearest_name(tmp_path, text, problem):
@@ -48,6 +49,9 @@ def test_a_recipe_with_a_mistake_is_refused_with_the_nearest_name(tmp_path, text
         ({"jobs": {"executor": "threads"}}, "choose serial or processes"),
         ({"train": {"folds": 1}}, "folds"),
         ({"heatmap": {"score": "rank"}}, "choose softmax or attention"),
+        ({"embed": {"backbone": ["uni"]}}, "backbone: .'uni'. does not fit"),
+        ({"embed": {"backbone": None}}, "backbone: None does not fit"),
+        ({"tile": {"tissue": {"max_hole_um2": float("inf")}}}, "max_hole_um2"),
     ],
 )
 def test_a_setting_of_the_wrong_kind_is_refused(settings, problem):
@@ -58,6 +62,12 @@ def test_a_setting_of_the_wrong_kind_is_refused(settings, problem):
 def test_an_unknown_recipe_names_those_that_ship():
     with pytest.raises(SpecError, match="demo"):
         load_recipe("demmo")
+
+
+def test_a_recipe_that_is_not_utf8_is_refused(tmp_path):
+    (tmp_path / "r.yaml").write_bytes(b"tile: \xff")
+    with pytest.raises(SpecError, match="not UTF-8"):
+        load_recipe(tmp_path / "r.yaml")
 
 
 def test_tile_size_and_scale_are_the_backbones_unless_given():

@@ -30,12 +30,12 @@ def appear(target: Path) -> Iterator[Path]:
     result; `clear_drafts` removes those of dead processes.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = _draft_of(target, uuid4().hex[:6])
+    draft = draft_of(target, uuid4().hex[:6])
     draft.mkdir()
     try:
         yield draft
         _sync(draft)
-        aside = _draft_of(target, OLD)
+        aside = draft_of(target, OLD)
         if target.exists():
             target.rename(aside)  # rename cannot replace a folder that is not empty
         draft.rename(target)
@@ -48,7 +48,7 @@ def appear(target: Path) -> Iterator[Path]:
 def appear_file(target: Path) -> Iterator[Path]:
     """The same for a single file."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = _draft_of(target, uuid4().hex[:6])
+    draft = draft_of(target, uuid4().hex[:6])
     try:
         yield draft
         _sync(draft)
@@ -110,7 +110,8 @@ def clear_drafts(folder: Path) -> int:
     return cleared
 
 
-def _draft_of(target: Path, kind: str) -> Path:
+def draft_of(target: Path, kind: str) -> Path:
+    """Name of a draft beside `target`; `clear_drafts` knows it as this process's."""
     return target.with_name(f".draft-{_host()}-{os.getpid()}-{kind}-{target.name}")
 
 
