@@ -8,6 +8,7 @@ from .options import (
     MODEL,
     BackboneName,
     Config,
+    DryRun,
     ModelDir,
     Out,
     Source,
@@ -39,6 +40,7 @@ def train(
     weights: Weights = None,
     tile_px: TilePx = None,
     tile_mpp: TileMpp = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Train a slide classifier on embedded slides, cross-validated by patient. The manifest needs a `label` column."""
     from jobs.config import as_settings, resolve
@@ -61,11 +63,27 @@ def train(
     )
     records, spec, folder = read_records(source, None), resolve(settings), RunFolder(out)
     check_name(name)
+    if dry_run:
+        say(describe_cohort(records, spec, folder) + "; nothing was done.")
+        raise typer.Exit(0)
     folder.prepare()
     facts = run_facts(command_line(), as_settings(spec))
     show_training(records, spec, folder, name)
     write_run(folder, facts)
     say(f"model: {folder.model(name)}")
+
+
+def describe_cohort(records: list, spec: object, folder: object) -> str:
+    """What would be trained on: 12 slides of 10 patients (6 normal, 6 tumor), 5 folds."""
+    from collections import Counter
+
+    from jobs.training import to_train_on
+
+    cohort = to_train_on(records, spec, folder)  # type: ignore[arg-type]
+    counts = Counter(record.label for record in cohort)
+    classes = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
+    patients = len({record.patient_id for record in cohort})
+    return f"{len(cohort)} slides of {patients} patients ({classes}), {spec.train.folds} folds"  # type: ignore[attr-defined]
 
 
 def show_training(records: list, spec: object, folder: object, name: str) -> object:

@@ -27,7 +27,7 @@ def advance(done: int, total: int) -> None:
 
 @contextmanager
 def counters(run: Path) -> Iterator[Path]:
-    """A folder for the counters of one stage, a draft in the run folder: what a killed run leaves, the next one clears."""
+    """A folder for the counters of one stage: a draft in the run folder, so that the next run clears a killed one's."""
     folder = draft_of(run / "progress", uuid4().hex[:6])
     folder.mkdir(parents=True)
     try:

@@ -61,34 +61,37 @@ def train_model(
 
 
 def load_bags(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder) -> "list[Bag]":
-    """Bags of all labelled slides, in the manifest's order."""
+    """Bags of all slides to train on, in the manifest's order."""
     from mil.bag import load_bag
 
+    where = embeddings_folder(spec)
+    return [
+        load_bag(
+            open_fitting(folder.embeddings(where, record.slide_id), folder, record.slide_id),
+            record.label,
+            record.patient_id,
+            record.case_id,
+        )
+        for record in to_train_on(records, spec, folder)
+    ]
+
+
+def to_train_on(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder) -> list[SlideRecord]:
+    """Labelled slides that did not fail earlier, each of which has its embeddings (else StoreError)."""
     if all(record.label is None for record in records):
         raise ManifestError("label", "no slide has one", "add a `label` column to the manifest")
     failed, where = set(left_out(records, spec, folder)), embeddings_folder(spec)
     labelled = [record for record in records if record.label is not None and record.slide_id not in failed]
     if not labelled:
         raise StoreError(folder.root, "every labelled slide failed to tile or embed", "see its receipts")
-    paths = {record.slide_id: folder.embeddings(where, record.slide_id) for record in labelled}
-    missing = [slide_id for slide_id, path in paths.items() if not path.exists()]
+    missing = [record.slide_id for record in labelled if not folder.embeddings(where, record.slide_id).exists()]
     if missing:
         named = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
-        others = sorted(entry.name for entry in folder.root.glob("embeddings/*") if entry.name != where)
-        hint = f"; the run folder has {', '.join(others)}: name their --backbone, --tile-px and --tile-mpp" * bool(
-            others
-        )
+        others = ", ".join(sorted(entry.name for entry in folder.root.glob("embeddings/*") if entry.name != where))
+        hint = f"; there are those of {others}: name their --backbone, --tile-px and --tile-mpp" if others else ""
         raise StoreError(
             Path("embeddings") / where,
             f"{len(missing)} of {len(labelled)} labelled slides have no embeddings there ({named})",
             "run `wsi embed` with the same settings, or leave those slides out of the manifest" + hint,
         )
-    return [
-        load_bag(
-            open_fitting(paths[record.slide_id], folder, record.slide_id),
-            record.label,
-            record.patient_id,
-            record.case_id,
-        )
-        for record in labelled
-    ]
+    return labelled

@@ -122,6 +122,9 @@ def test_a_dry_run_knows_what_is_there(run):
     text = wsi("run", run.manifest, "-m", run.model, "-o", run.run, "--dry-run")
     assert "12 slides with" in text
     assert "12 of them are tiled already, 0 cannot be read. It would write about 0.0 MB" in text
+    text = wsi("train", run.manifest, "-o", run.run, "-n", "x", "--dry-run")
+    assert "12 slides of 10 patients (" in text
+    assert not (run.run / "models" / "x").exists()
     assert "12 slides to do" in wsi("heatmap", run.manifest, "-m", run.model, "-o", run.run, "--dry-run")
     assert not (run.run / "heatmaps").exists()
 
