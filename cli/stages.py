@@ -223,5 +223,7 @@ def write_table(job: "Job") -> Path:
     from jobs.model_stages import open_model, write_predictions
 
     model = open_model(str(job.spec.model))
-    write_predictions(job.records, model, job.folder, {key: receipt.problem for key, receipt in job.failed().items()})
+    # a slide whose picture could not be drawn is predicted all the same
+    failed = {key: receipt.problem for key, receipt in job.failed().items() if receipt.stage != "heatmap"}
+    write_predictions(job.records, model, job.folder, failed)
     return job.folder.predictions(model.name)
