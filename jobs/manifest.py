@@ -22,7 +22,7 @@ class SlideRecord:
     """One slide of a run. slide ⊂ case ⊂ patient; where the table names no patient, the slide is its own.
 
     mpp           µm per level-0 pixel that overrides the file's, or None
-    fallback_mpp  the same for a file that does not say it, or says what cannot be
+    fallback_mpp  the same for a file that does not say it
     extra         further columns, for subgroups
     """
 

@@ -33,9 +33,12 @@ TILE_VERSION, EMBED_VERSION = 1, 1  # raised when the same settings begin to giv
 
 
 def open_record(record: SlideRecord) -> Slide:
-    """The record's slide, with the manifest's pixel size over the file's, and the user's where there is neither."""
+    """The record's slide, with the manifest's pixel size over the file's, and the user's where there is neither.
+
+    A pixel size that the file states but that cannot be true is for the manifest to correct, slide by slide.
+    """
     slide = open_slide(record.path, mpp=record.mpp, mpp_source="manifest")
-    if slide.info.mpp is not None or record.fallback_mpp is None:
+    if record.fallback_mpp is None or slide.info.mpp is not None or slide.info.mpp_source is not None:
         return slide
     slide.close()
     return open_slide(record.path, mpp=record.fallback_mpp, mpp_source="user")

@@ -105,6 +105,15 @@ def test_the_good_slide_among_bad_ones_is_done(mixed):
     assert [path.stem for path in (folder / "run" / "tiles").glob("*.zarr")] == ["good"]
 
 
+def test_a_scale_that_cannot_be_true_is_for_the_manifest_to_correct(tmp_path):
+    write_svs(tmp_path / "odd.svs", tissue_like(600, 600), SvsOptions(mpp="28.9", objective=None))
+    text = wsi("tile", tmp_path / "odd.svs", "--slide-mpp", "0.5", "--out", tmp_path / "run", code=1)
+    assert "its file states 28.9 µm per pixel, outside 0.05 to 20" in text
+    assert "--slide-mpp" not in text
+    (tmp_path / "slides.csv").write_text("slide_id,path,mpp\nodd,odd.svs,0.5\n")
+    assert "1 done" in wsi("tile", tmp_path / "slides.csv", "--out", tmp_path / "run")
+
+
 def test_the_scale_that_was_missing_can_be_given(mixed):
     folder, _ = mixed
     text = wsi("tile", folder / "slides" / "noscale.svs", "--slide-mpp", "0.5", "--out", folder / "given")

@@ -59,7 +59,7 @@ def base_mpp(slide: Slide) -> float:
         raise SlideError(
             slide.path,
             slide.info.mpp_problem or "its pixel size is unknown",
-            "add an `mpp` column to the manifest, or give --slide-mpp",
+            "add an `mpp` column to the manifest" + (", or give --slide-mpp" if slide.info.mpp_source is None else ""),
         )
     return mpp
 

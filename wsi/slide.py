@@ -18,7 +18,7 @@ class SlideInfo:
     reader       name in FORMATS of the reader in use; `why` says in a clause why it was chosen
     vendor       file flavour: aperio, hamamatsu, generic-tiff, dicom …
     mpp          µm per level-0 pixel, None if unknown; then `mpp_problem` says what is wrong
-    mpp_source   vendor, tiff, ome, dicom, manifest or user
+    mpp_source   vendor, tiff, ome, dicom, manifest or user; without mpp: of a stated one that cannot be true, else None
     objective    nominal magnification as the file states it
     codec        compression of the level-0 pixels, as far as the reader knows it
     tile_px      (width, height) of the stored tiles, None where unknown

@@ -15,7 +15,8 @@ Number = float | str | None  # as a file states it, text included
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """µm per level-0 pixel with its source, or None with the problem."""
+    """µm per level-0 pixel with its source, or None with the problem; a source then says that the file states one,
+    which cannot be true."""
 
     mpp: float | None
     source: str | None
@@ -42,19 +43,19 @@ def stated_scale(x: Number, y: Number, source: str, objective: float | None) -> 
     numbers = [as_number(value) for value in stated]
     for text, number in zip(stated, numbers, strict=True):
         if number is None or not math.isfinite(number):
-            return Scale(None, None, f"its file states the pixel size {text!r}, which is no number")
+            return Scale(None, source, f"its file states the pixel size {text!r}, which is no number")
         if not MPP_RANGE[0] <= number <= MPP_RANGE[1]:
             limits = f"outside {MPP_RANGE[0]:g} to {MPP_RANGE[1]:g}"
-            return Scale(None, None, f"its file states {number:g} µm per pixel, {limits}")
+            return Scale(None, source, f"its file states {number:g} µm per pixel, {limits}")
     first, last = float(numbers[0] or 0), float(numbers[-1] or 0)
     mpp = (first + last) / 2
     if abs(first - last) > SQUARE_TOLERANCE * mpp:
-        return Scale(None, None, f"its file states {first:g} µm per pixel across and {last:g} down: not square")
+        return Scale(None, source, f"its file states {first:g} µm per pixel across and {last:g} down: not square")
     if objective is not None:
         expected = 10 / objective
         if not 1 / OBJECTIVE_FACTOR <= mpp / expected <= OBJECTIVE_FACTOR:
             contradiction = f"{mpp:g} µm per pixel and a {objective:g}x objective, where about {expected:g} is expected"
-            return Scale(None, None, f"its file states {contradiction}")
+            return Scale(None, source, f"its file states {contradiction}")
     return Scale(mpp, source)
 
 
