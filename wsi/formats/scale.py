@@ -43,7 +43,7 @@ def stated_scale(x: Number, y: Number, source: str, objective: float | None) -> 
     numbers = [as_number(value) for value in stated]
     for text, number in zip(stated, numbers, strict=True):
         if number is None or not math.isfinite(number):
-            return Scale(None, source, f"its file states the pixel size {text!r}, which is no number")
+            return Scale(None, None, f"its file states the pixel size {text!r}, which is no number")
         if not MPP_RANGE[0] <= number <= MPP_RANGE[1]:
             limits = f"outside {MPP_RANGE[0]:g} to {MPP_RANGE[1]:g}"
             return Scale(None, source, f"its file states {number:g} µm per pixel, {limits}")
