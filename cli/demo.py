@@ -2,9 +2,12 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from jobs.pipeline import Job
 
 
 def demo(
@@ -44,7 +47,7 @@ def demo(
     figures = _judge(job)
     facts["settings"] = settings_of(job)
     write_run(folder, facts)
-    report = make_report(job, facts, figures, "slidestream demo: a synthetic cohort", synthetic=True)
+    report = make_report(job, facts, figures, "slidestream demo: a synthetic cohort")
     _say(figures, time.monotonic() - started)
     say(f"\nOpen {report}", style="bold")
     raise typer.Exit(print_failures(job))
@@ -69,16 +72,12 @@ def _make_slides(folder: Path, patients: int) -> list:
     return records
 
 
-def _judge(job: object) -> dict:
-    from jobs.demo import fold_rows, judge_against_truth
+def _judge(job: "Job") -> dict:
+    from jobs.demo import truth_figures
     from jobs.evaluation import evaluate_run
-    from jobs.model_stages import open_model
-    from jobs.report import DEMO_MODEL
 
-    folder, records = job.folder, job.records  # type: ignore[attr-defined]
-    extra = judge_against_truth(records, folder, DEMO_MODEL)
-    extra["folds"] = fold_rows(open_model(folder.model(DEMO_MODEL)))
-    return evaluate_run(records, str(folder.model(DEMO_MODEL)), folder, extra)
+    model = str(job.spec.model)
+    return evaluate_run(job.records, model, job.folder, truth_figures(job.records, job.folder, model))
 
 
 def _say(figures: dict, seconds: float) -> None:

@@ -80,7 +80,7 @@ def run(
     )
     from .stages import end_dry_run, start
 
-    job = start(source, out, settings, slide_mpp, settings.get("model"), embeds=True)
+    job = start(source, out, settings, slide_mpp, settings.get("model"), embeds=not dry_run)
     if dry_run:
         end_dry_run(job)
     job.folder.prepare()

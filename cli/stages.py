@@ -78,7 +78,6 @@ def embed(
     weights: Weights = None,
     device: Device = None,
     batch: Batch = None,
-    slide_mpp: SlideMpp = None,
     executor: ExecutorName = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -95,11 +94,9 @@ def embed(
             "jobs.executor": executor,
         },
     )
-    job = start(source, out, settings, slide_mpp, embeds=True)
-    if dry_run:
-        end_dry_run(job)
+    job = start(source, out, settings, embeds=not dry_run)
     job.recall("tile")
-    _finish(job, embed_slide)
+    _finish(job, embed_slide, dry_run)
 
 
 def predict(
@@ -167,9 +164,10 @@ def start(
     records = read_records(source, slide_mpp)
     if others := left_in(source, records):
         err.print(f"{others} other files in {source} are no slides by their suffix", markup=False, style="dim")
-    spec = resolve(settings, open_model(model).contract if model is not None else None)
+    trained = open_model(str(model)) if model is not None else None
+    spec = resolve(settings, trained.contract if trained is not None else None)
     if embeds:
-        check_embedding(spec)
+        check_embedding(spec, trained.contract if trained is not None else None)
     return Job(records, spec, RunFolder(out))
 
 
@@ -194,14 +192,16 @@ def end_dry_run(job: "Job") -> NoReturn:
 
 def _finish(job: "Job", stage: "Stage", dry_run: bool = False) -> None:
     from jobs.folder import command_line, run_facts, write_run
+    from jobs.plan import ready_for
 
     from .console import print_failures, run_shown, say
 
     if dry_run:
-        say(
-            f"{len(job.records) - len(job.failed())} slides to do, {len(job.failed())} failed before; nothing was done."
-        )
-        raise typer.Exit(0)
+        ready = ready_for(job, stage)
+        for slide_id, problem in ready.failed.items():
+            say(f"{slide_id}: {problem}")
+        say(f"{ready.slides} slides with {ready.tiles:,} tiles to do, {len(ready.failed)} not ready; nothing was done.")
+        raise typer.Exit(1 if ready.failed else 0)
     job.folder.prepare()
     facts = run_facts(command_line(), settings_of(job))
     write_run(job.folder, facts, ended=False)

@@ -139,6 +139,7 @@ def check_name(name: str) -> None:
 def evaluate(source: Source, out: Out, model: ModelDir) -> None:
     """Judge predictions against the manifest's labels: AUROC with its interval, confusion; then the report."""
     from embedding.store import contract_name
+    from jobs.demo import truth_figures
     from jobs.evaluation import evaluate_run
     from jobs.folder import command_line, run_facts, write_run
     from jobs.model_stages import open_model
@@ -150,8 +151,8 @@ def evaluate(source: Source, out: Out, model: ModelDir) -> None:
 
     job = start(source, out, {"model": str(model)}, model=model)
     contract = contract_name(dict(open_model(model).contract))
-    job.recall("tile", "embed", "predict", "heatmap", contract=contract)
-    result = evaluate_run(job.records, str(model), job.folder)
+    job.recall("tile", "embed", contract=contract)
+    result = evaluate_run(job.records, str(model), job.folder, truth_figures(job.records, job.folder, str(model)))
     figures = result["metrics"]
     console.print(
         f"{figures['slides']} slides of {figures['patients']} patients: AUROC {show_estimate(figures['auroc'])}, "

@@ -192,7 +192,7 @@ def write_report(report: Report, path: Path) -> None:
         statuses=_counted(row.status for row in report.slides),
     )
     with appear_file(path) as draft:
-        draft.write_text(html, encoding="utf-8")
+        draft.write_text(html, encoding="utf-8", errors="backslashreplace")
 
 
 def visible(value: object) -> object:

@@ -17,7 +17,7 @@ from .executors import open_executor
 from .folder import RunFolder
 from .manifest import SlideRecord
 from .model_stages import embeddings_for, open_model
-from .report import mask_on_thumbnail
+from .report import all_synthetic, mask_on_thumbnail
 
 COHORT = CohortSpec(seed=7, patients=24)
 
@@ -46,8 +46,9 @@ def _written(slide: PlannedSlide) -> bool:
     return slide.path.exists() and _stamp(slide).exists() and _stamp(slide).read_text() == fingerprint(slide.spec)
 
 
-def judge_against_truth(records: Sequence[SlideRecord], folder: RunFolder, model_name: str) -> dict[str, Any]:
-    """What only a synthetic cohort allows: tile-level AUROC of the heatmaps, and a colour baseline.
+def truth_figures(records: Sequence[SlideRecord], folder: RunFolder, model_path: str) -> dict[str, Any]:
+    """What only the cohort that a model was trained on, if it is synthetic, allows: tile-level AUROC of the heatmaps,
+    a colour baseline, a row a fold. Nothing for any other cohort.
 
     A tile is positive when at least half of it is tumour and negative when none is; the others are left out. Scores
     are those of the model that did not see the patient.
@@ -55,7 +56,9 @@ def judge_against_truth(records: Sequence[SlideRecord], folder: RunFolder, model
     from mil.bag import load_bag
     from mil.predict import predict
 
-    model = open_model(folder.model(model_name))
+    model = open_model(model_path)
+    if not all_synthetic(records) or {row.slide_id for row in model.cohort} != {record.slide_id for record in records}:
+        return {}
     share, softmax, attention = [], [], []
     for record in records:
         store = embeddings_for(model, record, folder)
@@ -71,6 +74,7 @@ def judge_against_truth(records: Sequence[SlideRecord], folder: RunFolder, model
         "tile_auroc": {"value": value, "low": None, "high": None},
         "tile_auroc_attention": looked,
         "baselines": [colour_baseline(records, folder, model)],
+        "folds": fold_rows(model),
         "remarks": [
             f"Tiles: {int((truth >= 0.5).sum()):,} of {len(truth):,} are at least half tumour. Softmax of single tiles "
             f"finds them with AUROC {value:.3f}, attention with {looked:.3f}.",

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embedding.store import contract_name
 from wsi.errors import ManifestError, StoreError
 from wsi.publish import write_json
 
 from .folder import RunFolder
 from .manifest import SlideRecord
 from .model_stages import model_mark, open_model, table_rows
+from .stages import open_fitting
 
 if TYPE_CHECKING:
     from mil.model import TrainedModel
@@ -36,6 +38,7 @@ def evaluate_run(
         raise StoreError(
             folder.predictions(model.name), "none of the labelled slides is predicted", "run `wsi predict` first"
         )
+    _check_current(judged, rows, model, folder)
     softmax = np.array([[float(rows[r.slide_id][f"softmax_{name}"]) for name in model.classes] for r in judged])
     origins = [rows[record.slide_id]["origin"] for record in judged]
     held_out = all(origin.startswith("held-out fold ") for origin in origins)
@@ -44,6 +47,7 @@ def evaluate_run(
     metrics = evaluate(labels, softmax, model.classes, patients, folds)
     result = {
         "model": model.name,
+        "model_mark": model_mark(model),
         "metrics": metrics.as_dict(),
         "cross_validated": held_out,
         "notes": _notes(labelled, judged, rows, origins),
@@ -51,6 +55,20 @@ def evaluate_run(
     }
     write_json(folder.evaluation(model.name), result)
     return result
+
+
+def _check_current(
+    records: Sequence[SlideRecord], rows: dict[str, dict[str, str]], model: "TrainedModel", folder: RunFolder
+) -> None:
+    """Raise StoreError for predictions of embeddings, or embeddings of tiles, that have been made anew since."""
+    where = contract_name(dict(model.contract))
+    for record in records:
+        path = folder.embeddings(where, record.slide_id)
+        if (
+            path.exists()
+            and open_fitting(path, folder, record.slide_id).fingerprint != rows[record.slide_id]["embeddings"]
+        ):
+            raise StoreError(record.slide_id, "its embeddings have been made anew since", "run `wsi predict` again")
 
 
 def read_predictions(folder: RunFolder, model: "TrainedModel") -> dict[str, dict[str, str]]:

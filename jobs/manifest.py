@@ -70,7 +70,7 @@ def read_manifest(path: Path) -> list[SlideRecord]:
         rows = list(reader)
     except csv.Error as error:
         raise ManifestError(f"{path}, line {reader.line_num}", f"it is no CSV ({error})", "check its quotes") from error
-    twice = sorted({name for name in columns if columns.count(name) > 1})
+    twice = sorted({name for name in columns if name and columns.count(name) > 1})
     if twice:
         raise ManifestError(path, f"the column {twice[0]!r} stands there twice", "keep one of them")
     for name in REQUIRED:
@@ -102,7 +102,7 @@ def _row(manifest: Path, number: int, row: dict[str | None, str | list[str] | No
         raise ManifestError(where, "the path is empty", "name the slide's file")
     path = Path(file) if Path(file).is_absolute() else manifest.parent / file
     patient = cells.get("patient_id") or cells.get("case_id") or slide_id
-    extra = {name: value for name, value in cells.items() if name not in KNOWN}
+    extra = {name: value for name, value in cells.items() if name and name not in KNOWN}
     return SlideRecord(
         slide_id,
         path,

@@ -56,6 +56,7 @@ def predict_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outc
         "mpp_source": store.attrs["mpp_source"],
         "contract": store.contract_hash,
         "model": mark_of_model,
+        "embeddings": store.fingerprint,
         "fingerprint": mark,
     }
     write_json(target, row)
@@ -71,13 +72,14 @@ def heatmap_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outc
     )
     path, picture = folder.heatmap(model.name, record.slide_id), folder.overlay(model.name, record.slide_id)
     sidecar = path.with_name(f"{record.slide_id}.json")
+    made_from = {"slide_id": record.slide_id, "model": mark_of_model, "embeddings": store.fingerprint}
     drawn = len(store.ok) == 0 or (path.is_file() and picture.is_file())
     if drawn and _recorded(sidecar) == mark:
         return Outcome(SKIPPED, mark, len(store.ok))
     if len(store.ok) == 0:
         path.unlink(missing_ok=True)  # of an earlier run that found tissue
         picture.unlink(missing_ok=True)
-        write_json(sidecar, {"slide_id": record.slide_id, "objects": 0, "fingerprint": mark})
+        write_json(sidecar, {**made_from, "objects": 0, "fingerprint": mark})
         return Outcome(EMPTY, mark)
     tiles = open_patches(folder.tiles(record.slide_id))
     heatmap = replace(heatmap_of(_predict(model, store, record), store, spec.heatmap.score), origin=mark_of_model)
@@ -85,7 +87,7 @@ def heatmap_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outc
     thumbnail, mpp = tiles.thumbnail, float(tiles.attrs["slide"]["mpp"])
     draw_overlay(thumbnail.pixels, thumbnail.scale, heatmap, picture, mpp, OverlayStyle(max_px=spec.heatmap.max_px))
     facts = {"score": heatmap.name, "class": heatmap.class_name, "limits": heatmap.limits, "objects": count}
-    write_json(sidecar, {"slide_id": record.slide_id, **facts, "fingerprint": mark})
+    write_json(sidecar, {**made_from, **facts, "fingerprint": mark})
     return Outcome(DONE, mark, len(store.ok), int((~store.ok).sum()))
 
 
@@ -144,7 +146,7 @@ def write_predictions(
     """
     classes = model.classes
     columns = ["slide_id", "case_id", "patient_id", "status", "predicted", *(f"softmax_{name}" for name in classes)]
-    columns += ["origin", "tiles", "failed_tiles", "mpp", "mpp_source", "contract", "model", "problem"]
+    columns += ["origin", "tiles", "failed_tiles", "mpp", "mpp_source", "contract", "model", "embeddings", "problem"]
     mark = model_mark(model)
     rows = []
     for record in records:
@@ -160,11 +162,24 @@ def write_predictions(
         rows.append({column: _cell(row.get(column)) for column in columns})
     target, mine = folder.predictions(model.name), {row["slide_id"] for row in rows}
     others = [row for row in table_rows(target) if row["slide_id"] not in mine and row.get("model") == mark]
-    with appear_file(target) as draft, draft.open("w", newline="", encoding="utf-8") as stream:
+    with (
+        appear_file(target) as draft,
+        draft.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
+    ):
         writer = csv.DictWriter(stream, columns)
         writer.writeheader()
         writer.writerows(sorted([*others, *rows], key=lambda row: row["slide_id"]))
     return rows
+
+
+def heatmap_is_of(row: Mapping[str, str], folder: RunFolder, model: str) -> bool:
+    """Whether the slide's heatmap files show what its row in the table of predictions says."""
+    path = folder.heatmap(model, row["slide_id"])
+    sidecar = path.with_name(f"{row['slide_id']}.json")
+    if not (path.is_file() and sidecar.is_file() and folder.overlay(model, row["slide_id"]).is_file()):
+        return False
+    facts = json.loads(sidecar.read_text(encoding="utf-8"))
+    return all(facts.get(key) == row[key] for key in ("model", "embeddings"))
 
 
 def table_rows(path: Path) -> list[dict[str, str]]:

@@ -8,6 +8,7 @@ from .folder import RunFolder
 from .manifest import SlideRecord
 from .receipts import FAILED, Receipt, latest, read_receipts
 from .run import Stage, Watcher, run_stage, stage_name
+from .stages import has_fitting
 
 
 @dataclass
@@ -47,5 +48,6 @@ class Job:
             ]
 
     def _embedded(self, receipt: Receipt, contract: str) -> bool:
+        path = self.folder.embeddings(contract, receipt.slide_id)
         failed = receipt.stage == "embed" and receipt.status == FAILED
-        return failed and self.folder.embeddings(contract, receipt.slide_id).exists()
+        return failed and has_fitting(path, self.folder, receipt.slide_id)

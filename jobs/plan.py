@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tiling.grid import plan_grid
+from tiling.patches import open_patches
 from tiling.tissue import find_tissue
 from wsi.errors import EngineError
 from wsi.identity import slide_identity
@@ -11,6 +12,8 @@ from wsi.identity import slide_identity
 from .config import RunSpec
 from .folder import RunFolder
 from .manifest import SlideRecord
+from .pipeline import Job
+from .run import Stage, stage_name
 from .stages import grid_fingerprint, open_record, tiles_there
 
 
@@ -40,6 +43,27 @@ def plan_run(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder, p
             plan.slides, plan.tiles, plan.there = plan.slides + 1, plan.tiles + tiles, plan.there + there
             plan.bytes += 0 if there else tiles * per_tile
         progress(done)
+    return plan
+
+
+def ready_for(job: Job, stage: Stage) -> Plan:
+    """What embedding, predicting or drawing has to work on: tiles for the first, embeddings for the others."""
+    from .model_stages import embeddings_for, open_model
+
+    plan = Plan(failed={slide_id: receipt.problem for slide_id, receipt in job.failed().items()})
+    model = open_model(job.spec.model) if job.spec.model else None
+    for record in job.records:
+        if record.slide_id in plan.failed:
+            continue
+        try:
+            if stage_name(stage) == "embed" or model is None:
+                tiles = len(open_patches(job.folder.tiles(record.slide_id)).grid)
+            else:
+                tiles = len(embeddings_for(model, record, job.folder).ok)
+        except EngineError as error:
+            plan.failed[record.slide_id] = error.problem
+        else:
+            plan.slides, plan.tiles = plan.slides + 1, plan.tiles + tiles
     return plan
 
 

@@ -28,9 +28,11 @@ from heatmaps.report import (
     write_report,
 )
 from tiling.patches import PatchStore, open_patches
+from wsi.synthetic import truth_path
 
 from .evaluation import read_predictions
-from .model_stages import open_model
+from .manifest import SlideRecord
+from .model_stages import heatmap_is_of, open_model
 from .pipeline import Job
 from .receipts import STATUSES
 
@@ -43,9 +45,9 @@ def make_report(
     facts: dict[str, Any],
     evaluation: dict[str, Any] | None = None,
     title: str = "Slide report",
-    synthetic: bool = False,
 ) -> str:
     """Write report/index.html of a job, with the figures of `evaluate_run` if it was judged; returns its path."""
+    synthetic = all_synthetic(job.records)
     model = open_model(job.spec.model) if job.spec.model else None
     name = model.name if model else None
     predictions = read_predictions(job.folder, model) if model else {}
@@ -67,6 +69,11 @@ def make_report(
     )
     write_report(report, job.folder.report)
     return str(job.folder.report)
+
+
+def all_synthetic(records: Sequence[SlideRecord]) -> bool:
+    """Whether every slide was drawn by the generator, which writes a truth map beside each."""
+    return all(truth_path(record.path).exists() for record in records)
 
 
 def _warnings(model: Any, evaluation: dict[str, Any] | None, synthetic: bool) -> list[str]:
@@ -152,7 +159,7 @@ def _slides(job: Job, predictions: dict[str, dict[str, str]], model: str | None,
             for key, value in found.items()
             if key.startswith("softmax_") and value
         }
-        path = job.folder.heatmap(model, record.slide_id) if model else None
+        shown = model is not None and state == "done" and heatmap_is_of(found, job.folder, model)
         rows.append(
             SlideRow(
                 record.slide_id,
@@ -162,9 +169,7 @@ def _slides(job: Job, predictions: dict[str, dict[str, str]], model: str | None,
                 softmax,
                 int(found.get("tiles") or (receipt.tiles if receipt else 0)),
                 int(found.get("failed_tiles") or 0),
-                f"../heatmaps/{model}/{record.slide_id}.geojson.gz"
-                if path is not None and path.exists() and state == "done"
-                else None,
+                f"../heatmaps/{model}/{record.slide_id}.geojson.gz" if shown else None,
             )
         )
     return sorted(
@@ -175,12 +180,12 @@ def _slides(job: Job, predictions: dict[str, dict[str, str]], model: str | None,
 def _figures(job: Job, slides: Sequence[SlideRow], model: str | None) -> list[Figure]:
     figures: list[Figure] = []
     for row in slides:
-        overlay = job.folder.overlay(model, row.slide_id) if model else None
         if len(figures) == MAX_FIGURES:
             break
-        if overlay is not None and overlay.exists() and row.status == "done":
+        if model is not None and row.heatmap is not None:
             caption = ", ".join(f"{name} {value:.3f}" for name, value in row.softmax.items())
-            figures.append(Figure(row.slide_id, thumbnail_jpeg(overlay, FIGURE_PX), caption))
+            picture = thumbnail_jpeg(job.folder.overlay(model, row.slide_id), FIGURE_PX)
+            figures.append(Figure(row.slide_id, picture, caption))
         elif row.status in ("done", "empty") and job.folder.tiles(row.slide_id).exists():
             store = open_patches(job.folder.tiles(row.slide_id))
             area = f"{store.attrs['tissue_um2'] / 1e6:.1f} mm² of tissue, {len(store.grid):,} tiles"

@@ -1,6 +1,7 @@
 """The stages that make stores: one slide in, one Outcome out. Plain functions, so that any executor can run them."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from tiling.patches import PatchRequest, PatchStore, open_patches, write_patches
 from tiling.spec import TileSpec
 from tiling.tissue import find_tissue
 from wsi import open_slide
-from wsi.errors import SlideError, StoreError
+from wsi.errors import BackboneError, SlideError, StoreError
 from wsi.identity import slide_identity
 from wsi.publish import fingerprint
 from wsi.slide import Slide, SlideInfo
@@ -165,14 +166,32 @@ def open_fitting(path: Path, folder: RunFolder, slide_id: str) -> "EmbeddingStor
 
     store = open_embeddings(path)
     tiles = folder.tiles(slide_id)
-    if tiles.exists() and open_patches(tiles).attrs["grid_fingerprint"] != store.attrs["grid_fingerprint"]:
+    if tiles.exists() and open_patches(tiles).attrs.get("grid_fingerprint") != store.attrs.get("grid_fingerprint"):
         raise StoreError(path, "its tiles have been made anew since", "run `wsi embed` again")
     return store
 
 
-def check_embedding(spec: RunSpec) -> None:
-    """Find what embedding will need before any work: weights and device. Raises BackboneError or SpecError."""
-    contract_of(spec.embed, spec.tile.tile_px, spec.tile.mpp)
+def has_fitting(path: Path, folder: RunFolder, slide_id: str) -> bool:
+    """Whether there are whole embeddings at `path` of the tiles which the run folder has now."""
+    try:
+        open_fitting(path, folder, slide_id)
+    except StoreError:
+        return False
+    return True
+
+
+def check_embedding(spec: RunSpec, wanted: Mapping[str, Any] | None = None) -> None:
+    """Find what embedding will need before any work: weights and device. Raises BackboneError or SpecError, also when
+    the embeddings would be of another contract than the model's, `wanted`."""
+    contract = contract_of(spec.embed, spec.tile.tile_px, spec.tile.mpp)
+    if wanted is not None and contract["hash"] != wanted["hash"]:
+        keys = [key for key in contract if key != "hash" and contract[key] != wanted.get(key)]
+        differing = ", ".join(f"{key} {contract[key]!r} instead of {wanted.get(key)!r}" for key in keys)
+        raise BackboneError(
+            spec.embed.backbone,
+            f"its embeddings would be of contract {contract['hash']}, the model is of {wanted['hash']} ({differing})",
+            "give the weights and settings that the model was trained with",
+        )
     if spec.embed.device not in ("auto", "cpu"):
         from embedding.embed import best_device
 

@@ -10,7 +10,7 @@ from .config import RunSpec
 from .folder import RunFolder
 from .manifest import SlideRecord
 from .receipts import FAILED, latest, read_receipts
-from .stages import contract_of, open_fitting
+from .stages import contract_of, has_fitting, open_fitting
 
 if TYPE_CHECKING:
     from mil.bag import Bag
@@ -30,8 +30,9 @@ def left_out(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder) -
     def failed(slide_id: str) -> bool:
         if slide_id in tile and tile[slide_id].status == FAILED:
             return True
-        missing = not folder.embeddings(where, slide_id).exists()
-        return missing and slide_id in embed and embed[slide_id].status == FAILED
+        if slide_id not in embed or embed[slide_id].status != FAILED:
+            return False
+        return not has_fitting(folder.embeddings(where, slide_id), folder, slide_id)
 
     return [record.slide_id for record in records if record.label is not None and failed(record.slide_id)]
 

@@ -125,8 +125,79 @@ def test_a_dry_run_knows_what_is_there(run):
     text = wsi("train", run.manifest, "-o", run.run, "-n", "x", "--dry-run")
     assert "12 slides of 10 patients (" in text
     assert not (run.run / "models" / "x").exists()
-    assert "12 slides to do" in wsi("heatmap", run.manifest, "-m", run.model, "-o", run.run, "--dry-run")
+    assert "12 slides with 136 tiles to do" in wsi("heatmap", run.manifest, "-m", run.model, "-o", run.run, "--dry-run")
+    absent = run.run.with_name("absent")
+    assert "12 not ready" in wsi("embed", run.manifest, "-o", absent, "--dry-run", code=1)
+    assert not absent.exists()
     assert not (run.run / "heatmaps").exists()
+
+
+def test_a_report_never_pairs_a_models_scores_with_the_heatmap_of_another(run):
+    wsi("heatmap", run.manifest, "-m", run.model, "-o", run.run, "--executor", "serial")
+    wsi("evaluate", run.manifest, "-m", run.model, "-o", run.run)
+    assert (run.run / "report" / "index.html").read_text().count(".geojson.gz") >= 12
+    wsi("train", relabelled(run, "flipped.csv"), "-o", run.run, "-n", "tumor", "--folds", 2, "--epochs", 1)
+    wsi("predict", run.manifest, "-m", run.model, "-o", run.run, "--executor", "serial")
+    wsi("evaluate", run.manifest, "-m", run.model, "-o", run.run)
+    assert ".geojson.gz" not in (run.run / "report" / "index.html").read_text()
+
+
+def test_predictions_of_older_embeddings_are_not_judged(run):
+    options = ["-o", run.run, "--executor", "serial"]
+    wsi("tile", run.manifest, *options, "--min-tissue", "0.9")
+    assert "tiles have been made anew" in wsi("evaluate", run.manifest, "-m", run.model, "-o", run.run, code=2)
+    wsi("embed", run.manifest, *options)
+    text = wsi("evaluate", run.manifest, "-m", run.model, "-o", run.run, code=2)
+    assert "its embeddings have been made anew since; run `wsi predict` again" in text
+
+
+def test_a_slide_that_fails_to_embed_anew_is_left_out_of_training(run):
+    """Its older embeddings are of other tiles: they must neither be used nor stand in the way."""
+    options = ["-o", run.run, "--executor", "serial"]
+    wsi("tile", run.manifest, *options, "--min-tissue", "0.9")
+    others = run.manifest.with_name("others.csv")
+    lines = run.manifest.read_text().splitlines(keepends=True)
+    others.write_text("".join(lines[:1] + lines[2:]))
+    wsi("embed", others, *options)
+    lost = lines[1].partition(",")[0]
+    append_receipt(run.run / "receipts" / "embed.jsonl", Receipt(lost, "embed", "failed", problem="damaged"))
+    text = wsi("train", run.manifest, "-o", run.run, "-n", "b", "--folds", 2, "--epochs", 1)
+    assert f"1 labelled slides failed earlier and are left out: {lost}" in text
+
+
+def test_an_evaluated_synthetic_cohort_is_still_called_synthetic_and_judged_by_its_truth(run):
+    wsi("evaluate", run.manifest, "-m", run.model, "-o", run.run)
+    report = (run.run / "report" / "index.html").read_text()
+    assert "SYNTHETIC" in report
+    assert "Tile AUROC" in report
+
+
+def test_weights_that_the_model_was_not_trained_with_end_the_run_before_work(run, tmp_path):
+    import torch
+
+    from embedding import find_backbone, find_weights
+
+    state = torch.load(find_weights(find_backbone("efficientnet-lite0")), weights_only=True)
+    torch.save({**state, "_conv_stem.weight": state["_conv_stem.weight"] * 1.01}, tmp_path / "other.pth")
+    options = ["-m", run.model, "-o", tmp_path / "run", "--weights", tmp_path / "other.pth"]
+    text = wsi("run", run.manifest, *options, code=2)
+    assert "weights_sha256" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bad_slide_with_a_name_that_is_not_utf8_is_reported_like_any_other(run, tmp_path):
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    shutil.copy(run.manifest.parent / "synthetic-01-a.svs", folder)
+    with open(bytes(folder) + b"/b\xfe.svs", "wb") as stream:
+        stream.write(b"no slide")
+    text = wsi("run", folder, "-m", run.model, "-o", tmp_path / "run", "--executor", "serial", code=1)
+    assert "1 of 2 slides failed" in text
+    assert (tmp_path / "run" / "report" / "index.html").exists()
+    assert {row["status"] for row in table(tmp_path / "run" / "predictions" / "tumor.csv").values()} == {
+        "done",
+        "failed",
+    }
 
 
 def test_two_models_heatmaps_on_one_slide_have_different_objects(run):

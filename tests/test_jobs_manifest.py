@@ -19,6 +19,11 @@ def test_a_row_becomes_a_record_with_paths_relative_to_the_manifest(tmp_path):
     assert second.patient_id == second.case_id == "b"  # without a patient, a slide is its own
 
 
+def test_columns_without_a_name_that_a_spreadsheet_adds_are_ignored(tmp_path):
+    (record,) = read_manifest(manifest(tmp_path, "slide_id,path,,\na,a.svs,,\n"))
+    assert record.extra == {}
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
