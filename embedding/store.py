@@ -115,6 +115,6 @@ def write_embeddings(path: Path, embedded: Embedded, xy: NDArray[np.int64], fact
         group.attrs.update({"schema": SCHEMA, **facts, "complete": complete})  # type: ignore[dict-item]
 
 
-def open_embeddings(path: Path) -> EmbeddingStore:
+def open_embeddings(path: str | Path) -> EmbeddingStore:
     """Open a finished EmbeddingStore. Raises StoreError when it is missing, unfinished or of another schema."""
-    return EmbeddingStore(path, open_complete(path, SCHEMA, "wsi embed"))
+    return EmbeddingStore(Path(path), open_complete(Path(path), SCHEMA, "wsi embed"))

@@ -106,7 +106,8 @@ def require_contract(bag: Bag, contract: Mapping[str, object], contract_hash: st
     if bag.contract_hash == contract_hash and bag.dim == dim:
         return
     mine, wanted = _flat(bag.contract) | {"dim": bag.dim}, _flat(contract) | {"dim": dim}
-    differing = [key for key in sorted(mine.keys() | wanted.keys()) if mine.get(key) != wanted.get(key)]
+    keys = sorted((mine.keys() | wanted.keys()) - {"hash"})  # the hashes stand beside the names already
+    differing = [key for key in keys if mine.get(key) != wanted.get(key)]
     listed = ", ".join(f"{key} {mine.get(key)!r} instead of {wanted.get(key)!r}" for key in differing)
     raise BackboneError(
         bag.name,

@@ -112,8 +112,9 @@ def save_model(model: TrainedModel, folder: Path) -> None:
         (draft / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
-def load_model(folder: Path) -> TrainedModel:
+def load_model(folder: str | Path) -> TrainedModel:
     """Read a model folder. Raises StoreError when it is missing, damaged, or of a newer schema."""
+    folder = Path(folder)
     config = _read_config(folder)
     try:
         return TrainedModel(

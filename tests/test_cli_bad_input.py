@@ -132,7 +132,7 @@ def test_a_model_of_another_contract_is_refused_and_both_are_named(trained, tmp_
     text = wsi("predict", trained.manifest, "--model", model, "--out", trained.run, code=1)
     assert "0123456789ab" in text
     assert json.loads((trained.model / "config.json").read_text())["contract_hash"] in text
-    assert "tile_px 224 instead of 256" in text
+    assert "differing: tile_px 224 instead of 256\n" in text
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_a_store_reads_back_and_a_damaged_one_is_refused(tmp_path):
     xy = np.arange(18).reshape(9, 2)
     facts = {"slide_id": "s", "fingerprint": "f", "identity": "i", "contract": contract, "span_px": 512}
     write_embeddings(tmp_path / "s.zarr", embedded, xy, facts)
-    store = open_embeddings(tmp_path / "s.zarr")
+    store = open_embeddings(str(tmp_path / "s.zarr"))
     assert np.array_equal(store.embeddings, embedded.embeddings)
     assert np.array_equal(store.xy, xy)
     assert (store.slide_id, store.span_px, store.contract, store.ok.sum()) == ("s", 512, contract, 8)

@@ -20,7 +20,7 @@ def bags(count=2, tiles=TILES, seed=1):
     return torch.randn(count, tiles, DIM, generator=generator), torch.ones(count, tiles, dtype=torch.bool)
 
 
-def close(a, b):
+def assert_close(a, b):
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -34,8 +34,8 @@ def test_the_order_of_tiles_does_not_matter(head):
     features, mask = bags()
     order = torch.randperm(TILES, generator=torch.Generator().manual_seed(3))
     whole, shuffled = head(features, mask), head(features[:, order], mask)
-    close(shuffled.logits, whole.logits)
-    close(shuffled.attention, whole.attention[:, order])
+    assert_close(shuffled.logits, whole.logits)
+    assert_close(shuffled.attention, whole.attention[:, order])
 
 
 def test_padding_changes_nothing_and_gets_no_attention(head):
@@ -43,8 +43,8 @@ def test_padding_changes_nothing_and_gets_no_attention(head):
     padded = torch.cat([features, 50 * torch.ones(2, 4, DIM)], dim=1)
     whole = head(features, mask)
     longer = head(padded, torch.cat([mask, torch.zeros(2, 4, dtype=torch.bool)], dim=1))
-    close(longer.logits, whole.logits)
-    close(longer.attention[:, :TILES], whole.attention)
+    assert_close(longer.logits, whole.logits)
+    assert_close(longer.attention[:, :TILES], whole.attention)
     assert (longer.attention[:, TILES:] == 0).all()
 
 
@@ -52,14 +52,14 @@ def test_attention_sums_to_one_and_is_never_negative(head):
     features, mask = bags(count=5)
     mask[:, 6:] = False
     attention = head(features, mask).attention
-    close(attention.sum(dim=1), torch.ones(5))
+    assert_close(attention.sum(dim=1), torch.ones(5))
     assert (attention >= 0).all()
 
 
 def test_a_bag_of_one_tile_works(head):
     logits, attention = head(*bags(count=1, tiles=1))
     assert torch.isfinite(logits).all()
-    close(attention, torch.ones(1, 1))
+    assert_close(attention, torch.ones(1, 1))
 
 
 def test_gradient_reaches_every_weight(head):
@@ -96,20 +96,20 @@ def test_gated_attention_is_the_papers_equation():
     weights = raw / raw.sum()
     pooled = sum(weight * row for weight, row in zip(weights, hidden, strict=True))
     output = head(features, mask)
-    close(output.attention[0], weights)
-    close(output.logits[0], pooled @ head.classify[1].weight.T + head.classify[1].bias)
+    assert_close(output.attention[0], weights)
+    assert_close(output.logits[0], pooled @ head.classify[1].weight.T + head.classify[1].bias)
 
 
 def test_mean_pooling_attends_evenly():
     features, mask = bags(count=1)
     mask[0, 3:] = False
-    close(build_head(HeadSpec("mean", DIM, 2)).eval()(features, mask).attention[0, :3], torch.full((3,), 1 / 3))
+    assert_close(build_head(HeadSpec("mean", DIM, 2)).eval()(features, mask).attention[0, :3], torch.full((3,), 1 / 3))
 
 
 def test_max_pooling_shares_the_maximum_of_equal_tiles():
     features = torch.randn(1, 1, DIM).repeat(1, 4, 1)
     attention = build_head(HeadSpec("max", DIM, 2)).eval()(features, torch.ones(1, 4, dtype=torch.bool)).attention
-    close(attention, torch.full((1, 4), 0.25))
+    assert_close(attention, torch.full((1, 4), 0.25))
 
 
 def test_an_unknown_head_is_refused_with_the_choices():

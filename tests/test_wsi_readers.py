@@ -116,8 +116,10 @@ def test_threads_see_the_same_pixels(slide):
     assert all(np.array_equal(a, b) for a, b in zip(alone * 3, together, strict=True))
 
 
-def test_a_slide_may_be_closed_twice(slide):
+def test_a_slide_may_be_closed_twice_and_is_still_described(slide):
     slide.close()
+    slide.close()
+    assert (slide.levels[0].width, slide.levels[0].height) == (WIDTH, HEIGHT)
     slide.close()
 
 

@@ -124,9 +124,9 @@ def write_patches(path: Path, slide: Slide, grid: TileGrid, tissue: Tissue, requ
     return failed
 
 
-def open_patches(path: Path) -> PatchStore:
+def open_patches(path: str | Path) -> PatchStore:
     """Open a finished PatchStore. Raises StoreError when it is missing, unfinished, damaged or of another schema."""
-    return PatchStore(path, open_complete(path, SCHEMA, "wsi tile"))
+    return PatchStore(Path(path), open_complete(Path(path), SCHEMA, "wsi tile"))
 
 
 def _write_pixels(group: zarr.Group, slide: Slide, grid: TileGrid, threads: int) -> int:
