@@ -79,7 +79,7 @@ def _read_openslide(peer: openslide.OpenSlide, xy: NDArray[np.int64], span: int,
 
 def _bare_decoder(descriptor: int, level: TiledLevel, xy: NDArray[np.int64], span: int) -> Run:
     """Decode the tiles that the patches need, from memory into one buffer: what no reader on this codec can beat."""
-    plan = plan_pieces(xy, (span, span), Grid(level.width, level.height, level.tile_width, level.tile_height))
+    plan = plan_pieces(xy, (span, span), Grid.of(level.width, level.height, level.tile_width, level.tile_height))
     sizes, starts = level.counts.tolist(), level.offsets.tolist()
     tables = level.jpeg_tables[:-2]
     data = [tables + os.pread(descriptor, sizes[tile], starts[tile])[2:] for tile in plan.tiles.tolist()]

@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from wsi.formats.jpeg import BadTile
-from wsi.formats.tilewise import Grid, fill_patches, plan_pieces, stream_patches
+from wsi.formats.tilewise import BadTile, Grid, fill_patches, plan_pieces, stream_patches
 
 sides = st.integers(1, 70)
 corners = st.lists(st.tuples(st.integers(-90, 160), st.integers(-90, 160)), max_size=12)
@@ -16,7 +15,7 @@ corners = st.lists(st.tuples(st.integers(-90, 160), st.integers(-90, 160)), max_
 def test_a_batch_equals_cutting_each_patch_from_the_whole_picture(
     width, height, tile_width, tile_height, rows, cols, corners
 ):
-    grid = Grid(width, height, tile_width, tile_height)
+    grid = Grid.of(width, height, tile_width, tile_height)
     across = -(-width // tile_width)
     picture = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
     padded = np.pad(picture, ((0, tile_height), (0, tile_width), (0, 0)), constant_values=77)  # no pixel of the slide
@@ -49,7 +48,7 @@ def test_only_the_patches_of_a_bad_tile_are_not_ok():
             raise BadTile("torn")
         into[...] = tile
 
-    grid = Grid(40, 20, 10, 10)
+    grid = Grid.of(40, 20, 10, 10)
     out = np.zeros((4, 10, 10, 3), np.uint8)
     plan = plan_pieces(np.array([[0, 0], [5, 0], [10, 0], [20, 5]]), (10, 10), grid)
     ok, faults = fill_patches(plan, grid, decode, out)

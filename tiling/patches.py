@@ -15,7 +15,7 @@ from wsi.publish import appear
 from wsi.slide import Slide
 
 from .grid import TileGrid
-from .spec import TileSpec, TissueSpec
+from .spec import TileSpec
 from .store import Store, count_files, open_complete, put
 from .stream import check_failed_tiles, iter_patches
 from .tissue import Thumbnail, Tissue, read_thumbnail, tissue_outline
@@ -35,8 +35,7 @@ class PatchStore(Store):
     @cached_property
     def grid(self) -> TileGrid:
         attrs = self.attrs
-        fields = dict(attrs["spec"])
-        spec = TileSpec(**{**fields, "tissue": TissueSpec(**fields["tissue"])})
+        spec = TileSpec.from_plain(attrs["spec"])
         grid = attrs["grid"]
         return TileGrid(spec, grid["level"], grid["span_px"], grid["mpp"], self.array("xy"), self.array("tissue"))
 

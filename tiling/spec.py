@@ -1,33 +1,99 @@
 """What the user asks for when a slide is cut into tiles."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from wsi.errors import SpecError
+
+TISSUE_METHODS = ("otsu", "hsv", "entropy", "fluorescence", "learned", "mask", "none")
+FLAGS = ("pen", "blur", "fold", "dark", "bubble")
 
 
 @dataclass(frozen=True, slots=True)
 class TissueSpec:
     """How tissue is told from glass. Areas are µm², so they mean the same on every scanner.
 
-    method         otsu: Otsu's threshold on the colourfulness of a smoothed thumbnail; none: the whole slide counts
+    method         otsu: Otsu's threshold on the colourfulness of a smoothed thumbnail; hsv: saturation, as CLAM does;
+                   entropy: local texture, for pale fat tissue; fluorescence: bright on dark; learned: a segmentation
+                   model, `weights`; mask: a mask image or GeoJSON from outside, `mask`; none: the whole slide counts
     mpp            µm per pixel of the thumbnail the decision is made on
     min_area_um2   smaller pieces are dust and are dropped
     max_hole_um2   smaller holes are filled (lumina, vacuoles); larger ones stay glass
+    pen            find pen marks (blue, green, red, black) and take them out of the tissue
+    mask           for method mask: a file, or a folder with one file a slide named by its slide_id
+    weights        for method learned: the model's weight file
     """
 
     method: str = "otsu"
     mpp: float = 8.0
     min_area_um2: float = 10_000.0
     max_hole_um2: float = 10_000.0
+    pen: bool = True
+    mask: str | None = None
+    weights: str | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in ("otsu", "none"):
-            raise SpecError("tissue.method", f"{self.method!r} is unknown", "choose otsu or none")
+        if self.method not in TISSUE_METHODS:
+            raise SpecError(
+                "tissue.method", f"{self.method!r} is unknown", f"choose one of {', '.join(TISSUE_METHODS)}"
+            )
         if not 0.5 <= self.mpp <= 64:
             raise SpecError("tissue.mpp", f"{self.mpp} µm/px is outside 0.5 to 64", "8 suits most slides")
         for name in ("min_area_um2", "max_hole_um2"):
             if not 0 <= getattr(self, name) <= 1e9:
                 raise SpecError(f"tissue.{name}", f"{getattr(self, name)} is out of range", "give µm² from 0 to 1e9")
+        for method, name in (("mask", "mask"), ("learned", "weights")):
+            if self.method == method and getattr(self, name) is None:
+                raise SpecError(f"tissue.{name}", f"tissue method {method!r} needs it", "name the file")
+
+
+@dataclass(frozen=True, slots=True)
+class QualitySpec:
+    """What is looked at in every tile, and which tiles are left out for it.
+
+    measure    look at all; off saves reading the slide at `blur_mpp`
+    blur_mpp   µm per pixel at which sharpness (variance of the Laplacian) is measured
+    min_sharpness   below it a tile is flagged blur
+    max_share  share of a tile under pen, fold, dark or bubble above which it is flagged
+    exclude    flags whose tiles are left out of the grid: pen, blur, fold, dark, bubble
+    """
+
+    measure: bool = True
+    blur_mpp: float = 2.0
+    min_sharpness: float = 15.0
+    max_share: float = 0.5
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.exclude) - set(FLAGS):
+            raise SpecError("quality.exclude", f"{sorted(unknown)} unknown", f"choose of {', '.join(FLAGS)}")
+        if self.exclude and not self.measure:
+            raise SpecError("quality.exclude", "nothing is measured", "leave `measure` on")
+        if not 0.5 <= self.blur_mpp <= 8:
+            raise SpecError("quality.blur_mpp", f"{self.blur_mpp} µm/px is outside 0.5 to 8", "2 suits most slides")
+        if not 0 <= self.max_share <= 1 or self.min_sharpness < 0:
+            raise SpecError("quality", "a limit is out of range", "give max_share 0 to 1 and min_sharpness from 0")
+
+
+@dataclass(frozen=True, slots=True)
+class RegionSpec:
+    """Drawn regions that tiles must lie in, or must not: QuPath GeoJSON, ASAP XML or ImageScope XML.
+
+    include, exclude   a file, or a folder with one file a slide named by its slide_id; None: no such limit
+    ..._classes        names of the classes that count; empty: all
+    min_share          share of a tile inside the include regions (and not in the exclude regions) that it needs
+    """
+
+    include: str | None = None
+    include_classes: tuple[str, ...] = ()
+    exclude: str | None = None
+    exclude_classes: tuple[str, ...] = ()
+    min_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_share <= 1:
+            raise SpecError("regions.min_share", f"{self.min_share} is out of range", "give a share above 0, up to 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +106,10 @@ class TileSpec:
     min_tissue        share of a tile that must be tissue, [0, 1]
     tolerance         relative deviation of mpp that is read without resampling
     max_failed_tiles  share of unreadable tiles above which a slide is failed
+    max_tiles, seed   at most so many tiles a slide, drawn with this seed; None: all
+    cheap_levels      use pyramid levels that the decoder makes (JPEG at 1/2, 1/4, 1/8; JPEG 2000 at lower resolution):
+                      faster than decoding all and averaging, and slightly different pixels
+    icc               none: pixels as stored; srgb: the slide's embedded ICC profile applied
     """
 
     tile_px: int = 256
@@ -48,7 +118,13 @@ class TileSpec:
     min_tissue: float = 0.25
     tolerance: float = 0.01
     max_failed_tiles: float = 0.01
+    max_tiles: int | None = None
+    seed: int = 0
+    cheap_levels: bool = True
+    icc: str = "none"
     tissue: TissueSpec = field(default_factory=TissueSpec)
+    quality: QualitySpec = field(default_factory=QualitySpec)
+    regions: RegionSpec = field(default_factory=RegionSpec)
 
     def __post_init__(self) -> None:
         checks = (
@@ -58,6 +134,8 @@ class TileSpec:
             ("min_tissue", self.min_tissue, 0 <= self.min_tissue <= 1, "a share from 0 to 1"),
             ("tolerance", self.tolerance, 0 <= self.tolerance <= 0.1, "a share from 0 to 0.1"),
             ("max_failed_tiles", self.max_failed_tiles, 0 <= self.max_failed_tiles <= 1, "a share from 0 to 1"),
+            ("max_tiles", self.max_tiles, self.max_tiles is None or self.max_tiles >= 1, "at least 1"),
+            ("icc", self.icc, self.icc in ("none", "srgb"), "none or srgb"),
         )
         for name, value, good, remedy in checks:
             if not good:
@@ -67,3 +145,14 @@ class TileSpec:
     def stride(self) -> int:
         """Distance between tiles in patch pixels."""
         return self.stride_px if self.stride_px is not None else self.tile_px
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> "TileSpec":
+        """The spec that `dataclasses.asdict` and JSON made plain."""
+        parts = {"tissue": TissueSpec, "quality": QualitySpec, "regions": RegionSpec}
+        plain = {name: part(**_tuples(values[name])) for name, part in parts.items() if name in values}
+        return cls(**{**values, **plain})
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

@@ -24,9 +24,12 @@ class Level:
     width, height  in this level's pixels
     downsample     level-0 pixels per pixel of this level, >= 1
     mpp            µm per pixel of this level, None where the slide's scale is unknown
+    stored         False: a cheap level, made by the decoder from the next finer stored one (JPEG at 1/2, 1/4 or 1/8,
+                   JPEG 2000 at lower resolution)
     """
 
     width: int
     height: int
     downsample: float
     mpp: float | None
+    stored: bool = True

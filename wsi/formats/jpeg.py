@@ -4,14 +4,12 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from .tilewise import BadTile
+
 _SOI = b"\xff\xd8"
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive: what libjpeg decodes in 8 bits
 _APPLICATION = range(0xE0, 0xF0)
-
-
-class BadTile(ValueError):
-    """Bytes that are no whole JPEG image of the tile's size. A library's reason, for the caller to report."""
 
 
 class JpegDecoder:
@@ -27,11 +25,20 @@ class JpegDecoder:
         adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\x01" if is_ycbcr else b"\x00")
         self._head = _SOI + adobe + _segments(tables)
 
-    def decode(self, data: bytes, into: NDArray[np.uint8]) -> None:
-        """Decode one tile into `into`, C-contiguous uint8 (rows, cols, 3) of the tile's size. Raises BadTile."""
-        body = _checked_body(data)
+    def whole(self, data: bytes) -> bytes:
+        """A stored tile as a JPEG file of its own, not re-encoded. Raises BadTile unless it is a 3-channel JPEG."""
+        return self._head + _checked_body(data)
+
+    def decode(self, data: bytes, into: NDArray[np.uint8], factor: int = 1) -> None:
+        """Decode one tile into `into`, C-contiguous uint8 (rows, cols, 3) of the tile's size. Raises BadTile.
+
+        factor  2, 4 or 8: libjpeg's scaled inverse transform makes the tile so many times smaller while decoding
+        """
+        rows, cols = into.shape[:2] if factor > 1 else (0, 0)
         try:
-            pixels = simplejpeg.decode_jpeg(self._head + body, "RGB", buffer=into, strict=True)
+            pixels = simplejpeg.decode_jpeg(
+                self.whole(data), "RGB", min_height=rows, min_width=cols, min_factor=1, buffer=into, strict=True
+            )
         except ValueError as error:
             raise BadTile(str(error)) from None
         if pixels.shape != into.shape:

@@ -3,48 +3,69 @@
 Four to five times OpenSlide's patches per core: no cache, no RGBA, no tile decoded twice in a batch.
 """
 
-import os
 import re
-import threading
-from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SlideError, TileError
-from ..geometry import Level, Region
 from ..slide import SlideInfo
+from ..source import ByteSource, open_source
 from . import tiff_directory as tags
 from .file_check import COPY_AGAIN
-from .jpeg import BadTile, JpegDecoder
+from .jpeg import JpegDecoder
 from .match import Match
 from .scale import Scale, as_objective, resolution_to_mpp, stated_scale
 from .tiff_directory import Directory
-from .tiff_structure import Pyramid, read_pyramid
-from .tilewise import Grid, Plan, Take, fill_patches, plan_pieces, stream_patches
+from .tiff_structure import Pyramid, TiledLevel, read_pyramid
+from .tiled import TiledSlide
+from .tilewise import BadTile, Grid
 
 _MAX_ASSOCIATED_PX = 100_000_000
 
 
-class TiffSlide:
-    """An open tiled JPEG TIFF. Reads are thread-safe: they share a file descriptor and nothing else."""
+class TiffLevel:
+    """The tiles of one level of a TIFF file; see tiled.TileLevel."""
+
+    def __init__(self, source: ByteSource, tiles: TiledLevel):
+        self.grid = Grid.of(tiles.width, tiles.height, tiles.tile_width, tiles.tile_height)
+        self.factors = tuple(f for f in (2, 4, 8) if tiles.tile_width % f == 0 and tiles.tile_height % f == 0)
+        self._source, self._tiles = source, tiles
+        self._decoder = JpegDecoder(tiles.jpeg_tables, tiles.is_ycbcr)
+
+    def decode(self, tile: int, into: NDArray[np.uint8], factor: int = 1) -> None:
+        self._decoder.decode(self._stored(tile), into, factor)
+
+    def prefetch(self, tiles: NDArray[np.int64]) -> None:
+        ranges = zip(self._tiles.offsets[tiles].tolist(), self._tiles.counts[tiles].tolist(), strict=True)
+        self._source.prefetch([(offset, count) for offset, count in ranges if count])
+
+    def jpeg(self, tile: int) -> bytes | None:
+        try:
+            return self._decoder.whole(self._stored(tile))
+        except BadTile:
+            return None
+
+    def _stored(self, tile: int) -> bytes:
+        count = int(self._tiles.counts[tile])
+        data = self._source.read_at(int(self._tiles.offsets[tile]), count) if count else b""
+        if len(data) != count:
+            raise BadTile(f"the file ends {count - len(data):,} bytes too early")
+        return data
+
+
+class TiffSlide(TiledSlide):
+    """An open tiled TIFF. Reads are thread-safe: they share a file descriptor and nothing else."""
 
     def __init__(self, path: Path, why: str, override: Scale | None = None):
         pyramid = read_pyramid(path)
         if isinstance(pyramid, str):
             raise SlideError(path, f"not a tiled JPEG TIFF ({pyramid})", "open it with open_slide")
-        self.path = path
-        self.info = _describe(pyramid, why, override)
-        self.levels = _levels(pyramid, self.info.mpp)
-        self._tiles = pyramid.levels
-        self._grids = tuple(Grid(t.width, t.height, t.tile_width, t.tile_height) for t in pyramid.levels)
-        self._decoders = tuple(JpegDecoder(tiles.jpeg_tables, tiles.is_ycbcr) for tiles in pyramid.levels)
+        self._source = open_source(path)
+        stored = [TiffLevel(self._source, tiles) for tiles in pyramid.levels]
+        super().__init__(path, _describe(pyramid, why, override), stored)
         self._associated = pyramid.associated
-        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
-        self._turn = threading.Lock()  # only where the system has no read at an offset
 
     @staticmethod
     def matches(path: Path) -> Match:
@@ -52,29 +73,6 @@ class TiffSlide:
         if isinstance(pyramid, str):
             return Match(False, pyramid)
         return Match(True, f"tiled JPEG TIFF ({pyramid.vendor})")
-
-    def read(self, region: Region, level: int) -> NDArray[np.uint8]:
-        """See Slide.read. The region's corner is rounded to whole pixels of the level."""
-        rows, cols = region.shape_at(self.levels[level].downsample)
-        out = np.empty((1, rows, cols, 3), np.uint8)
-        _, faults = self._fill(np.array([[region.x, region.y]], np.int64), level, out)
-        if faults:
-            tile, reason = faults[0]
-            row, column = divmod(tile, self._tiles[level].columns)
-            first = f"row {row}, column {column} of level {level}: {reason}"
-            raise TileError(self.path, f"{len(faults)} stored tiles cannot be decoded, first {first}", COPY_AGAIN)
-        return out[0]
-
-    def read_many(self, xy: NDArray[np.int64], level: int, out: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """See Slide.read_many. Each stored tile is read and decoded once per call."""
-        ok, _ = self._fill(xy, level, out)
-        return ok
-
-    def read_each(self, xy: NDArray[np.int64], side: int, level: int, take: Take) -> NDArray[np.bool_]:
-        """See resample.PatchStream."""
-        plan = self._plan(xy, level, (side, side))
-        ok, _ = stream_patches(plan, self._grids[level], partial(self._decode, level), (side, side), take)
-        return ok
 
     def associated(self, name: str) -> NDArray[np.uint8]:
         """See Slide.associated."""
@@ -93,58 +91,7 @@ class TiffSlide:
         return pixels[..., :3] if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
 
     def close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_descriptor", -1) >= 0:
-            self.close()
-
-    def _fill(
-        self, xy: NDArray[np.int64], level: int, out: NDArray[np.uint8]
-    ) -> tuple[NDArray[np.bool_], list[tuple[int, str]]]:
-        rows, cols = out.shape[1:3]
-        plan = self._plan(xy, level, (rows, cols))
-        return fill_patches(plan, self._grids[level], partial(self._decode, level), out)
-
-    def _plan(self, xy: NDArray[np.int64], level: int, shape: tuple[int, int]) -> Plan:
-        if self._descriptor < 0:
-            raise ValueError(f"{self.path}: the slide is closed")
-        corners = np.rint(xy / self.levels[level].downsample).astype(np.int64)
-        return plan_pieces(corners, shape, self._grids[level])
-
-    def _decode(self, level: int, tile: int, into: NDArray[np.uint8]) -> None:
-        tiles = self._tiles[level]
-        count = int(tiles.counts[tile])
-        data = self._bytes(count, int(tiles.offsets[tile])) if count else b""
-        if len(data) != count:
-            raise BadTile(f"the file ends {count - len(data):,} bytes too early")
-        self._decoders[level].decode(data, into)
-
-    def _bytes(self, count: int, offset: int) -> bytes:
-        if hasattr(os, "pread"):
-            return os.pread(self._descriptor, count, offset)
-        with self._turn:  # Windows
-            os.lseek(self._descriptor, offset, os.SEEK_SET)
-            return os.read(self._descriptor, count)
-
-
-def _levels(pyramid: Pyramid, mpp: float | None) -> tuple[Level, ...]:
-    base = pyramid.levels[0]
-    levels = []
-    for tiles in pyramid.levels:
-        downsample = (base.width / tiles.width + base.height / tiles.height) / 2  # as OpenSlide defines it
-        levels.append(Level(tiles.width, tiles.height, downsample, None if mpp is None else mpp * downsample))
-    return tuple(levels)
+        self._source.close()
 
 
 def _describe(pyramid: Pyramid, why: str, override: Scale | None) -> SlideInfo:

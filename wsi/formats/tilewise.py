@@ -10,19 +10,31 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .jpeg import BadTile
-
 Decode = Callable[[int, NDArray[np.uint8]], None]  # (tile index, buffer of the tile's size): raises BadTile
 Take = Callable[[int, NDArray[np.uint8]], None]  # (patch index, its pixels, valid during the call only)
 
 
+class BadTile(ValueError):
+    """Bytes that are no whole image of the tile's size. A decoder's reason, for the caller to report."""
+
+
 class Grid(NamedTuple):
-    """A level and its tiles, in the level's pixels."""
+    """A level and its tiles, in the level's pixels; `columns` tiles lie side by side."""
 
     width: int
     height: int
     tile_width: int
     tile_height: int
+    columns: int
+
+    @classmethod
+    def of(cls, width: int, height: int, tile_width: int, tile_height: int) -> "Grid":
+        return cls(width, height, tile_width, tile_height, -(-width // tile_width))
+
+    def reduced(self, factor: int) -> "Grid":
+        """The same tiles, each made smaller `factor` times; only whole pixels of the level count."""
+        width, height = self.width // factor, self.height // factor
+        return Grid(width, height, self.tile_width // factor, self.tile_height // factor, self.columns)
 
 
 class Plan(NamedTuple):
@@ -63,7 +75,7 @@ def plan_pieces(corners: NDArray[np.int64], shape: tuple[int, int], grid: Grid) 
     pieces = np.stack(
         [patch, cut_y0 - at_y, cut_y1 - at_y, cut_x0 - at_x, cut_x1 - at_x, cut_y0 - tile_y, cut_x0 - tile_x], axis=1
     )
-    tile = row * -(-grid.width // grid.tile_width) + column
+    tile = row * grid.columns + column
     order = np.argsort(tile, kind="stable")
     tiles, starts = np.unique(tile[order], return_index=True)
     return Plan(tiles, np.append(starts, len(patch)), pieces[order], partial)
