@@ -24,6 +24,7 @@ class SlideInfo:
     tile_px      (width, height) of the stored tiles, None where unknown
     associated   names of the associated images (label, macro, thumbnail)
     icc_bytes    size of the embedded ICC profile, 0 if there is none
+    channels     of a multi-channel or 16-bit file: the choice that its RGB pixels come from, as text, ranges filled in
     """
 
     reader: str
@@ -38,6 +39,7 @@ class SlideInfo:
     tile_px: tuple[int, int] | None = None
     associated: tuple[str, ...] = ()
     icc_bytes: int = 0
+    channels: str | None = None
 
 
 class Slide(Protocol):

@@ -6,9 +6,10 @@ A new format is one file in this folder and one line in FORMATS. Its module load
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
-from ..errors import SlideError
+from ..channels import Channels
+from ..errors import SlideError, SpecError
 from ..slide import Slide
 from .file_check import check_file, what_it_is
 from .match import Match
@@ -16,29 +17,37 @@ from .scale import Scale, user_scale
 
 
 class Reader(Protocol):
-    """A class in a format's module."""
+    """A class in a format's module, or for a format with channels an object that knows the choice of them."""
 
-    @staticmethod
-    def matches(path: Path) -> Match:
+    def matches(self, path: Path, /) -> Match:
         """Whether this reader takes the file. Raises SlideError if it is this reader's, and damaged."""
         ...
 
-    def __call__(self, path: Path, why: str, override: Scale | None) -> Slide:
+    def __call__(self, path: Path, why: str, override: Scale | None, /) -> Slide:
         """Open it; `override` replaces the scale that the file states."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """name, the suffixes whose files are offered to it first, and "module:class" of the reader."""
+    """One line of FORMATS.
+
+    suffixes   files that end so are offered to it first
+    reader     "module:name" of a Reader; with `channels`, of a function `(Channels | None) -> Reader`
+    channels   it reads multi-channel and 16-bit files, if told which channels to show
+    in_folder  files with its suffixes are slides where a folder is given as the source
+    """
 
     name: str
     suffixes: tuple[str, ...]
     reader: str
+    channels: bool = False
+    in_folder: bool = True
 
-    def load(self) -> Reader:
+    def load(self, channels: Channels | None = None) -> Reader:
         module, _, name = self.reader.partition(":")
-        return cast(Reader, getattr(import_module(module), name))
+        found: Any = getattr(import_module(module), name)
+        return cast(Reader, found(channels) if self.channels else found)
 
 
 # Order is detection order among formats that do not claim the suffix.
@@ -58,20 +67,27 @@ _COMPANIONS = {
 }
 
 
-def open_slide(path: str | Path, mpp: float | None = None, mpp_source: str = "user") -> Slide:
+def open_slide(
+    path: str | Path, mpp: float | None = None, mpp_source: str = "user", channels: Channels | None = None
+) -> Slide:
     """Open a slide of any known format.
 
     mpp         µm per level-0 pixel, replaces what the file states; `mpp_source` (user, manifest) says who gave it
-    Raises SlideError if the file is missing, damaged, or of no known format, and SpecError for an absurd mpp.
+    channels    how a multi-channel or 16-bit file is shown in RGB
+    Raises SlideError if the file is missing, damaged, of no known format, or needs channels and none are given;
+    SpecError for an absurd mpp, channels that the file does not have, or any channels for an RGB file.
     """
     path = Path(path)
     override = None if mpp is None else user_scale(mpp, mpp_source)
     head = check_file(path)
     suffix = path.suffix.lower()
     declined: list[str] = []
-    for form in sorted(FORMATS, key=lambda form: suffix not in form.suffixes):
-        reader = form.load()
+    wants_channels = channels is not None
+    for form in sorted(FORMATS, key=lambda form: (wants_channels and not form.channels, suffix not in form.suffixes)):
+        reader = form.load(channels)
         match = reader.matches(path)
+        if match.takes and wants_channels and not form.channels:
+            raise SpecError("channels", f"{path.name} has none to choose ({match.why})", "leave the setting out")
         if match.takes:
             return reader(path, "; ".join([match.why, *declined]), override)
         declined.append(f"{form.name} declined: {match.why}")
