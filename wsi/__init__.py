@@ -1,7 +1,16 @@
 """Read the pixels of any whole-slide image in one coordinate frame."""
 
 from ._compat import install_torchvision_hook
-from .errors import BackboneError, EngineError, ManifestError, SlideError, SpecError, StoreError, TileError
+from .errors import (
+    AnnotationError,
+    BackboneError,
+    EngineError,
+    ManifestError,
+    SlideError,
+    SpecError,
+    StoreError,
+    TileError,
+)
 from .formats import open_slide
 from .geometry import Level, Region
 from .identity import slide_identity
@@ -9,6 +18,7 @@ from .resample import pick_level, read_at, read_tiles
 from .slide import Slide, SlideInfo
 
 __all__ = [
+    "AnnotationError",
     "BackboneError",
     "EngineError",
     "Level",

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from .source import shown
+
 
 class EngineError(Exception):
     """Base of every error the engine raises on purpose.
@@ -13,7 +15,7 @@ class EngineError(Exception):
 
     def __init__(self, where: object, problem: str, remedy: str):
         # The plain arguments go to super() untouched: otherwise the error does not unpickle across workers.
-        super().__init__(str(where) if isinstance(where, Path) else where, problem, remedy)
+        super().__init__(shown(where) if isinstance(where, Path | str) else where, problem, remedy)
 
     @property
     def problem(self) -> str:
@@ -31,8 +33,16 @@ class TileError(SlideError):
     """Some pixels of an otherwise sound slide cannot be decoded or are missing from the file."""
 
 
+class RemoteError(EngineError):
+    """The store or network that a slide lies behind fails; the slide itself may be sound."""
+
+
 class ManifestError(EngineError):
     """The table of slides, or a folder given in its place, cannot be used."""
+
+
+class AnnotationError(EngineError):
+    """A file of drawn regions is missing, damaged, or of a format that is not read."""
 
 
 class SpecError(EngineError):
