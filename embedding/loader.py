@@ -30,14 +30,13 @@ class Embedder(nn.Module):
     def transform(self, patches: Tensor) -> Tensor:
         """uint8 (n, t, t, 3) → float32 (n, 3, input_px, input_px), normalised, on the patches' device."""
         resize, crop = self.backbone.resize_px, self.backbone.input_px
-        pixels = patches.permute(0, 3, 1, 2).float()
+        pixels = patches.permute(0, 3, 1, 2)
         if pixels.shape[-1] != resize:
-            pixels = functional.interpolate(pixels, size=(resize, resize), mode="bicubic", antialias=True)
-            pixels = pixels.round().clamp(0, 255)  # the authors' pipelines resize 8-bit images
+            pixels = _resize(pixels, resize)
         if resize != crop:
             edge = (resize - crop) // 2
             pixels = pixels[..., edge : edge + crop, edge : edge + crop]
-        return (pixels / 255 - self.mean) / self.std
+        return pixels.float().mul_(1 / (255 * self.std)).sub_(self.mean / self.std)
 
     def forward(self, patches: Tensor) -> Tensor:
         pixels = self.transform(patches).contiguous(memory_format=torch.channels_last)
@@ -57,6 +56,16 @@ class Embedder(nn.Module):
         prefix = int(self.network.num_prefix_tokens)  # type: ignore[arg-type]
         cls, mean = features[:, 0], features[:, prefix:].mean(dim=1)
         return {"cls": cls, "mean": mean, "cls+mean": torch.cat((cls, mean), dim=-1)}[pooling]
+
+
+def _resize(pixels: Tensor, side: int) -> Tensor:
+    """(n, 3, t, t) → (n, 3, side, side), bicubic with antialiasing, in whole grey levels as in the authors' pipelines.
+
+    On a CPU torch's 8-bit kernel equals Pillow's to one grey level; on other devices there is only the float kernel.
+    """
+    exact = pixels if pixels.device.type == "cpu" else pixels.float()
+    resized = functional.interpolate(exact, size=(side, side), mode="bicubic", antialias=True)
+    return resized if resized.dtype == torch.uint8 else resized.round().clamp(0, 255)
 
 
 def build(backbone: Backbone, weights: Path | None, device: str | torch.device = "cpu") -> Embedder:

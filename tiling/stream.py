@@ -1,5 +1,7 @@
 """Read the patches of a grid as a stream of batches, ahead of whoever uses them, in bounded memory."""
 
+import sys
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi.errors import SlideError
-from wsi.resample import read_tiles
+from wsi.resample import read_tiles, reader_for
 from wsi.slide import Slide
 
 from .grid import TileGrid
 
-BATCH_BYTES = 48 << 20  # about 256 patches of 256 px: enough tiles that each compressed tile is decoded about once
+BATCH_BYTES = 48 << 20  # 256 patches of 256 px
+MEMORY_BYTES = 1 << 30  # that reading one slide may hold, by default
 
 
 @dataclass(frozen=True)
@@ -30,16 +33,25 @@ class PatchBatch:
     ok: NDArray[np.bool_]
 
 
-def iter_patches(slide: Slide, grid: TileGrid, threads: int = 2) -> Iterator[PatchBatch]:
-    """Patches of `grid` in order, read by `threads` threads that stay at most one batch each ahead of the user."""
+def iter_patches(slide: Slide, grid: TileGrid, threads: int = 2, memory: int = MEMORY_BYTES) -> Iterator[PatchBatch]:
+    """Patches of `grid` in order, read by up to `threads` threads that stay at most one batch each ahead of the user.
+
+    memory  bytes that reading may hold: a quarter for tiles that batches share, the rest for batches, of which there is
+            one for each thread, one that waits and one with the user; fewer threads read where that is too many
+    A batch's buffer is filled again when nobody holds it any more, so keep a batch as long as you like, or copy.
+    """
     size = grid.spec.tile_px
-    count = max(1, BATCH_BYTES // (size * size * 3))
+    count = batch_tiles(size)
     starts = deque(range(0, len(grid), count))
+    threads = max(1, min(threads, int(0.75 * memory / (count * size * size * 3)) - 2))
+    batches = [grid.xy[start : start + count] for start in starts]
+    reader = reader_for(slide, batches, grid.span_px, grid.level, memory // 4)
+    buffers = _Buffers((count, size, size, 3))
 
     def read(start: int) -> PatchBatch:
         xy = grid.xy[start : start + count]
-        patches = np.empty((len(xy), size, size, 3), np.uint8)
-        return PatchBatch(start, patches, read_tiles(slide, xy, grid.span_px, grid.level, patches))
+        patches = buffers.take()[: len(xy)]
+        return PatchBatch(start, patches, read_tiles(reader, xy, grid.span_px, grid.level, patches))
 
     with ThreadPoolExecutor(threads, thread_name_prefix="read") as pool:
         ahead: deque[Future[PatchBatch]] = deque()
@@ -51,6 +63,34 @@ def iter_patches(slide: Slide, grid: TileGrid, threads: int = 2) -> Iterator[Pat
         finally:
             for future in ahead:  # the user stopped early: do not read on
                 future.cancel()
+
+
+def batch_tiles(tile_px: int) -> int:
+    """Patches in a batch of the stream."""
+    return max(1, BATCH_BYTES // (tile_px * tile_px * 3))
+
+
+class _Buffers:
+    """Batch buffers, used again when nobody refers to them any more: fresh memory costs a page fault each 4 KiB, which
+    is a twentieth of the whole reading."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self._shape = shape
+        self._all: list[NDArray[np.uint8]] = []
+        self._turn = threading.Lock()
+        self._free = self._holders([np.empty(0, np.uint8)], 0)
+
+    def take(self) -> NDArray[np.uint8]:
+        with self._turn:
+            for index in range(len(self._all)):
+                if self._holders(self._all, index) == self._free:
+                    return self._all[index]
+            self._all.append(np.empty(self._shape, np.uint8))
+            return self._all[-1]
+
+    @staticmethod
+    def _holders(arrays: list[NDArray[np.uint8]], index: int) -> int:
+        return sys.getrefcount(arrays[index])  # views and batches refer to their buffer, too
 
 
 def check_failed_tiles(slide: Slide, ok: NDArray[np.bool_], limit: float) -> int:

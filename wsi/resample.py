@@ -10,7 +10,7 @@ from .errors import SlideError, SpecError
 from .geometry import Level, Region
 from .slide import Slide
 
-_WORK_BYTES = 256 << 20  # of unresampled pixels held at once, at most
+_WORK_BYTES = 64 << 20  # of unresampled pixels held at once, at most, by readers that cannot stream them
 _GIVE_MPP = "give it in the manifest's `mpp` column or with --slide-mpp"
 
 
@@ -28,9 +28,43 @@ class PatchStream(Protocol):
         ...
 
 
-def pick_level(levels: Sequence[Level], mpp: float, tolerance: float = 0.01) -> int:
+class PatchReader(Protocol):
+    """The part of a Slide that reads patches."""
+
+    @property
+    def levels(self) -> tuple[Level, ...]: ...
+
+    def read_many(self, xy: NDArray[np.int64], level: int, out: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """See Slide.read_many."""
+        ...
+
+
+@runtime_checkable
+class BatchSource(Protocol):
+    """A reader that can be told all the batches to come, so that it does no work twice for neighbouring ones."""
+
+    def in_batches(self, batches: Sequence[NDArray[np.int64]], side: int, level: int, limit_bytes: int) -> PatchReader:
+        """A reader of exactly these batches, each of them once, in any order, on any thread.
+
+        batches      int64 (n, 2) each: corners in level-0 pixels of patches of `side` px of `level`
+        limit_bytes  of decoded tiles kept for batches to come
+        """
+        ...
+
+
+def reader_for(
+    slide: Slide, batches: Sequence[NDArray[np.int64]], span_px: int, level: int, limit_bytes: int
+) -> PatchReader:
+    """What to give to `read_tiles` for each of `batches` (tile corners in level-0 pixels) once."""
+    if not isinstance(slide, BatchSource):
+        return slide
+    return slide.in_batches(batches, _stored_side(slide, span_px, level), level, limit_bytes)
+
+
+def pick_level(levels: Sequence[Level], mpp: float, tolerance: float = 0.01, cheap: bool = True) -> int:
     """Index of the coarsest level that is at least as fine as `mpp` µm per pixel (or coarser by `tolerance`, relative).
 
+    cheap  also of the levels that the decoder makes (`Level.stored` False)
     Raises SpecError if even the finest level is coarser than asked, SlideError if the slide has no known pixel size.
     """
     if not np.isfinite(mpp) or mpp <= 0:
@@ -39,7 +73,8 @@ def pick_level(levels: Sequence[Level], mpp: float, tolerance: float = 0.01) -> 
     for index, level in enumerate(levels):
         if level.mpp is None:
             raise SlideError("slide", "its pixel size is not known", _GIVE_MPP)
-        if level.mpp <= mpp * (1 + tolerance) and (best is None or level.downsample >= levels[best].downsample):
+        fits = level.mpp <= mpp * (1 + tolerance) and (cheap or level.stored)
+        if fits and (best is None or level.downsample >= levels[best].downsample):
             best = index
     if best is None:
         problem = f"{mpp:g} µm per pixel is asked for, the slide's finest level has {levels[0].mpp:g}"
@@ -84,7 +119,7 @@ def read_reduced(slide: Slide, region: Region, factor: int, level: int) -> NDArr
 
 
 def read_tiles(
-    slide: Slide, xy: NDArray[np.int64], span_px: int, level: int, out: NDArray[np.uint8]
+    slide: PatchReader, xy: NDArray[np.int64], span_px: int, level: int, out: NDArray[np.uint8]
 ) -> NDArray[np.bool_]:
     """Square tiles of the slide, straight into a batch of patches of another size if need be.
 
@@ -93,35 +128,32 @@ def read_tiles(
     Returns ok, bool (n,), as `Slide.read_many`. Raises SpecError where the level has fewer pixels than asked.
     """
     side = out.shape[1]
-    stored = max(1, round(span_px / slide.levels[level].downsample))
+    stored = _stored_side(slide, span_px, level)
     if stored == side:
         return slide.read_many(xy, level, out)
     if stored < side:
         problem = f"tiles of {span_px} level-0 px have {stored} px at level {level}, fewer than the {side} asked for"
         raise SpecError("level", problem, "take a finer level or a larger tile")
-    ok = np.empty(len(xy), np.bool_)
-    step = max(1, _WORK_BYTES // (stored * stored * 3))
-    for start in range(0, len(xy), step):
-        part = slice(start, start + step)
-        ok[part] = _read_smaller(slide, xy[part], stored, level, out[part])
-    return ok
-
-
-def _read_smaller(
-    slide: Slide, xy: NDArray[np.int64], stored: int, level: int, out: NDArray[np.uint8]
-) -> NDArray[np.bool_]:
-    """Read patches of `stored` px a side and average them down to those of `out`."""
 
     def take(number: int, pixels: NDArray[np.uint8]) -> None:
         _shrink(pixels, out[number])
 
     if isinstance(slide, PatchStream):
         return slide.read_each(xy, stored, level, take)
-    work = np.empty((len(xy), stored, stored, 3), np.uint8)
-    ok = slide.read_many(xy, level, work)
-    for number in np.flatnonzero(ok).tolist():
-        take(number, work[number])
+    ok = np.empty(len(xy), np.bool_)
+    step = max(1, _WORK_BYTES // (stored * stored * 3))
+    work = np.empty((min(step, len(xy)), stored, stored, 3), np.uint8)
+    for start in range(0, len(xy), step):
+        part = xy[start : start + step]
+        good = slide.read_many(part, level, work[: len(part)])
+        ok[start : start + step] = good
+        for number in np.flatnonzero(good).tolist():
+            take(start + number, work[number])
     return ok
+
+
+def _stored_side(slide: PatchReader, span_px: int, level: int) -> int:
+    return max(1, round(span_px / slide.levels[level].downsample))
 
 
 def _shrink(pixels: NDArray[np.uint8], into: NDArray[np.uint8]) -> NDArray[np.uint8]:

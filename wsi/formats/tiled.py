@@ -4,7 +4,6 @@ A format brings its tiles (`TileLevel`) and its facts (`SlideInfo`); what readin
 """
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
@@ -16,7 +15,17 @@ from ..errors import TileError
 from ..geometry import Level, Region
 from ..slide import SlideInfo
 from .file_check import COPY_AGAIN
-from .tilewise import Grid, Plan, Take, fill_patches, plan_pieces, stream_patches
+from .tilewise import (
+    Decode,
+    DecodeOnce,
+    Grid,
+    Plan,
+    Take,
+    count_uses,
+    fill_patches,
+    plan_pieces,
+    stream_patches,
+)
 
 _SMALLEST_PX = 256  # longer side: no cheap level is offered below it
 
@@ -56,6 +65,9 @@ class View(NamedTuple):
     factor: int
     grid: Grid
 
+    def decode(self, tile: int, into: NDArray[np.uint8]) -> None:
+        self.stored.decode(tile, into, self.factor)
+
 
 class TiledSlide:
     """Base of the readers that know their tiles. Reads are thread-safe."""
@@ -87,8 +99,16 @@ class TiledSlide:
     def read_each(self, xy: NDArray[np.int64], side: int, level: int, take: Take) -> NDArray[np.bool_]:
         """See resample.PatchStream."""
         plan, view = self._plan(xy, level, (side, side)), self._views[level]
-        ok, _ = stream_patches(plan, view.grid, partial(view.stored.decode, factor=view.factor), (side, side), take)
+        ok, _ = stream_patches(plan, view.grid, view.decode, (side, side), take)
         return ok
+
+    def in_batches(
+        self, batches: Sequence[NDArray[np.int64]], side: int, level: int, limit_bytes: int
+    ) -> "BatchReader":
+        """See resample.BatchSource."""
+        view, downsample = self._views[level], self.levels[level].downsample
+        uses = count_uses((_corners(xy, downsample) for xy in batches), (side, side), view.grid)
+        return BatchReader(self, DecodeOnce(view.decode, uses, limit_bytes))
 
     def native_jpegs(self, xy: NDArray[np.int64], side: int, level: int) -> Iterator[bytes | None] | None:
         """The stored JPEG tiles of patches that are exactly tiles of a stored level, without decoding them.
@@ -99,7 +119,7 @@ class TiledSlide:
         """
         view = self._views[level]
         grid = view.grid
-        corners = np.rint(xy / self.levels[level].downsample).astype(np.int64)
+        corners = _corners(xy, self.levels[level].downsample)
         whole = (corners % [grid.tile_width, grid.tile_height] == 0).all()
         if view.factor != 1 or (grid.tile_width, grid.tile_height) != (side, side) or not whole:
             return None
@@ -125,17 +145,41 @@ class TiledSlide:
         self.close()
 
     def _fill(
-        self, xy: NDArray[np.int64], level: int, out: NDArray[np.uint8]
+        self, xy: NDArray[np.int64], level: int, out: NDArray[np.uint8], decode: Decode | None = None
     ) -> tuple[NDArray[np.bool_], list[tuple[int, str]]]:
         rows, cols = out.shape[1:3]
         plan, view = self._plan(xy, level, (rows, cols)), self._views[level]
-        return fill_patches(plan, view.grid, partial(view.stored.decode, factor=view.factor), out)
+        return fill_patches(plan, view.grid, decode or view.decode, out)
 
     def _plan(self, xy: NDArray[np.int64], level: int, shape: tuple[int, int]) -> Plan:
-        corners = np.rint(xy / self.levels[level].downsample).astype(np.int64)
-        plan = plan_pieces(corners, shape, self._views[level].grid)
+        plan = plan_pieces(_corners(xy, self.levels[level].downsample), shape, self._views[level].grid)
         self._views[level].stored.prefetch(plan.tiles)
         return plan
+
+
+class BatchReader:
+    """Reads the batches that it was made for, each once, and decodes no tile twice although batches share some."""
+
+    def __init__(self, slide: TiledSlide, decode: Decode):
+        self.levels = slide.levels
+        self._slide, self._decode = slide, decode
+
+    def read_many(self, xy: NDArray[np.int64], level: int, out: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """See Slide.read_many."""
+        ok, _ = self._slide._fill(xy, level, out, self._decode)
+        return ok
+
+    def read_each(self, xy: NDArray[np.int64], side: int, level: int, take: Take) -> NDArray[np.bool_]:
+        """See resample.PatchStream."""
+        slide = self._slide
+        plan, grid = slide._plan(xy, level, (side, side)), slide._views[level].grid
+        ok, _ = stream_patches(plan, grid, self._decode, (side, side), take)
+        return ok
+
+
+def _corners(xy: NDArray[np.int64], downsample: float) -> NDArray[np.int64]:
+    """Corners in the level's pixels."""
+    return np.rint(xy / downsample).astype(np.int64)
 
 
 def _views(stored: Sequence[TileLevel]) -> Iterator[View]:

@@ -4,7 +4,9 @@ Whole-slide readers that answer patch by patch decode a tile again for each patc
 for patches that do not fit the tile grid). Here the batch is planned at once, as integer arithmetic on arrays.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from typing import NamedTuple
 
 import numpy as np
@@ -52,25 +54,50 @@ class Plan(NamedTuple):
     partial: NDArray[np.bool_]
 
 
+class Cover(NamedTuple):
+    """Which tiles patches touch, all int64 (n,): edges of their part inside the level (x1, y1 are exclusive), the first
+    tile's column and row, and how many tiles across and down (0 for a patch wholly outside)."""
+
+    x0: NDArray[np.int64]
+    y0: NDArray[np.int64]
+    x1: NDArray[np.int64]
+    y1: NDArray[np.int64]
+    column: NDArray[np.int64]
+    row: NDArray[np.int64]
+    across: NDArray[np.int64]
+    down: NDArray[np.int64]
+
+    def places(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """(patch, column, row) of every pair of a patch and a tile that it touches."""
+        count = self.across * self.down
+        patch = np.repeat(np.arange(len(count)), count)
+        within = np.arange(len(patch)) - np.repeat(np.cumsum(count) - count, count)
+        across = self.across[patch]
+        return patch, self.column[patch] + within % across, self.row[patch] + within // across
+
+
+def cover(corners: NDArray[np.int64], shape: tuple[int, int], grid: Grid) -> Cover:
+    """Of patches of `shape` (rows, cols) whose top-left (x, y) in the level's pixels are `corners`, int64 (n, 2)."""
+    x0, y0 = np.maximum(corners[:, 0], 0), np.maximum(corners[:, 1], 0)
+    x1 = np.minimum(corners[:, 0] + shape[1], grid.width)
+    y1 = np.minimum(corners[:, 1] + shape[0], grid.height)
+    column, row = x0 // grid.tile_width, y0 // grid.tile_height
+    inside = (x1 > x0) & (y1 > y0)
+    across = np.where(inside, (x1 - 1) // grid.tile_width - column + 1, 0)
+    down = np.where(inside, (y1 - 1) // grid.tile_height - row + 1, 0)
+    return Cover(x0, y0, x1, y1, column, row, across, down)
+
+
 def plan_pieces(corners: NDArray[np.int64], shape: tuple[int, int], grid: Grid) -> Plan:
     """Plan patches of `shape` (rows, cols) whose top-left (x, y) in the level's pixels are `corners`, int64 (n, 2)."""
     left, top = corners[:, 0], corners[:, 1]
-    right, bottom = left + shape[1], top + shape[0]
-    x0, y0 = np.maximum(left, 0), np.maximum(top, 0)
-    x1, y1 = np.minimum(right, grid.width), np.minimum(bottom, grid.height)
-    partial = (x0 != left) | (y0 != top) | (x1 != right) | (y1 != bottom)
-    first_column, first_row = x0 // grid.tile_width, y0 // grid.tile_height
-    across = (x1 - 1) // grid.tile_width - first_column + 1
-    down = (y1 - 1) // grid.tile_height - first_row + 1
-    pieces_of = np.where((x1 > x0) & (y1 > y0), across * down, 0)
-    patch = np.repeat(np.arange(len(corners)), pieces_of)
-    within = np.arange(len(patch)) - np.repeat(np.cumsum(pieces_of) - pieces_of, pieces_of)
-    column = first_column[patch] + within % across[patch]
-    row = first_row[patch] + within // across[patch]
+    part = cover(corners, shape, grid)
+    partial = (part.x0 != left) | (part.y0 != top) | (part.x1 != left + shape[1]) | (part.y1 != top + shape[0])
+    patch, column, row = part.places()
     tile_x, tile_y = column * grid.tile_width, row * grid.tile_height
-    cut_x0, cut_y0 = np.maximum(x0[patch], tile_x), np.maximum(y0[patch], tile_y)
-    cut_x1 = np.minimum(x1[patch], tile_x + grid.tile_width)
-    cut_y1 = np.minimum(y1[patch], tile_y + grid.tile_height)
+    cut_x0, cut_y0 = np.maximum(part.x0[patch], tile_x), np.maximum(part.y0[patch], tile_y)
+    cut_x1 = np.minimum(part.x1[patch], tile_x + grid.tile_width)
+    cut_y1 = np.minimum(part.y1[patch], tile_y + grid.tile_height)
     at_x, at_y = left[patch], top[patch]
     pieces = np.stack(
         [patch, cut_y0 - at_y, cut_y1 - at_y, cut_x0 - at_x, cut_x1 - at_x, cut_y0 - tile_y, cut_x0 - tile_x], axis=1
@@ -79,6 +106,62 @@ def plan_pieces(corners: NDArray[np.int64], shape: tuple[int, int], grid: Grid) 
     order = np.argsort(tile, kind="stable")
     tiles, starts = np.unique(tile[order], return_index=True)
     return Plan(tiles, np.append(starts, len(patch)), pieces[order], partial)
+
+
+def count_uses(batches: Iterable[NDArray[np.int64]], shape: tuple[int, int], grid: Grid) -> NDArray[np.int64]:
+    """In how many batches of patches each tile of the grid is needed: int64 (tiles,). `batches`: corners, (n, 2)."""
+    rows = -(-grid.height // grid.tile_height)
+    uses = np.zeros(grid.columns * max(1, rows), np.int64)
+    for corners in batches:
+        _, column, row = cover(corners, shape, grid).places()
+        uses[np.unique(row * grid.columns + column)] += 1
+    return uses
+
+
+class DecodeOnce:
+    """A `Decode` that keeps the tiles which several batches need, from the first that decodes one to the last.
+
+    Neighbouring batches share the tiles under their common border; with overlapping patches that is a fifth of all.
+    Thread-safe: of two threads that want one tile, one decodes and the other waits.
+
+    uses         per tile, the number of batches that will ask for it (`count_uses`)
+    limit_bytes  of tiles kept at once; beyond it, tiles are decoded again instead
+    """
+
+    def __init__(self, decode: Decode, uses: NDArray[np.int64], limit_bytes: int):
+        self._decode = decode
+        self._left = uses.tolist()
+        self._shared = (uses > 1).tobytes()
+        self._kept: dict[int, Future[NDArray[np.uint8]]] = {}
+        self._room = limit_bytes
+        self._turn = threading.Lock()
+
+    def __call__(self, tile: int, into: NDArray[np.uint8]) -> None:
+        if not self._shared[tile]:
+            self._decode(tile, into)
+            return
+        with self._turn:
+            kept = self._kept.get(tile)
+            self._left[tile] -= 1
+            last = self._left[tile] <= 0
+            if kept is not None and last:
+                del self._kept[tile]
+                self._room += into.nbytes
+            fresh: Future[NDArray[np.uint8]] | None = None
+            if kept is None and not last and self._room >= into.nbytes:
+                fresh = self._kept[tile] = Future()
+                self._room -= into.nbytes
+        if kept is not None:
+            into[...] = kept.result()
+            return
+        try:
+            self._decode(tile, into)
+        except BadTile as fault:
+            if fresh is not None:
+                fresh.set_exception(fault)
+            raise
+        if fresh is not None:
+            fresh.set_result(into.copy())
 
 
 def fill_patches(
