@@ -15,7 +15,7 @@ from tiling import (
     read_thumbnail,
     tissue_outline,
 )  # fmt: skip
-from tiling.tissue import drop_small
+from tiling.pen import keep_large
 from wsi import SlideError, open_slide
 
 GLASS, STAIN = (242, 241, 243), (190, 110, 170)
@@ -81,7 +81,7 @@ def test_a_thumbnail_pixel_covers_the_same_level_0_pixels_everywhere():
 def test_small_pieces_are_dropped_by_size():
     mask = np.zeros((20, 20), bool)
     mask[1:4, 1:4] = mask[10:12, 10:12] = True
-    assert drop_small(mask, 5).sum() == 9
+    assert keep_large(mask, 5).sum() == 9
 
 
 def test_the_outline_is_valid_keeps_holes_and_has_the_masks_area():

@@ -2,9 +2,11 @@
 
 from .grid import TileGrid, plan_grid, tissue_fraction
 from .patches import PatchRequest, PatchStore, open_patches, write_patches
+from .outside import read_mask
 from .spec import TileSpec, TissueSpec
 from .stream import PatchBatch, iter_patches
-from .tissue import Thumbnail, Tissue, find_tissue, read_thumbnail, tissue_outline
+from .thumbnail import Thumbnail, read_thumbnail
+from .tissue import Tissue, find_tissue, tissue_outline
 
 __all__ = [
     "PatchBatch",
@@ -19,6 +21,7 @@ __all__ = [
     "iter_patches",
     "open_patches",
     "plan_grid",
+    "read_mask",
     "read_thumbnail",
     "tissue_fraction",
     "tissue_outline",

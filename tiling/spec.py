@@ -16,19 +16,22 @@ class TissueSpec:
 
     method         otsu: Otsu's threshold on the colourfulness of a smoothed thumbnail; hsv: saturation, as CLAM does;
                    entropy: local texture, for pale fat tissue; fluorescence: bright on dark; learned: a segmentation
-                   model, `weights`; mask: a mask image or GeoJSON from outside, `mask`; none: the whole slide counts
+                   model, `weights`; mask: a mask image or regions from outside, `mask`; none: the whole slide counts
     mpp            µm per pixel of the thumbnail the decision is made on
-    min_area_um2   smaller pieces are dust and are dropped
-    max_hole_um2   smaller holes are filled (lumina, vacuoles); larger ones stay glass
-    pen            find pen marks (blue, green, red, black) and take them out of the tissue
-    mask           for method mask: a file, or a folder with one file a slide named by its slide_id
+    min_area_um2   smaller pieces are dust and are dropped; None: 10,000, and CLAM's 1,638,400 with hsv
+    max_hole_um2   smaller holes are filled (lumina, vacuoles); larger ones stay glass; None: 10,000, and CLAM's 262,144
+                   with hsv
+    pen            find pen marks (blue, green, red, black) and take them out of the tissue, unless it counts as given
+                   (none, mask); switch it off for blue and green stains (trichrome, Alcian blue)
+    mask           for method mask: a mask image (PNG, TIFF, NPY) or regions (GeoJSON, ASAP XML, ImageScope XML), or a
+                   folder with one such file a slide named by its slide_id
     weights        for method learned: the model's weight file
     """
 
     method: str = "otsu"
     mpp: float = 8.0
-    min_area_um2: float = 10_000.0
-    max_hole_um2: float = 10_000.0
+    min_area_um2: float | None = None
+    max_hole_um2: float | None = None
     pen: bool = True
     mask: str | None = None
     weights: str | None = None
@@ -41,8 +44,9 @@ class TissueSpec:
         if not 0.5 <= self.mpp <= 64:
             raise SpecError("tissue.mpp", f"{self.mpp} µm/px is outside 0.5 to 64", "8 suits most slides")
         for name in ("min_area_um2", "max_hole_um2"):
-            if not 0 <= getattr(self, name) <= 1e9:
-                raise SpecError(f"tissue.{name}", f"{getattr(self, name)} is out of range", "give µm² from 0 to 1e9")
+            area = getattr(self, name)
+            if area is not None and not 0 <= area <= 1e9:
+                raise SpecError(f"tissue.{name}", f"{area} is out of range", "give µm² from 0 to 1e9")
         for method, name in (("mask", "mask"), ("learned", "weights")):
             if self.method == method and getattr(self, name) is None:
                 raise SpecError(f"tissue.{name}", f"tissue method {method!r} needs it", "name the file")

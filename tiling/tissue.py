@@ -2,26 +2,24 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi.errors import SlideError, TileError
-from wsi.geometry import Region
-from wsi.resample import levels_for, read_reduced
+from wsi.errors import SlideError, SpecError
 from wsi.slide import Slide
 
+from .outside import fit_mask, read_mask
+from .pen import find_pen, keep_large
 from .spec import TissueSpec
+from .thumbnail import Thumbnail, base_mpp, read_thumbnail
+from .tissue_methods import METHODS, Cleaning
 
-# Colourfulness (max - min of R, G, B; 0 to 255) of a smoothed thumbnail. Below the first no stain is visible, so a
-# slide of bare glass stays empty although Otsu always finds a threshold; above the second all is stained, so a
-# slide full of tissue is not split into pale and dark tissue.
-CHROMA_LIMITS = (12.0, 40.0)
+__all__ = ["Thumbnail", "Tissue", "clean_mask", "find_tissue", "read_thumbnail", "tissue_outline"]
 DARK = 40  # brightness (0 to 255) below which a pixel cannot be the glass of a brightfield slide
-STRIP_PX = 1 << 26  # level-0 pixels read at once while a thumbnail is made: bounds memory on single-level slides
-UNREAD_PX, UNREAD_GREY = 8, 160  # thumbnail pixels given up together where the file is damaged, and how they look
-THUMBNAIL_PX = 1200  # longer side of the thumbnail that people look at, at most
+GLASS_GREY = 240  # what takes the place of pen while tissue is looked for
 
 
 @dataclass(frozen=True)
@@ -31,129 +29,97 @@ class Tissue:
     mask      bool (rows, cols), True is tissue
     scale     level-0 pixels per mask pixel, a whole number
     area_um2  tissue area
+    pen       bool (rows, cols), True is pen; None where it was not looked for
     """
 
     mask: NDArray[np.bool_]
     scale: int
     area_um2: float
+    pen: NDArray[np.bool_] | None = None
 
 
-@dataclass(frozen=True)
-class Thumbnail:
-    """The whole slide, small.
+def find_tissue(slide: Slide, spec: TissueSpec, outside: NDArray[np.bool_] | None = None) -> Tissue:
+    """Tissue mask of a slide by `spec.method`, cleaned by areas in µm², without pen marks.
 
-    pixels  uint8 (rows, cols, 3)
-    scale   level-0 pixels per pixel, a whole number
-    unread  bool (rows, cols), where the file is damaged; there, pixels are grey
-    """
-
-    pixels: NDArray[np.uint8]
-    scale: int
-    unread: NDArray[np.bool_]
-
-
-def base_mpp(slide: Slide) -> float:
-    """µm per level-0 pixel. Raises SlideError where it is unknown."""
-    mpp = slide.levels[0].mpp
-    if mpp is None:
-        raise SlideError(
-            slide.path,
-            slide.info.mpp_problem or "its pixel size is unknown",
-            "add an `mpp` column to the manifest" + (", or give --slide-mpp" if slide.info.mpp_source is None else ""),
-        )
-    return mpp
-
-
-def read_thumbnail(slide: Slide, scale: int | None = None) -> Thumbnail:
-    """The whole slide, reduced `scale` times, or to at most 1,200 px.
-
-    The scale is a whole number, so that a thumbnail pixel covers exactly the same level-0 pixels everywhere; the last
-    row and column may reach over the slide's edge, where it is white.
-    """
-    base = slide.levels[0]
-    scale = scale or max(1, -(-max(base.width, base.height) // THUMBNAIL_PX))
-    rows, cols = -(-base.height // scale), -(-base.width // scale)
-    pixels, unread = np.empty((rows, cols, 3), np.uint8), np.zeros((rows, cols), bool)
-    step = max(1, STRIP_PX // (base.width * scale))
-    for top in range(0, rows, step):
-        height = min(step, rows - top)
-        part = slice(top, top + height)
-        _fill(slide, (0, top), scale, pixels[part], unread[part])
-    return Thumbnail(pixels, scale, unread)
-
-
-def _fill(
-    slide: Slide, corner: tuple[int, int], scale: int, pixels: NDArray[np.uint8], unread: NDArray[np.bool_]
-) -> None:
-    """Read the part of a thumbnail at `corner` (x, y); where it cannot be read, by quarters, to lose little."""
-    rows, cols = unread.shape
-    region = Region(corner[0] * scale, corner[1] * scale, cols * scale, rows * scale)
-    small = max(rows, cols) <= UNREAD_PX
-    for level in levels_for(slide, scale)[
-        : None if small else 1
-    ]:  # a finer level may be sound where a coarse one is not
-        try:
-            pixels[...] = read_reduced(slide, region, scale, level)
-        except TileError:
-            continue
-        return
-    if small:
-        pixels[...], unread[...] = UNREAD_GREY, True
-        return
-    row, col = (rows + 1) // 2, (cols + 1) // 2
-    for down in (slice(0, row), slice(row, rows)):
-        for across in (slice(0, col), slice(col, cols)):
-            if unread[down, across].size:
-                start = corner[0] + across.start, corner[1] + down.start
-                _fill(slide, start, scale, pixels[down, across], unread[down, across])
-
-
-def find_tissue(slide: Slide, spec: TissueSpec) -> Tissue:
-    """Tissue mask of a brightfield slide.
-
-    Otsu's threshold (Otsu 1979) on colourfulness, kept within limits, then closing, filling of small holes and
-    removal of small pieces by area in µm². What cannot be read counts as tissue, since it may be: its tiles are then
-    tried, and counted as failed. Raises SlideError for a slide without scale or with a dark background.
+    outside  for methods mask and learned: bool (any rows, any cols) that covers the slide's extent, from `read_mask`
+             or a segmenter; without it method mask reads `spec.mask`, if that is a file
+    Pen is taken out with every method but none and mask, which count as given (pen is still found and reported), and
+    fluorescence, where it is not looked for. What cannot be read counts as tissue, since it may be: its tiles are
+    then tried, and counted as failed. Raises SlideError for a slide without scale, or with a dark background where
+    the method cannot tell tissue there; SpecError for a mask that is missing or of another shape.
     """
     mpp = base_mpp(slide)
     scale = max(1, round(spec.mpp / mpp))
     thumbnail, pixel_um = read_thumbnail(slide, scale), scale * mpp
-    if spec.method == "none":
-        mask = np.ones(thumbnail.unread.shape, bool)
+    shape, method = thumbnail.unread.shape, METHODS.get(spec.method)
+    bright = method is None or method.brightfield
+    pen = find_pen(thumbnail.pixels, pixel_um) if spec.pen and bright else None
+    if method is not None:
+        if method.brightfield:
+            _refuse_dark(slide, thumbnail.pixels)
+        pixels = thumbnail.pixels if pen is None else _without(thumbnail.pixels, pen)
+        mask = clean_mask(method.find(pixels, pixel_um), pen, pixel_um, spec, method.cleaning) | thumbnail.unread
+    elif spec.method == "none":
+        mask = np.ones(shape, bool)
     else:
-        if (thumbnail.pixels.max(axis=2) < DARK).mean() > 0.5:
-            raise SlideError(
-                slide.path,
-                "more than half of it is dark, as in fluorescence: tissue cannot be told from glass",
-                "use brightfield slides, or tissue method `none` to tile everything",
-            )
-        mask = otsu_mask(thumbnail.pixels, pixel_um, spec) | thumbnail.unread
-    return Tissue(mask, scale, float(mask.sum()) * pixel_um**2)
+        mask = fit_mask(_given(slide, spec) if outside is None else outside, slide, shape, scale)
+        if spec.method == "learned":
+            mask = clean_mask(mask, pen, pixel_um, spec, Cleaning(close_um=0)) | thumbnail.unread
+    return Tissue(mask, scale, float(mask.sum()) * pixel_um**2, pen)
 
 
-def otsu_mask(thumbnail: NDArray[np.uint8], pixel_um: float, spec: TissueSpec) -> NDArray[np.bool_]:
-    """bool (rows, cols): tissue on `thumbnail`, whose pixels are `pixel_um` µm wide."""
-    import cv2
-    from skimage.filters import threshold_otsu
-
-    # 25 µm of smoothing: the grain of a scanner's sensor has colour too
-    smooth = cv2.GaussianBlur(thumbnail, (0, 0), max(0.5, 12.0 / pixel_um))
-    chroma = smooth.max(axis=2) - smooth.min(axis=2)
-    threshold = float(threshold_otsu(chroma)) if chroma.min() < chroma.max() else 255.0
-    mask = chroma > np.clip(threshold, *CHROMA_LIMITS)
-    mask = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)).astype(bool)
-    mask = ~drop_small(~mask, spec.max_hole_um2 / pixel_um**2)
-    return drop_small(mask, spec.min_area_um2 / pixel_um**2)
-
-
-def drop_small(mask: NDArray[np.bool_], min_px: float) -> NDArray[np.bool_]:
-    """Without the connected pieces (8 neighbours) of fewer than `min_px` pixels."""
+def clean_mask(
+    mask: NDArray[np.bool_], pen: NDArray[np.bool_] | None, pixel_um: float, spec: TissueSpec, cleaning: Cleaning
+) -> NDArray[np.bool_]:
+    """Gaps closed, small holes filled, pen taken out, small pieces dropped; sizes are those of `spec`, else of `cleaning`."""
     import cv2
 
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    keep = stats[:, cv2.CC_STAT_AREA] >= min_px
-    keep[0] = False  # label 0 is the background
-    return keep[labels]
+    side = round(cleaning.close_um / pixel_um)
+    if side > 1:
+        mask = cv2.morphologyEx(mask.view(np.uint8), cv2.MORPH_CLOSE, np.ones((side, side), np.uint8)).view(bool)
+    hole = cleaning.max_hole_um2 if spec.max_hole_um2 is None else spec.max_hole_um2
+    area = cleaning.min_area_um2 if spec.min_area_um2 is None else spec.min_area_um2
+    mask = ~keep_large(~mask, hole / pixel_um**2)
+    if cleaning.max_holes is not None:
+        mask = _keep_holes(mask, cleaning.max_holes)
+    return keep_large(mask if pen is None else mask & ~pen, area / pixel_um**2)
+
+
+def _keep_holes(mask: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
+    """With all but the `count` largest holes of each piece filled."""
+    import cv2
+
+    filled = mask.astype(np.uint8)
+    contours, tree = cv2.findContours(filled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    for piece in [] if tree is None else np.flatnonzero(tree[0, :, 3] == -1):
+        holes = sorted(np.flatnonzero(tree[0, :, 3] == piece), key=lambda hole: -cv2.contourArea(contours[hole]))
+        for hole in holes[count:]:
+            cv2.drawContours(filled, contours, int(hole), 1, cv2.FILLED)
+    return filled.astype(bool)
+
+
+def _refuse_dark(slide: Slide, pixels: NDArray[np.uint8]) -> None:
+    if (pixels.max(axis=2) < DARK).mean() > 0.5:
+        raise SlideError(
+            slide.path,
+            "more than half of it is dark, as in fluorescence: tissue cannot be told from glass",
+            "use tissue method `fluorescence`, or `none` to tile everything",
+        )
+
+
+def _without(pixels: NDArray[np.uint8], pen: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The thumbnail with pen painted over as glass, so that its colour shifts no threshold."""
+    if not pen.any():
+        return pixels
+    painted = pixels.copy()
+    painted[pen] = GLASS_GREY
+    return painted
+
+
+def _given(slide: Slide, spec: TissueSpec) -> NDArray[np.bool_]:
+    if spec.method == "learned":
+        raise SpecError("tissue.method", "`learned` needs a model's mask", "segment the slide first, and give its mask")
+    return read_mask(Path(str(spec.mask)), slide, max(1, round(spec.mpp / base_mpp(slide))))
 
 
 def tissue_outline(tissue: Tissue) -> dict[str, Any]:
