@@ -1,7 +1,6 @@
 """wsi info: what is known of slides, without reading their pixels."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,19 +10,20 @@ if TYPE_CHECKING:
 
 
 def info(
-    slides: Annotated[list[Path], typer.Argument(help="Slide files")],
+    slides: Annotated[list[str], typer.Argument(help="Slide files, or URLs such as s3://bucket/a.svs")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a slide")] = False,
 ) -> None:
     """Show format, scale, levels, codec and associated images of slides."""
     from wsi import open_slide
     from wsi.errors import EngineError
+    from wsi.source import place_of
 
     from .console import err, out
 
     failed = 0
     for path in slides:
         try:
-            with open_slide(path) as slide:
+            with open_slide(place_of(path)) as slide:
                 out.print_json(data=_facts(slide)) if as_json else _show(slide)
         except EngineError as error:
             failed += 1
@@ -34,17 +34,21 @@ def info(
 
 
 def _facts(slide: "Slide") -> dict:
+    from wsi.source import shown
+
     levels = [asdict(level) for level in slide.levels]
-    return {"path": str(slide.path), **asdict(slide.info), "levels": levels}
+    return {"path": shown(slide.path), **asdict(slide.info), "levels": levels}
 
 
 def _show(slide: "Slide") -> None:
     from rich.table import Table
 
+    from wsi.source import name_of
+
     from .console import out, say
 
     facts, base = slide.info, slide.levels[0]
-    say(slide.path.name, style="bold")
+    say(name_of(slide.path), style="bold")
     mpp = f"{facts.mpp:.4g} µm/px (from {facts.mpp_source})" if facts.mpp else f"unknown: {facts.mpp_problem}"
     size = f"{base.width:,} × {base.height:,} px"
     if facts.mpp:

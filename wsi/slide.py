@@ -45,9 +45,13 @@ class SlideInfo:
 class Slide(Protocol):
     """An open slide. Reads are thread-safe. Use it as a context manager: `with open_slide(path) as slide`."""
 
-    path: Path
     info: SlideInfo
     levels: tuple[Level, ...]
+
+    @property
+    def path(self) -> Path | str:
+        """Where it lies: a path on this machine, or a URL as text."""
+        ...
 
     def read(self, region: Region, level: int) -> NDArray[np.uint8]:
         """RGB pixels of `region` at `level`: uint8 (rows, cols, 3), rows and cols by `Region.shape_at`.

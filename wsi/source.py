@@ -1,10 +1,18 @@
-"""Bytes of a slide file by place, wherever the file lies: readers know nothing of disks and networks."""
+"""Bytes of a slide file by place, wherever the file lies: readers know nothing of disks and networks.
+
+A slide is named by a Path, or by a URL as a str: `Path` would make one slash of its two.
+"""
 
 import os
+import re
 import threading
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
+from urllib.parse import unquote
+
+_USER_INFO = re.compile(r"(://)[^/\s]*@")
+_QUERY = re.compile(r"(://[^\s?#]*)[?#][^\s'\")]*")
 
 
 class ByteSource(Protocol):
@@ -59,5 +67,38 @@ class LocalFile:
 
 
 def open_source(path: Path | str) -> ByteSource:
-    """Open a file for reading by place."""
-    return LocalFile(Path(path))
+    """Open a file for reading by place; `path` is on this machine, or a URL that fsspec knows.
+
+    Raises OSError for a local file; for a URL SlideError (it is not there, not allowed, or cannot be read in parts) or
+    RemoteError (its store does not answer).
+    """
+    if not is_url(path):
+        return LocalFile(Path(path))
+    from .remote import open_remote
+
+    return open_remote(str(path))
+
+
+def is_url(path: Path | str) -> bool:
+    return isinstance(path, str) and "://" in path
+
+
+def place_of(text: Path | str) -> Path | str:
+    """What a user wrote, as slides are named: a URL stays text, all else is a Path."""
+    return text if is_url(text) else Path(text)
+
+
+def name_of(path: Path | str) -> str:
+    """File name, without folders, host and query: s3://bucket/a/b.svs → b.svs."""
+    if isinstance(path, Path) or not is_url(path):
+        return Path(path).name
+    location = path.partition("::")[0].partition("://")[2]
+    return unquote(PurePosixPath(re.split(r"[?#]", location)[0]).name)
+
+
+def shown(path: Path | str) -> str:
+    """A place as messages and records may show it: a URL without user, password and query, which hold secrets.
+
+    Takes a whole message, too.
+    """
+    return _QUERY.sub(r"\1?…", _USER_INFO.sub(r"\1", str(path)))
