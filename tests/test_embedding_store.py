@@ -60,7 +60,7 @@ def test_stored_patches_give_the_same_embeddings_as_the_slide(tmp_path):
     slide = Broken([tissue_like(640, 640)])
     tissue = find_tissue(slide, SPEC.tissue)
     grid = plan_grid(slide.levels, SPEC, tissue)
-    write_patches(tmp_path / "s.zarr", slide, grid, tissue, PatchRequest("s", "f", keep_pixels=True))
+    write_patches(tmp_path / "s.zarr", slide, grid, tissue, PatchRequest("s", "f", pixels="raw"))
     from_slide = embed_patches(slide, grid, embedder())
     from_store = embed_store(open_patches(tmp_path / "s.zarr"), grid, slide, embedder())
     assert np.array_equal(from_slide.embeddings, from_store.embeddings)

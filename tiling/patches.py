@@ -1,35 +1,42 @@
 """The PatchStore: what a slide was cut into, and its pixels if they are wanted, as a Zarr v3 group."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import zarr
-from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec
+from numpy.typing import ArrayLike, NDArray
 
 from wsi.errors import StoreError
 from wsi.publish import appear
 from wsi.slide import Slide
 
 from .grid import TileGrid
+from .pixels import PatchRequest, check_native, write_pixels
+from .shards import PatchShards
 from .spec import TileSpec
 from .store import Store, count_files, open_complete, put
-from .stream import check_failed_tiles, iter_patches
+from .stream import check_failed_tiles
 from .tissue import Thumbnail, Tissue, read_thumbnail, tissue_outline
 
-SCHEMA = "patches/1"
-SHARD_BYTES = 48 << 20  # a shard is written whole, from one batch
+__all__ = ["PatchRequest", "PatchStore", "open_patches", "write_patches"]
+
+# 1 knew pixels as they are only, and fewer settings. It is refused rather than read: its fingerprints are of other
+# settings, so no run would take it for what is asked for now.
+SCHEMA = "patches/2"
 
 
 @dataclass(frozen=True)
 class PatchStore(Store):
     """A finished store, opened for reading.
 
-    Arrays: xy int64 (n, 2) · tissue float32 (n,) · mask bool (rows, cols) · thumbnail uint8 (rows, cols, 3) and, if
-    pixels were kept, patches uint8 (n, t, t, 3), one patch a chunk in sharded files, and ok bool (n,).
+    Arrays: xy int64 (n, 2) · tissue float32 (n,) · mask and pen bool (rows, cols) · thumbnail uint8 (rows, cols, 3) ·
+    those of `extra`, (n, ...) and, if pixels were kept, patches uint8 (n, t, t, 3), one patch a chunk in sharded files,
+    and ok bool (n,).
     """
 
     @cached_property
@@ -49,59 +56,85 @@ class PatchStore(Store):
         return Thumbnail(self.array("thumbnail"), int(self.attrs["thumbnail_scale"]), self.array("thumbnail_unread"))
 
     @property
-    def has_patches(self) -> bool:
-        return "patches" in self.group
+    def pixels(self) -> str:
+        """How pixels are kept: none, raw, jpeg or native."""
+        return str(self.attrs["pixels"])
 
-    def read_patches(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """uint8 (stop - start, t, t, 3). Raises StoreError if the pixels were not kept."""
+    @property
+    def has_patches(self) -> bool:
+        return self.pixels != "none"
+
+    @property
+    def extra(self) -> dict[str, NDArray[Any]]:
+        """What else is known of each tile, by name: arrays (n, ...)."""
+        return {name: self.array(name) for name in self.attrs["extra"]}
+
+    @cached_property
+    def shards(self) -> PatchShards:
+        """The reader of the patches. Raises StoreError if the pixels were not kept."""
         if not self.has_patches:
             raise StoreError(self.path, "it holds no pixels", "tile again with --patches, or read from the slide")
-        stored = self.group["patches"]
-        assert isinstance(stored, zarr.Array)
-        return np.asarray(stored[start:stop])
+        return PatchShards(self.path / "patches")
+
+    def read_patches(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """uint8 (stop - start, t, t, 3), zeros where a tile is not ok. Raises as `read_at`."""
+        return self.shards.read_at(np.arange(*slice(start, stop).indices(len(self.shards))))
+
+    def read_at(self, indices: ArrayLike) -> NDArray[np.uint8]:
+        """Patches of the given numbers, in that order: uint8 (k, t, t, 3), zeros where a tile is not ok. Thread-safe.
+
+        Raises StoreError if the pixels were not kept or are damaged.
+        """
+        return self.shards.read_at(indices)
 
     def as_dask(self) -> Any:
-        """The patches as a Dask array, one task a shard."""
+        """The patches as a Dask array, one task a shard. Workers read the files themselves, under the same path."""
         import dask.array as da
 
-        if not self.has_patches:
-            raise StoreError(self.path, "it holds no pixels", "tile again with --patches")
-        stored = self.group["patches"]
-        assert isinstance(stored, zarr.Array)
-        return da.from_array(stored, chunks=stored.shards or stored.chunks, name=False)
+        shards = self.shards
+        rows = da.core.normalize_chunks((shards.per_shard,), shape=shards.shape[:1])
+        chunks = (*rows, *((side,) for side in shards.shape[1:]))
+        empty = np.empty((0, 0, 0, 0), np.uint8)
+        # a name of its own: a cluster must not take what it knows of an older store at this path for this one's
+        return da.map_blocks(partial(_read_block, shards), chunks=chunks, meta=empty, token=uuid4().hex)
 
 
-@dataclass(frozen=True)
-class PatchRequest:
-    """Whose the store is, and whether it keeps pixels.
-
-    fingerprint       of all that shaped the store; grid_fingerprint: of what shaped the grid alone
-    identity          digest of the slide's content
-    """
-
-    slide_id: str
-    fingerprint: str
-    grid_fingerprint: str = ""
-    identity: str = ""
-    keep_pixels: bool = False
-    threads: int = 2
-
-
-def write_patches(path: Path, slide: Slide, grid: TileGrid, tissue: Tissue, request: PatchRequest) -> int:
+def write_patches(
+    path: Path,
+    slide: Slide,
+    grid: TileGrid,
+    tissue: Tissue,
+    request: PatchRequest,
+    extra: Mapping[str, NDArray[Any]] | None = None,
+) -> int:
     """Publish the PatchStore of one slide at `path`, replacing an older one only when it is whole.
 
+    extra  further arrays (n, ...), one row a tile, to keep by name
     Returns the number of unreadable tiles (always 0 when pixels are not kept: nothing was read). Raises SlideError
-    when they are more than the spec allows.
+    when they are more than the spec allows, SpecError when native pixels are asked for that the grid does not allow.
     """
+    if request.pixels == "native":
+        check_native(slide, grid)
+    thumbnail = read_thumbnail(slide)
+    arrays: dict[str, NDArray[Any]] = {"xy": grid.xy, "tissue": grid.tissue, "mask": tissue.mask}
+    arrays |= {"thumbnail": thumbnail.pixels, "thumbnail_unread": thumbnail.unread}
+    if tissue.pen is not None:
+        arrays["pen"] = tissue.pen
+    extra = extra or {}
+    for name, values in extra.items():
+        if name in (*arrays, "ok", "patches") or len(values) != len(grid):
+            raise ValueError(
+                f"extra array {name!r} {values.shape}: its name is taken, or it is not of {len(grid)} rows"
+            )
     with appear(path) as draft:
         group = zarr.open_group(draft, mode="w", zarr_format=3)
-        for name, values in (("xy", grid.xy), ("tissue", grid.tissue)):
+        for name, values in {**arrays, **extra}.items():
             put(group, name, values)
-        thumbnail = read_thumbnail(slide)
-        put(group, "thumbnail", thumbnail.pixels)
-        put(group, "thumbnail_unread", thumbnail.unread)
-        put(group, "mask", tissue.mask)
-        failed = _write_pixels(group, slide, grid, request.threads) if request.keep_pixels else 0
+        failed = 0
+        if request.pixels != "none":
+            ok = write_pixels(group, slide, grid, request)
+            put(group, "ok", ok)
+            failed = check_failed_tiles(slide, ok, grid.spec.max_failed_tiles)
         info = {item.name: getattr(slide.info, item.name) for item in fields(slide.info)}
         group.attrs.update(
             {
@@ -117,6 +150,8 @@ def write_patches(path: Path, slide: Slide, grid: TileGrid, tissue: Tissue, requ
                 "thumbnail_scale": thumbnail.scale,
                 "tissue_um2": tissue.area_um2,
                 "tissue_outline": tissue_outline(tissue),
+                "pixels": request.pixels,
+                "extra": sorted(extra),
                 "complete": {"tiles": len(grid), "failed": failed, "files": count_files(draft)},
             }
         )
@@ -128,24 +163,6 @@ def open_patches(path: str | Path) -> PatchStore:
     return PatchStore(Path(path), open_complete(Path(path), SCHEMA, "wsi tile"))
 
 
-def _write_pixels(group: zarr.Group, slide: Slide, grid: TileGrid, threads: int) -> int:
-    size = grid.spec.tile_px
-    shard = max(1, SHARD_BYTES // (size * size * 3))
-    array = group.create_array(
-        "patches",
-        shape=(len(grid), size, size, 3),
-        chunks=(1, size, size, 3),
-        shards=(shard, size, size, 3),
-        dtype="uint8",
-        compressors=(Crc32cCodec(),),  # H&E pixels do not compress without loss; a checksum costs nothing
-        config={"write_empty_chunks": True},  # else every chunk is scanned for the fill value first
-    )
-    ok = np.zeros(len(grid), bool)
-    # a batch of the stream is exactly one shard: each is written once, whole, by one writer
-    for batch in iter_patches(slide, grid, threads):
-        stop = batch.start + len(batch.patches)
-        batch.patches[~batch.ok] = 0
-        array[batch.start : stop] = batch.patches
-        ok[batch.start : stop] = batch.ok
-    put(group, "ok", ok)
-    return check_failed_tiles(slide, ok, grid.spec.max_failed_tiles)
+def _read_block(shards: PatchShards, block_info: Any = None) -> NDArray[np.uint8]:
+    start, stop = block_info[None]["array-location"][0]
+    return shards.read_at(np.arange(start, stop))
