@@ -1,7 +1,7 @@
 """Show chosen channels of a multi-channel or 16-bit image as RGB: which ones, in which colours, over which range."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -128,7 +128,7 @@ class Blend:
         self._dtype = found.dtype.newbyteorder("=")
         self._tables = [_table(choice, self._dtype) for choice in self.channels.choices]
 
-    def blend(self, planes: Sequence[NDArray], into: NDArray[np.uint8]) -> None:
+    def blend(self, planes: Iterable[NDArray], into: NDArray[np.uint8]) -> None:
         """planes: one array (rows, cols) of the file's type for each of `used`; into: uint8 (rows, cols, 3)."""
         total = np.zeros(into.shape, np.uint16)
         for choice, table, plane in zip(self.channels.choices, self._tables, planes, strict=True):

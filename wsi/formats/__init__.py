@@ -35,13 +35,15 @@ class Format:
     suffixes   files that end so are offered to it first
     reader     "module:name" of a Reader; with `channels`, of a function `(Channels | None) -> Reader`
     channels   it reads multi-channel and 16-bit files, if told which channels to show
-    in_folder  files with its suffixes are slides where a folder is given as the source
+    folders    a slide of it may be a folder
+    in_folder  what has its suffixes is a slide where a folder of slides is given as the source
     """
 
     name: str
     suffixes: tuple[str, ...]
     reader: str
     channels: bool = False
+    folders: bool = False
     in_folder: bool = True
 
     def load(self, channels: Channels | None = None) -> Reader:
@@ -58,6 +60,7 @@ FORMATS = (
         (".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".dcm", ".czi", ".svslide"),
         "wsi.formats.openslide:OpenSlideSlide",
     ),
+    Format("ome_zarr", (".zarr",), "wsi.formats.ome_zarr:OmeZarrReader", channels=True, folders=True),
 )
 
 _COMPANIONS = {
@@ -83,7 +86,8 @@ def open_slide(
     suffix = path.suffix.lower()
     declined: list[str] = []
     wants_channels = channels is not None
-    for form in sorted(FORMATS, key=lambda form: (wants_channels and not form.channels, suffix not in form.suffixes)):
+    offered = [form for form in FORMATS if form.folders or not path.is_dir()]
+    for form in sorted(offered, key=lambda form: (wants_channels and not form.channels, suffix not in form.suffixes)):
         reader = form.load(channels)
         match = reader.matches(path)
         if match.takes and wants_channels and not form.channels:
@@ -95,7 +99,7 @@ def open_slide(
 
 
 def _not_a_slide(path: Path, head: bytes, declined: list[str]) -> SlideError:
-    kind = what_it_is(head)
+    kind = what_it_is(head) if head else "a folder"
     problem = f"not a slide in a known format ({'; '.join(declined)})"
     if kind is not None:
         problem = f"this is {kind}, {problem}"

@@ -12,6 +12,8 @@ COPY_AGAIN = "copy the file again from its source and compare the sizes"
 _GIT_LFS = b"version https://git-lfs"
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"
 
+_ZARR = ("zarr.json", ".zattrs", ".zgroup", ".zarray")  # one of them marks a Zarr folder
+
 # first bytes, what the file is
 _KINDS = (
     (b"\x89PNG\r\n", "a PNG image"),
@@ -37,12 +39,17 @@ _KINDS = (
 
 
 def check_file(path: Path) -> bytes:
-    """The first 4 KiB of a regular, readable file that has content. Raises SlideError, one problem each."""
+    """The first 4 KiB of a regular, readable file that has content; nothing of a Zarr folder.
+
+    Raises SlideError, one problem each.
+    """
     try:
         status = path.stat()
     except OSError as error:
         raise SlideError(path, *_why_no_stat(path, error)) from None
     if stat.S_ISDIR(status.st_mode):
+        if any((path / name).is_file() for name in _ZARR):
+            return b""
         remedy = "name a file; for a DICOM or MIRAX slide that is a .dcm file in the folder or the .mrxs file beside it"
         raise SlideError(path, "this is a folder, not a slide file", remedy)
     if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
