@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 TILING, COMPUTING, MODEL = "Tiling", "Computing", "Model"
 
-Source = Annotated[Path, typer.Argument(help="A slide, a folder of slides, or a manifest CSV (slide_id,path,…)")]
+Source = Annotated[
+    str, typer.Argument(help="A slide, a folder of slides, or a manifest CSV (slide_id,path,…); a path or URL")
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder: results go there, and a re-run continues there")]
 Config = Annotated[str | None, typer.Option("--config", "-c", help="Recipe: a YAML file, or the name of a shipped one")]
 SlideMpp = Annotated[
@@ -79,7 +81,7 @@ def parse_mpp(text: str | None) -> float | None:
     return 10 / float(match[1]) if match[2] else float(match[1])
 
 
-def read_records(source: Path, slide_mpp: float | None) -> "list[SlideRecord]":
+def read_records(source: str, slide_mpp: float | None) -> "list[SlideRecord]":
     """The slides of `source`; `slide_mpp` is for those whose file and row do not say their pixel size."""
     from dataclasses import replace
 

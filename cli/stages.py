@@ -132,7 +132,7 @@ def heatmap(
 
 
 def _start_with(
-    model: Path, source: Path, out: Path, config: str | None, executor: str | None, workers: int | None
+    model: Path, source: str, out: Path, config: str | None, executor: str | None, workers: int | None
 ) -> "Job":
     from embedding.store import contract_name
     from jobs.model_stages import open_model
@@ -144,7 +144,7 @@ def _start_with(
 
 
 def start(
-    source: Path,
+    source: str,
     out: Path,
     settings: dict[str, Any],
     slide_mpp: float | None = None,

@@ -12,6 +12,7 @@ from typing import Any
 
 from wsi.errors import StoreError
 from wsi.publish import append_line, clear_drafts, write_json
+from wsi.source import shown
 
 VERSIONED = (
     "slidestream",
@@ -105,7 +106,7 @@ def now() -> str:
 
 
 def command_line() -> str:
-    return " ".join(["wsi", *sys.argv[1:]])
+    return " ".join(["wsi", *map(shown, sys.argv[1:])])
 
 
 def _version(name: str) -> str | None:

@@ -6,11 +6,13 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
-from wsi.errors import ManifestError
+from wsi.errors import EngineError, ManifestError
+from wsi.source import is_url, name_of, open_source, place_of
 
 REQUIRED = ("slide_id", "path")
 KNOWN = (*REQUIRED, "case_id", "patient_id", "label", "mpp", "site")
@@ -21,13 +23,14 @@ ID_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 class SlideRecord:
     """One slide of a run. slide ⊂ case ⊂ patient; where the table names no patient, the slide is its own.
 
+    path          on this machine, or a URL as text
     mpp           µm per level-0 pixel that overrides the file's, or None
     fallback_mpp  the same for a file that does not say it
     extra         further columns, for subgroups
     """
 
     slide_id: str
-    path: Path
+    path: Path | str
     case_id: str
     patient_id: str
     label: str | None = None
@@ -37,14 +40,18 @@ class SlideRecord:
     extra: dict[str, str] = field(default_factory=dict)
 
 
-def read_source(source: Path) -> list[SlideRecord]:
-    """The slides that `source` names: a slide, a folder of slides, or a manifest.
+def read_source(source: Path | str) -> list[SlideRecord]:
+    """The slides that `source` names: a slide, a folder of slides, or a manifest; each a path or a URL.
 
     Raises ManifestError, before any work, for whatever is wrong with the source as a whole. A slide of a manifest
     whose file is missing is no such thing: it fails alone, later, with a receipt.
     """
-    if source.suffix.lower() == ".csv":
+    source = place_of(source)
+    if name_of(source).lower().endswith(".csv"):
         return read_manifest(source)
+    if isinstance(source, str):
+        places = _slides_behind(source) if source.endswith("/") else [source]
+        return _unique(source, [_record(place, Path(name_of(place)).stem) for place in places])
     if source.is_dir():
         return _unique(source, [_record(path, name) for path, name in _slides_in(source)])
     if not source.exists():
@@ -54,14 +61,14 @@ def read_source(source: Path) -> list[SlideRecord]:
     return [_record(source, source.stem)]
 
 
-def read_manifest(path: Path) -> list[SlideRecord]:
+def read_manifest(path: Path | str) -> list[SlideRecord]:
     """Slides of a CSV with the columns slide_id, path and optionally case_id, patient_id, label, mpp, site, others.
 
-    Paths are relative to the manifest. Raises ManifestError naming the line.
+    Paths are relative to the manifest, or URLs. Raises ManifestError naming the line.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = _content(path).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError, EngineError) as error:
         raise ManifestError(path, f"it cannot be read ({error})", "give a CSV file in UTF-8") from error
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
@@ -84,7 +91,14 @@ def read_manifest(path: Path) -> list[SlideRecord]:
     return _unique(path, records)
 
 
-def _row(manifest: Path, number: int, row: dict[str | None, str | list[str] | None]) -> SlideRecord:
+def _content(path: Path | str) -> bytes:
+    if isinstance(path, Path):
+        return path.read_bytes()
+    with closing(open_source(path)) as file:
+        return file.read_at(0, file.size)
+
+
+def _row(manifest: Path | str, number: int, row: dict[str | None, str | list[str] | None]) -> SlideRecord:
     where = f"{manifest}, line {number}"
     if None in row:
         raise ManifestError(where, "it has more fields than the header", "put quotes around values that hold a comma")
@@ -100,12 +114,11 @@ def _row(manifest: Path, number: int, row: dict[str | None, str | list[str] | No
         )
     if not file:
         raise ManifestError(where, "the path is empty", "name the slide's file")
-    path = Path(file) if Path(file).is_absolute() else manifest.parent / file
     patient = cells.get("patient_id") or cells.get("case_id") or slide_id
     extra = {name: value for name, value in cells.items() if name and name not in KNOWN}
     return SlideRecord(
         slide_id,
-        path,
+        _beside(manifest, file),
         cells.get("case_id") or patient,
         patient,
         cells.get("label") or None,
@@ -113,6 +126,13 @@ def _row(manifest: Path, number: int, row: dict[str | None, str | list[str] | No
         cells.get("site") or None,
         extra=extra,
     )
+
+
+def _beside(manifest: Path | str, file: str) -> Path | str:
+    """The place that `file` names in a manifest: a URL, or a path relative to the manifest."""
+    if is_url(file) or Path(file).is_absolute():
+        return place_of(file)
+    return manifest.parent / file if isinstance(manifest, Path) else f"{manifest.rpartition('/')[0]}/{file}"
 
 
 def _mpp(where: str, text: str) -> float | None:
@@ -150,28 +170,42 @@ def _slides_in(folder: Path) -> list[tuple[Path, str]]:
     return found
 
 
-def left_in(source: Path, records: Sequence[SlideRecord]) -> int:
+def _slides_behind(url: str) -> list[str]:
+    """Slide files of a remote folder."""
+    from wsi.formats import FORMATS
+    from wsi.remote_store import list_folder
+
+    suffixes = {suffix for form in FORMATS for suffix in form.suffixes if form.in_folder}
+    found = [place for place in list_folder(url) if Path(name_of(place)).suffix.lower() in suffixes]
+    if not found:
+        known = " ".join(sorted(suffixes))
+        raise ManifestError(url, "no slides are in this folder", f"slides end in {known}; others go into a manifest")
+    return found
+
+
+def left_in(source: Path | str, records: Sequence[SlideRecord]) -> int:
     """Files in a folder given as source that are none of its slides, hidden ones and slides' companions aside."""
-    if not source.is_dir():
+    source = place_of(source)
+    if isinstance(source, str) or not source.is_dir():
         return 0
-    taken = {record.path for record in records}
+    taken = {Path(record.path) for record in records}
     files = [entry for entry in source.iterdir() if entry.is_file() and not entry.name.startswith(".")]
     stems = {path.stem for path in taken}
     return sum(entry not in taken and entry.name.partition(".")[0] not in stems for entry in files)
 
 
-def _record(path: Path, name: str) -> SlideRecord:
+def _record(path: Path | str, name: str) -> SlideRecord:
     slide_id = re.sub(r"[^A-Za-z0-9._-]", "_", unicodedata.normalize("NFC", name)).lstrip("._-")[:100] or "slide"
     return SlideRecord(slide_id, path, slide_id, slide_id)
 
 
-def _unique(source: Path, records: list[SlideRecord]) -> list[SlideRecord]:
+def _unique(source: Path | str, records: list[SlideRecord]) -> list[SlideRecord]:
     """Two slides with one id would overwrite each other; so would ids that differ in case only, on some disks."""
     by_id = defaultdict(list)
     for record in records:
         by_id[record.slide_id.casefold()].append(record)
     for same in by_id.values():
         if len(same) > 1:
-            names = " and ".join(f"{record.slide_id} ({record.path.name})" for record in same)
+            names = " and ".join(f"{record.slide_id} ({name_of(record.path)})" for record in same)
             raise ManifestError(source, f"slides share one slide_id: {names}", "give each its own id in a manifest CSV")
     return records

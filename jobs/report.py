@@ -4,6 +4,7 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def make_report(
 
 def all_synthetic(records: Sequence[SlideRecord]) -> bool:
     """Whether every slide was drawn by the generator, which writes a truth map beside each."""
-    return all(truth_path(record.path).exists() for record in records)
+    return all(isinstance(record.path, Path) and truth_path(record.path).exists() for record in records)
 
 
 def _warnings(model: Any, evaluation: dict[str, Any] | None, synthetic: bool) -> list[str]:

@@ -193,6 +193,16 @@ def _refusal(status: int) -> tuple[str, str]:
     return f"the server refuses it (HTTP {status})", "check the URL"
 
 
+def list_folder(url: str) -> list[str]:
+    """URLs of the files in a remote folder, sorted by name. Raises as `connect`."""
+    import fsspec
+
+    with told(url):
+        fs, path = fsspec.core.url_to_fs(url)
+        fs.invalidate_cache()
+        return sorted(fs.unstrip_protocol(entry["name"]) for entry in fs.ls(path) if entry["type"] == "file")
+
+
 @contextmanager
 def told(url: str) -> Iterator[None]:
     """Errors of fsspec and the libraries below it, in words that name the remedy and hide the URL's secrets."""

@@ -39,7 +39,7 @@ def write_truth(path: Path, truth: Truth) -> None:
     Image.fromarray(truth.labels).save(path, format="PNG", pnginfo=notes)
 
 
-def read_truth(path: Path) -> Truth:
+def read_truth(path: Path | str) -> Truth:
     """The truth map of a synthetic slide; `path` is the slide or the .truth.png beside it."""
     from PIL import Image
 
