@@ -62,7 +62,9 @@ class ZarrLevel:
 
     factors: tuple[int, ...] = ()
 
-    def __init__(self, array: "zarr.Array[Any]", axes: Sequence[str], blend: Blend | None):
+    def __init__(self, folder: Path, array: "zarr.Array[Any]", axes: Sequence[str], blend: Blend | None):
+        from .zarr_arrays import open_array
+
         size, chunk = dict(zip(axes, array.shape, strict=True)), dict(zip(axes, array.chunks, strict=True))
         self.grid = Grid.of(size["x"], size["y"], chunk["x"], chunk["y"])
         self.others: list[ZarrLevel] = []
@@ -71,7 +73,7 @@ class ZarrLevel:
         self._fill = np.asarray(array.fill_value if array.fill_value is not None else 0, array.dtype)
         low, high = (0, 1) if array.dtype.kind == "f" else (np.iinfo(array.dtype).min, np.iinfo(array.dtype).max)
         self._marks = np.asarray(high, array.dtype), np.asarray(low, array.dtype)
-        self._marked = tuple(_with_fill(array, mark) for mark in self._marks)
+        self._marked = tuple(open_array(folder, mark) for mark in self._marks)
 
     def decode(self, tile: int, into: NDArray[np.uint8], factor: int = 1) -> None:
         grid = self.grid
@@ -152,7 +154,7 @@ class OmeZarrSlide(TiledSlide):
         if channels is None and not is_rgb:
             raise refusal(path, found)
         blend = None if channels is None else Blend(channels, found)
-        stored = [ZarrLevel(array, image.axes, blend) for array in arrays]
+        stored = [ZarrLevel(*level, image.axes, blend) for level in zip(image.levels, arrays, strict=True)]
         for number, level in enumerate(stored):
             level.others = [*stored[number + 1 :], *stored[max(0, number - 1) : number]]
         _check_levels(path, stored)
@@ -194,24 +196,15 @@ class OmeZarrReader:
 
 
 def _open_array(path: Path, folder: Path) -> "zarr.Array[Any]":
-    import zarr
+    from .zarr_arrays import open_array
 
     try:
-        return zarr.open_array(str(folder), mode="r")
+        return open_array(folder)
     except FileNotFoundError:
         raise SlideError(path, f"its level {folder.name} is missing", COPY_AGAIN) from None
     except _UNDECODABLE as error:  # unknown codecs and data types, and metadata that contradicts itself
         remedy = "write it with codecs of Zarr's specification, such as zstd, blosc or gzip"
         raise SlideError(path, f"its level {folder.name} cannot be opened ({error})", remedy) from None
-
-
-def _with_fill(array: "zarr.Array[Any]", value: NDArray) -> "zarr.Array[Any]":
-    """The same array, with another value for chunks that are missing."""
-    import zarr
-
-    stated = {**array.metadata.to_dict(), "fill_value": value.item()}
-    metadata = type(array.metadata).from_dict(stated)
-    return zarr.Array(zarr.AsyncArray(metadata=metadata, store_path=array.store_path))
 
 
 def _channels(path: Path, image: NgffImage, arrays: list["zarr.Array[Any]"]) -> FileChannels:
