@@ -15,6 +15,7 @@ _CHOICE = re.compile(
     r"(?P<channel>.+)=#?(?P<colour>[0-9A-Fa-f]{6})(?::(?P<low>-?\d+(?:\.\d+)?)-(?P<high>-?\d+(?:\.\d+)?))?"
 )
 _SUGGESTED = ("0000FF", "00FF00", "FF0000", "FFFF00", "FF00FF", "00FFFF", "FFFFFF")
+_OWN_COLOURS = {"red": "FF0000", "green": "00FF00", "blue": "0000FF", "grey": "FFFFFF", "alpha": "FFFFFF"}
 _FORM = "give them as NAME=RRGGBB or NAME=RRGGBB:LOW-HIGH, with commas between, such as DAPI=0000FF:100-4000,1=FF0000"
 
 
@@ -79,9 +80,14 @@ class FileChannels(NamedTuple):
     def suggestion(self) -> str:
         """A text for `Channels.parse` that shows these channels."""
         low, high = value_range(self.dtype)
-        colours = ("FFFFFF",) if len(self.names) == 1 else _SUGGESTED
-        named = [name if _unambiguous(name, self.names) else str(number) for number, name in enumerate(self.names)]
-        return ",".join(f"{name}={colour}:{low:g}-{high:g}" for name, colour in zip(named, colours, strict=False))
+        colours = iter(_SUGGESTED if len(self.names) > 1 else ("FFFFFF",))
+        parts = []
+        for number, name in enumerate(self.names):
+            colour = _OWN_COLOURS.get(name.casefold()) or next(colours, None)
+            if colour is not None and name.casefold() != "alpha":
+                known = name if _unambiguous(name, self.names) else number
+                parts.append(f"{known}={colour}:{low:.12g}-{high:.12g}")
+        return ",".join(parts)
 
 
 def refusal(path: Path, found: FileChannels) -> SlideError:

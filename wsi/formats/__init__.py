@@ -55,12 +55,20 @@ class Format:
 # Order is detection order among formats that do not claim the suffix.
 FORMATS = (
     Format("tiff", (".svs", ".tif", ".tiff"), "wsi.formats.tiff:TiffSlide"),
+    Format("dicom", (".dcm",), "wsi.formats.dicom:DicomSlide", folders=True),
     Format(
         "openslide",
         (".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".dcm", ".czi", ".svslide"),
         "wsi.formats.openslide:OpenSlideSlide",
     ),
     Format("ome_zarr", (".zarr",), "wsi.formats.ome_zarr:OmeZarrReader", channels=True, folders=True),
+    Format(
+        "plain",
+        (".png", ".jpg", ".jpeg", ".bmp", ".webp"),
+        "wsi.formats.plain:PlainReader",
+        channels=True,
+        in_folder=False,  # thumbnails and screenshots lie beside slides
+    ),
 )
 
 _COMPANIONS = {
