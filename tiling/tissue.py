@@ -12,14 +12,14 @@ from wsi.errors import SlideError, SpecError
 from wsi.slide import Slide
 
 from .outside import fit_mask, read_mask
-from .pen import find_pen, keep_large
+from .pen import channels_of, find_pen, keep_large
 from .spec import TissueSpec
 from .thumbnail import Thumbnail, base_mpp, read_thumbnail
 from .tissue_methods import METHODS, Cleaning
 
 __all__ = ["Thumbnail", "Tissue", "clean_mask", "find_tissue", "read_thumbnail", "tissue_outline"]
 DARK = 40  # brightness (0 to 255) below which a pixel cannot be the glass of a brightfield slide
-GLASS_GREY = 240  # what takes the place of pen while tissue is looked for
+GLASS_GREY = 240  # what glass looks like, where there is none to see
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def find_tissue(slide: Slide, spec: TissueSpec, outside: NDArray[np.bool_] | Non
         mask = fit_mask(_given(slide, spec) if outside is None else outside, slide, shape, scale)
         if spec.method == "learned":
             mask = clean_mask(mask, pen, pixel_um, spec, Cleaning(close_um=0)) | thumbnail.unread
-    return Tissue(mask, scale, float(mask.sum()) * pixel_um**2, pen)
+    return Tissue(mask, scale, np.count_nonzero(mask) * pixel_um**2, pen)
 
 
 def clean_mask(
@@ -99,7 +99,7 @@ def _keep_holes(mask: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
 
 
 def _refuse_dark(slide: Slide, pixels: NDArray[np.uint8]) -> None:
-    if (pixels.max(axis=2) < DARK).mean() > 0.5:
+    if np.count_nonzero(channels_of(pixels).high < DARK) > 0.5 * pixels[..., 0].size:
         raise SlideError(
             slide.path,
             "more than half of it is dark, as in fluorescence: tissue cannot be told from glass",
@@ -112,7 +112,9 @@ def _without(pixels: NDArray[np.uint8], pen: NDArray[np.bool_]) -> NDArray[np.ui
     if not pen.any():
         return pixels
     painted = pixels.copy()
-    painted[pen] = GLASS_GREY
+    seen = channels_of(pixels)
+    glass = pixels[~pen & (seen.high > GLASS_GREY - 40) & (seen.chroma < 12)]
+    painted[pen] = np.median(glass[:: 1 + len(glass) // 10_000], axis=0) if len(glass) else GLASS_GREY
     return painted
 
 

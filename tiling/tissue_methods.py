@@ -9,18 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .pen import channels_of
+
 # Colourfulness (max - min of R, G, B; 0 to 255) of a smoothed thumbnail. Below the first no stain is visible, so a
 # slide of bare glass stays empty although Otsu always finds a threshold; above the second all is stained, so a
 # slide full of tissue is not split into pale and dark tissue.
-CHROMA_LIMITS = (12.0, 40.0)
+CHROMA_LIMITS = (12.0, 25.0)
 GLOW_LIMITS = (10.0, 80.0)  # the same for brightness (0 to 255) on a dark background
 # CLAM segments at a downsample of 64, which is 16 µm per pixel on the 40x slides it was tuned on
 CLAM_UM = 16.0
 CLAM_MEDIAN_PX, CLAM_SATURATION, CLAM_CLOSE_PX = 7, 8, 4
 CLAM_PATCH_UM2 = (512 * 0.25) ** 2  # CLAM's unit of area: a patch of 512 px at level 0 of a 40x slide
 TEXTURE_UM = 100.0  # window of local entropy: about a fat cell
-GREY_STEP, GREY_STEPS = 6, 12  # grey levels (0 to 255) that count as the same, and how many such steps are told apart
-ENTROPY_BITS = 0.9
+GREY_STEP, GREY_STEPS = 6, 8  # grey levels (0 to 255) that count as the same, and how many such steps are told apart
+ENTROPY_BITS, DARKER = 0.9, 24  # limits of local entropy, and of grey levels below glass
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,7 @@ class Method:
 
 def otsu_tissue(thumbnail: NDArray[np.uint8], pixel_um: float) -> NDArray[np.bool_]:
     """Otsu's threshold (Otsu 1979) on the colourfulness of the smoothed thumbnail, kept within limits."""
-    import cv2
-
-    smooth = smoothed(thumbnail, pixel_um)
-    chroma = cv2.subtract(smooth.max(axis=2), smooth.min(axis=2))
+    chroma = channels_of(smoothed(thumbnail, pixel_um)).chroma
     return chroma > otsu_threshold(chroma, CHROMA_LIMITS)
 
 
@@ -74,29 +73,29 @@ def hsv_tissue(thumbnail: NDArray[np.uint8], pixel_um: float) -> NDArray[np.bool
 
 
 def entropy_tissue(thumbnail: NDArray[np.uint8], pixel_um: float) -> NDArray[np.bool_]:
-    """Local entropy of grey above 0.9 bits in windows of 100 µm: finds fat, whose cells are pale but have walls.
+    """Local entropy of grey above 0.9 bits in windows of 100 µm, or clearly darker than glass.
 
-    Grey is counted in steps of 6 levels that are centred on the glass (the commonest bright grey), so that the noise
-    of glass stays within one step and has no entropy. Uneven lighting of more than 6 levels is taken for tissue.
+    Finds fat, whose cells are pale but have walls. Grey is counted in steps of 6 levels that are centred on the glass
+    (the commonest bright grey), so that the noise of glass stays within one step and has no entropy. Uneven lighting
+    of more than 6 levels is taken for tissue, and so is dust.
     """
     import cv2
 
     grey = cv2.cvtColor(smoothed(thumbnail, pixel_um, 4.0), cv2.COLOR_RGB2GRAY)
-    counts = np.bincount(grey.ravel(), minlength=256)
-    glass = 128 + int(np.argmax(counts[128:]))
-    lookup = np.clip((glass + GREY_STEP // 2 - np.arange(256)) // GREY_STEP, -1, GREY_STEPS - 2) + 1
-    steps = lookup.astype(np.uint8)[grey]
+    glass = 128 + int(np.argmax(np.bincount(grey.ravel(), minlength=256)[128:]))
+    step_of = np.clip((glass + GREY_STEP // 2 - np.arange(256)) // GREY_STEP, 0, GREY_STEPS - 1)
+    steps = cv2.LUT(grey, step_of.astype(np.uint8))
     side = max(3, round(TEXTURE_UM / pixel_um) // 2 * 2 + 1)
     entropy = np.zeros(grey.shape, np.float32)
     for step in range(GREY_STEPS):
-        share = cv2.blur((steps == step).astype(np.float32), (side, side))
+        share = cv2.boxFilter((steps == step).view(np.uint8), cv2.CV_32F, (side, side))
         np.subtract(entropy, share * np.log2(np.maximum(share, 1e-6)), out=entropy)
-    return entropy > ENTROPY_BITS
+    return (entropy > ENTROPY_BITS) | (grey < glass - DARKER)
 
 
 def fluorescence_tissue(thumbnail: NDArray[np.uint8], pixel_um: float) -> NDArray[np.bool_]:
     """Bright on dark: Otsu's threshold on the brightest channel of the smoothed thumbnail, kept within limits."""
-    bright = smoothed(thumbnail, pixel_um).max(axis=2)
+    bright = channels_of(smoothed(thumbnail, pixel_um)).high
     dark = float(np.median(bright[bright <= np.median(bright)]))  # the background's own glow
     low, high = GLOW_LIMITS
     return bright > otsu_threshold(bright, (dark + low, dark + high))
