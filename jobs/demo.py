@@ -27,7 +27,7 @@ def make_cohort(folder: Path, cohort: CohortSpec, workers: int, progress: Callab
     folder.mkdir(parents=True, exist_ok=True)
     planned = plan_cohort(folder, cohort)
     todo = [slide for slide in planned if not _written(slide)]
-    with open_executor("processes", workers) as executor:
+    with open_executor(workers) as executor:
         futures = {executor.submit(write_planned, slide): slide for slide in todo}
         for done, future in enumerate(as_completed(futures), start=len(planned) - len(todo) + 1):
             future.result()

@@ -2,14 +2,14 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context
-from typing import Any
 
 from wsi.errors import SpecError
 
@@ -18,22 +18,29 @@ from wsi.errors import SpecError
 class ExecSpec:
     """How work is spread over this machine.
 
-    executor  processes: slides are read in worker processes, so a decoder that crashes costs one slide; serial: here
-    workers   processes that tile and draw; None is one a core, at most one a slide. Embedding runs in one
-    threads   reading threads per slide
+    executor    processes: slides are read in worker processes, so a decoder that crashes, hangs or eats memory costs
+                one slide; serial: here, unprotected
+    workers     processes that tile and draw; None is one a core, at most one a slide. Embedding runs in one
+    threads     reading threads per slide
+    deadline_s  a slide of which no tile gets done for so long is given up, None for never; loading and running a model
+                does not count
+    memory_mib  memory that a worker may take to tile a slide, beyond what it has when it starts, None for any amount
+                (Linux). Not for embedding, which needs what its model needs
     """
 
     executor: str = "processes"
     workers: int | None = None
     threads: int | None = None
+    deadline_s: float | None = 120.0
+    memory_mib: int | None = 4096
 
     def __post_init__(self) -> None:
         if self.executor not in ("serial", "processes"):
             raise SpecError("jobs.executor", f"{self.executor!r} is unknown", "choose serial or processes")
-        for name in ("workers", "threads"):
+        for name, least in (("workers", 1), ("threads", 1), ("deadline_s", 1), ("memory_mib", 256)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SpecError(f"jobs.{name}", f"{value} is out of range", "give at least 1")
+            if value is not None and not value >= least:  # so that NaN is refused, too
+                raise SpecError(f"jobs.{name}", f"{value} is out of range", f"give at least {least}")
 
     def thread_count(self) -> int:
         return self.threads or min(8, cpu_count())
@@ -47,37 +54,32 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class SerialExecutor(Executor):
-    """Runs each task at once, in the calling process: for notebooks and debugging."""
-
-    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future:
-        future: Future = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
-
-
 @contextmanager
-def open_executor(name: str, workers: int = 1) -> Iterator[Executor]:
-    """Serial, or worker processes that end with the block: at once when the user interrupts it."""
-    if name == "serial":
-        yield SerialExecutor()
-        return
-    # spawn: a forked child inherits locked locks of threads and a CUDA context that does not survive the fork
+def open_executor(workers: int = 1) -> Iterator[Executor]:
+    """Worker processes for work on sound files, which end with the block: at once when the user interrupts it."""
     context = get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(os.getpid(),))
     try:
         yield pool
     except KeyboardInterrupt:
         for worker in active_children():
-            worker.kill()  # stores are published whole, so nothing half is left
+            worker.kill()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(parent: int) -> None:
+def start_worker(parent: int) -> None:
     """A worker leaves an interrupt to the run, and does not outlive a run that was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    if sys.platform == "linux":  # the system's own way works also while a hanging decoder keeps threads from running
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: when the thread that started this process ends
+        if os.getppid() != parent:
+            os._exit(1)
+        return
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -1,49 +1,74 @@
-"""How many tiles of a slide are done, told across processes through small files."""
+"""What a worker is at, told to the run through shared memory: tiles done, and that it is alive at all."""
 
-import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from uuid import uuid4
+from multiprocessing.context import BaseContext
+from typing import Any
 
-from wsi.publish import draft_of
+_DONE, _TOTAL, _SIGNS, _BUSY = range(4)
 
-_counter: Path | None = None
+_board: Any = None
+_lock = threading.Lock()
 
 
-def count_into(path: Path | None) -> None:
-    """From now on `advance` in this process writes to `path`; None ends it and removes the file."""
-    global _counter
-    if path is None and _counter is not None:
-        _counter.unlink(missing_ok=True)
-    _counter = path
+def make_board(context: BaseContext) -> Any:
+    """Shared numbers of one worker: hand it over when the process is made."""
+    return context.RawArray("q", 4)
+
+
+def report_to(board: Any) -> None:
+    """From now on what this process does is told on `board`, from a fresh start; None ends it."""
+    global _board
+    _board = board
+    if board is not None:
+        board[_DONE] = board[_TOTAL] = board[_BUSY] = 0
+        board[_SIGNS] += 1
 
 
 def advance(done: int, total: int) -> None:
-    """Say that `done` of `total` tiles of the slide at work are done."""
-    if _counter is not None:
-        _counter.write_text(f"{done} {total}")
+    """Say that `done` of `total` tiles of the slide at work are done. A sign of life: the deadline counts from here."""
+    if _board is not None:
+        _board[_DONE], _board[_TOTAL] = done, total
+        _board[_SIGNS] += 1
+
+
+def alive() -> None:
+    """A sign of life where no tiles are counted."""
+    if _board is not None:
+        _board[_SIGNS] += 1
 
 
 @contextmanager
-def counters(run: Path) -> Iterator[Path]:
-    """A folder for the counters of one stage: a draft in the run folder, so that the next run clears a killed one's."""
-    folder = draft_of(run / "progress", uuid4().hex[:6])
-    folder.mkdir(parents=True)
+def busy() -> Iterator[None]:
+    """The time of this block is not the slide's: the deadline does not run while a model is loaded or computes."""
+    begin_busy()
     try:
-        yield folder
+        yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        end_busy()
 
 
-def read_counters(folder: Path) -> dict[str, tuple[int, int]]:
-    """slide_id → (done, total) of the slides at work."""
-    found = {}
-    for entry in folder.iterdir():
-        try:
-            words = entry.read_text().split()
-        except FileNotFoundError:  # finished between the listing and the look
-            continue
-        if len(words) == 2:
-            found[entry.name] = (int(words[0]), int(words[1]))
-    return found
+def begin_busy() -> None:
+    """As entering `busy`; any number of threads may be in it."""
+    if _board is not None:
+        with _lock:
+            _board[_BUSY] += 1
+
+
+def end_busy() -> None:
+    """As leaving `busy`."""
+    if _board is not None:
+        with _lock:
+            _board[_BUSY] -= 1
+            _board[_SIGNS] += 1
+
+
+def tiles_done(board: Any) -> tuple[int, int]:
+    """(done, total) of the slide at work, (0, 0) where nothing is counted."""
+    return int(board[_DONE]), int(board[_TOTAL])
+
+
+def signs_of_life(board: Any) -> tuple[int, bool]:
+    """(signs so far, whether the worker is in a `busy` block)."""
+    return int(board[_SIGNS]), board[_BUSY] > 0

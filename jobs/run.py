@@ -1,22 +1,27 @@
 """One stage over many slides. The only place that catches whatever a slide throws."""
 
+import shutil
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 from wsi.errors import EngineError
+from wsi.publish import draft_of
 
-from . import progress
 from .config import RunSpec
-from .executors import open_executor
 from .folder import RunFolder, now
+from .last_words import MORE_MEMORY, Death, out_of_memory
 from .manifest import SlideRecord
 from .receipts import FAILED, Receipt, append_receipt
+from .workers import Limits, Workers
+
+_READS_NO_SLIDE = ("predict", "heatmap")  # work on stores: no decoder that could hang, and models of any size
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +50,15 @@ def stage_name(stage: Stage) -> str:
     return stage.__name__.removesuffix("_slide")
 
 
-def run_one(
-    stage: Stage, record: SlideRecord, spec: RunSpec, folder: RunFolder, counter: Path | None = None
-) -> Receipt:
+def run_one(stage: Stage, record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Receipt:
     """Run `stage` on one slide; whatever it throws becomes a failed receipt."""
     started = time.monotonic()
     name = stage_name(stage)
-    progress.count_into(counter)
     try:
         outcome = stage(record, spec, folder)
     except Exception as error:  # noqa: BLE001  (the one place: a failed slide is a receipt, never a stop)
         error.add_note(f"stage={name} slide={record.slide_id}")
-        problem, remedy = _explain(error)
+        problem, remedy = _explain(error, spec)
         trace = "".join(traceback.format_exception(error))
         return Receipt(
             record.slide_id,
@@ -68,8 +70,6 @@ def run_one(
             trace=trace,
             finished=now(),
         )
-    finally:
-        progress.count_into(None)
     return Receipt(
         record.slide_id,
         name,
@@ -82,9 +82,11 @@ def run_one(
     )
 
 
-def _explain(error: Exception) -> tuple[str, str]:
+def _explain(error: Exception, spec: RunSpec) -> tuple[str, str]:
     if isinstance(error, EngineError):
         return error.problem, str(error.args[2])
+    if isinstance(error, MemoryError):
+        return out_of_memory(str(error), spec.jobs.memory_mib), MORE_MEMORY
     if isinstance(error, FileNotFoundError):
         return f"a file is missing: {error.filename}", "check the path; was the slide moved while it was read?"
     if isinstance(error, OSError):
@@ -100,86 +102,79 @@ def run_stage(
 ) -> list[Receipt]:
     """Run `stage` over all slides and return their receipts, in the order of `records`.
 
-    In worker processes, a slide that kills its process is tried once more alone and then failed; the others go on.
+    In worker processes, a slide whose worker crashes, hangs or runs out of memory is tried once more, alone, when the
+    others are done, and then failed. It costs the others nothing.
     """
     watcher = watcher or Watcher()
     receipts: dict[str, Receipt] = {}
-    with progress.counters(folder.root) as counters:
 
-        def keep(receipt: Receipt) -> None:
-            append_receipt(folder.receipts(receipt.stage), receipt)
-            receipts[receipt.slide_id] = receipt
-            watcher.receipt(receipt)
+    def keep(receipt: Receipt) -> None:
+        append_receipt(folder.receipts(receipt.stage), receipt)
+        receipts[receipt.slide_id] = receipt
+        watcher.receipt(receipt)
 
-        pool = _Pool(stage, spec, folder, counters)
-        queue = deque(records)
-        while queue:
-            suspects = pool.drain(queue, keep, watcher.tiles)
-            for record in suspects:  # their process died: alone, so that only the guilty can fail
-                keep(pool.alone(record, watcher.tiles))
+    if spec.jobs.executor == "serial":
+        for record in records:
+            keep(run_one(stage, record, spec, folder))
+    elif records:
+        with _notes(folder.root) as notes, _workers(stage, len(records), spec, folder, notes) as workers:
+            suspects = _drain(workers, records, workers.count, keep, watcher)
+            again = [record for record in records if record.slide_id in suspects]
+            for slide_id, death in _drain(workers, again, 1, keep, watcher).items():
+                keep(_post_mortem(slide_id, stage, death))
+            if suspects:
+                folder.prepare()  # clears what their workers had begun to write
     return [receipts[record.slide_id] for record in records]
 
 
-@dataclass(frozen=True)
-class _Pool:
-    stage: Stage
-    spec: RunSpec
-    folder: RunFolder
-    counters: Path
+def _workers(stage: Stage, slides: int, spec: RunSpec, folder: RunFolder, notes: Path) -> Workers:
+    name = stage_name(stage)
+    work = partial(run_one, stage, spec=spec, folder=folder)
+    if name in _READS_NO_SLIDE:
+        return Workers(spec.jobs.worker_count(slides), work, notes, Limits())
+    if name == "embed":
+        return Workers(1, work, notes, Limits(spec.jobs.deadline_s))  # one model, which may need any memory
+    return Workers(spec.jobs.worker_count(slides), work, notes, Limits(spec.jobs.deadline_s, spec.jobs.memory_mib))
 
-    def drain(
-        self,
-        queue: deque[SlideRecord],
-        keep: Callable[[Receipt], None],
-        tell: Callable[[dict[str, tuple[int, int]]], None],
-    ) -> list[SlideRecord]:
-        """Work through `queue` until it is empty or a worker dies; then returns the slides that were in flight."""
-        workers = 1 if stage_name(self.stage) == "embed" else self.spec.jobs.worker_count(len(queue))
-        flying: dict[Future[Receipt], SlideRecord] = {}
-        suspects: list[SlideRecord] = []
-        with open_executor(self.spec.jobs.executor, workers) as executor:
-            while flying or (queue and not suspects):
-                # no more than the workers can hold: those in flight when one dies are few
-                while queue and not suspects and len(flying) < workers + 1:
-                    self._submit(executor, queue, flying, suspects)
-                done, _ = wait(flying, timeout=0.5, return_when=FIRST_COMPLETED)
-                tell(progress.read_counters(self.counters))
-                for future in done:
-                    record = flying.pop(future)
-                    if isinstance(future.exception(), BrokenProcessPool):
-                        suspects.append(record)
-                    else:
-                        keep(future.result())
-        return suspects
 
-    def _submit(
-        self,
-        executor: Executor,
-        queue: deque[SlideRecord],
-        flying: dict[Future[Receipt], SlideRecord],
-        suspects: list[SlideRecord],
-    ) -> None:
-        record = queue.popleft()
-        try:
-            future = executor.submit(
-                run_one, self.stage, record, self.spec, self.folder, self.counters / record.slide_id
-            )
-        except BrokenProcessPool:  # it died between two submissions
-            suspects.append(record)
-        else:
-            flying[future] = record
+def _drain(
+    workers: Workers, records: Sequence[SlideRecord], at_once: int, keep: Callable[[Receipt], None], watcher: Watcher
+) -> dict[str, Death]:
+    """Run all of `records`; slide_id → how its worker died, of those whose worker did."""
+    queue = deque(records)
+    deaths: dict[str, Death] = {}
+    while queue or workers.busy:
+        while queue and workers.busy < at_once:
+            record = queue.popleft()
+            workers.submit(record.slide_id, record)
+        for slide_id, result in workers.results():
+            if isinstance(result, Death):
+                deaths[slide_id] = result
+            else:
+                keep(result)
+        watcher.tiles(workers.tiles())
+    return deaths
 
-    def alone(self, record: SlideRecord, tell: Callable[[dict[str, tuple[int, int]]], None]) -> Receipt:
-        kept: list[Receipt] = []
-        single = replace(self, spec=replace(self.spec, jobs=replace(self.spec.jobs, workers=1)))
-        crashed = single.drain(deque([record]), kept.append, tell)
-        if not crashed:
-            return kept[0]
-        return Receipt(
-            record.slide_id,
-            stage_name(self.stage),
-            FAILED,
-            finished=now(),
-            problem="its worker process died twice: a decoder crashed, or memory ran out",
-            remedy="check the file with `wsi info`; give more memory; leave the slide out",
-        )
+
+def _post_mortem(slide_id: str, stage: Stage, death: Death) -> Receipt:
+    return Receipt(
+        slide_id,
+        stage_name(stage),
+        FAILED,
+        death.seconds,
+        problem=f"{death.problem} (also when tried again alone)",
+        remedy=death.remedy,
+        trace=death.trace,
+        finished=now(),
+    )
+
+
+@contextmanager
+def _notes(root: Path) -> Iterator[Path]:
+    """A folder for what workers write to stderr: a draft, so that the next run clears that of a killed one."""
+    folder = draft_of(root / "workers", uuid4().hex[:6])
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -21,7 +21,7 @@ from wsi.slide import Slide, SlideInfo
 from .config import RunSpec
 from .folder import RunFolder
 from .manifest import SlideRecord
-from .progress import advance
+from .progress import advance, alive, begin_busy, busy, end_busy
 from .receipts import DONE, EMPTY, SKIPPED
 from .run import Outcome
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from embedding.store import EmbeddingStore
 
 TILE_AGAIN = "run `wsi tile` again"
-TILE_VERSION, EMBED_VERSION = 1, 1  # raised when the same settings begin to give other results
+TILE_VERSION, EMBED_VERSION = 2, 1  # raised when the same settings begin to give other results
 
 
 def open_record(record: SlideRecord) -> Slide:
@@ -55,10 +55,14 @@ def tile_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome
         there = tiles_there(path, grid_mark, spec)
         if there is not None:
             return Outcome(SKIPPED, mark, there)
+        alive()
         tissue = find_tissue(slide, spec.tile.tissue)
+        alive()
         grid = plan_grid(slide.levels, spec.tile, tissue)
-        request = PatchRequest(record.slide_id, mark, grid_mark, identity, spec.keep_patches, spec.jobs.thread_count())
+        pixels, threads = "raw" if spec.keep_patches else "none", spec.jobs.thread_count()
+        request = PatchRequest(record.slide_id, mark, grid_mark, identity, pixels, threads, progress=advance)
         failed = write_patches(path, slide, grid, tissue, request)
+        alive()
         if slide_identity(record.path) != identity:
             raise SlideError(record.path, "it changed while it was read", "run again when it is no longer written to")
     return Outcome(DONE if len(grid) else EMPTY, mark, len(grid), failed)
@@ -145,9 +149,13 @@ def load_embedder(spec: EmbedSpec) -> "Embedder":
     from embedding.weights import find_weights
 
     backbone = spec.entry()
-    return build(
-        backbone, find_weights(backbone, Path(spec.weights) if spec.weights else None), best_device(spec.device)
-    )
+    with busy():
+        weights = find_weights(backbone, Path(spec.weights) if spec.weights else None)
+        embedder = build(backbone, weights, best_device(spec.device))
+    # the deadline is for reading: a large model on a CPU may compute for minutes
+    embedder.register_forward_pre_hook(lambda *_: begin_busy())
+    embedder.register_forward_hook(lambda *_: end_busy(), always_call=True)
+    return embedder
 
 
 def contract_of(spec: EmbedSpec, tile_px: int, mpp: float) -> dict[str, Any]:
