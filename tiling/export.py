@@ -45,7 +45,8 @@ def export_patches(store: PatchStore, out: Path, kind: str, threads: int = 2) ->
     """
     if kind not in KINDS:
         raise SpecError("export", f"{kind!r} is unknown", f"choose one of {', '.join(KINDS)}")
-    suffix = kind if kind != "tar" else "jpg" if store.shards.codec == "jpeg" else "png"
+    kept = store.shards.codec
+    suffix = kind if kind != "tar" else "jpg" if kept == "jpeg" else "png"
     ok = store.array("ok")
     numbers = np.flatnonzero(ok).tolist()
     with ThreadPoolExecutor(threads, "export") as pool:
