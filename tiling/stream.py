@@ -38,7 +38,7 @@ def iter_patches(slide: Slide, grid: TileGrid, threads: int = 2, memory: int = M
 
     memory  bytes that reading may hold: a quarter for tiles that batches share, the rest for batches, of which there is
             one for each thread, one that waits and one with the user; fewer threads read where that is too many
-    A batch's buffer is filled again when nobody holds it any more, so keep a batch as long as you like, or copy.
+    A batch's memory is used again when nobody refers to it any more, so it may be kept for as long as one likes.
     """
     size = grid.spec.tile_px
     count = batch_tiles(size)
@@ -46,11 +46,10 @@ def iter_patches(slide: Slide, grid: TileGrid, threads: int = 2, memory: int = M
     threads = max(1, min(threads, int(0.75 * memory / (count * size * size * 3)) - 2))
     batches = [grid.xy[start : start + count] for start in starts]
     reader = reader_for(slide, batches, grid.span_px, grid.level, memory // 4)
-    buffers = _Buffers((count, size, size, 3))
 
     def read(start: int) -> PatchBatch:
         xy = grid.xy[start : start + count]
-        patches = buffers.take()[: len(xy)]
+        patches = _BUFFERS.take(count * size * size * 3)[: len(xy) * size * size * 3].reshape(len(xy), size, size, 3)
         return PatchBatch(start, patches, read_tiles(reader, xy, grid.span_px, grid.level, patches))
 
     with ThreadPoolExecutor(threads, thread_name_prefix="read") as pool:
@@ -71,26 +70,36 @@ def batch_tiles(tile_px: int) -> int:
 
 
 class _Buffers:
-    """Batch buffers, used again when nobody refers to them any more: fresh memory costs a page fault each 4 KiB, which
-    is a twentieth of the whole reading."""
+    """Batch buffers of the process, used again when nobody refers to them any more.
 
-    def __init__(self, shape: tuple[int, ...]):
-        self._shape = shape
+    Fresh memory costs a page fault each 4 KiB, a tenth of all the work of reading; so it outlives a slide.
+    """
+
+    def __init__(self, kept_bytes: int):
+        self._kept_bytes = kept_bytes
         self._all: list[NDArray[np.uint8]] = []
         self._turn = threading.Lock()
-        self._free = self._holders([np.empty(0, np.uint8)], 0)
+        self._unused = self._holders([np.empty(0, np.uint8)], 0)
 
-    def take(self) -> NDArray[np.uint8]:
+    def take(self, nbytes: int) -> NDArray[np.uint8]:
+        """uint8 (nbytes,), of any content; in use for as long as it, or a view of it, is referred to."""
         with self._turn:
-            for index in range(len(self._all)):
-                if self._holders(self._all, index) == self._free:
+            free = [index for index in range(len(self._all)) if self._holders(self._all, index) == self._unused]
+            for index in free:
+                if self._all[index].nbytes == nbytes:
                     return self._all[index]
-            self._all.append(np.empty(self._shape, np.uint8))
+            for index in reversed(free):  # of another size: slides of before
+                if sum(buffer.nbytes for buffer in self._all) + nbytes > self._kept_bytes:
+                    del self._all[index]
+            self._all.append(np.empty(nbytes, np.uint8))
             return self._all[-1]
 
     @staticmethod
     def _holders(arrays: list[NDArray[np.uint8]], index: int) -> int:
-        return sys.getrefcount(arrays[index])  # views and batches refer to their buffer, too
+        return sys.getrefcount(arrays[index])
+
+
+_BUFFERS = _Buffers(256 << 20)
 
 
 def check_failed_tiles(slide: Slide, ok: NDArray[np.bool_], limit: float) -> int:
