@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from wsi import slide_identity
+from tests.range_server import range_server
+from wsi import SlideError, slide_identity
 
 
 @pytest.fixture
@@ -87,3 +88,45 @@ def test_a_dicom_slide_is_its_series(data_dir, tmp_path):
     assert slide_identity(path) == before  # another slide in the same folder
     (tmp_path / "level-5-frames-0-1.dcm").unlink()
     assert slide_identity(path) != before
+
+
+def test_a_dicom_folder_is_the_slide_in_it(data_dir, tmp_path):
+    for file in (data_dir / "slides" / "dicom_cmu_small").glob("level-[345]*.dcm"):
+        shutil.copyfile(file, tmp_path / file.stem)  # as an archive exports them, without a suffix
+    before = slide_identity(tmp_path)
+    assert before == slide_identity(tmp_path / "level-3-frames-0-1")
+    (tmp_path / "README").write_text("exported today")
+    assert slide_identity(tmp_path) == before
+    (tmp_path / "level-5-frames-0-1").unlink()
+    assert slide_identity(tmp_path) != before
+
+
+@pytest.mark.parametrize("changed", ["zarr.json", "0/c/0/1/1", "0/c/0/9/9"])
+def test_an_ome_zarr_folder_is_its_metadata_and_chunks(tmp_path, changed):
+    folder = tmp_path / "a.ome.zarr"
+    for row, column in np.ndindex(9, 9):
+        (folder / f"0/c/0/{row}").mkdir(parents=True, exist_ok=True)
+        (folder / f"0/c/0/{row}/{column}").write_bytes(b"chunk")
+    (folder / "zarr.json").write_text('{"zarr_format": 3}')
+    before = slide_identity(folder)
+    assert slide_identity(shutil.copytree(folder, tmp_path / "copy")) == before
+    (folder / changed).parent.mkdir(exist_ok=True)
+    (folder / changed).write_bytes(b'{"zarr_format":  3' if changed == "zarr.json" else b"longer")
+    assert slide_identity(folder) != before
+
+
+def test_an_empty_folder_is_no_slide(tmp_path):
+    with pytest.raises(SlideError, match="empty"):
+        slide_identity(tmp_path)
+
+
+def test_a_slide_behind_a_url_is_the_one_here(big):
+    with range_server(big.parent) as server:
+        assert slide_identity(server.url(big.name)) == slide_identity(big)
+        assert len(server.asked) <= 70
+        server.forget()
+        assert slide_identity(server.url(big.name)) == slide_identity(big)
+        assert len(server.asked) == 1  # the same version by its ETag
+        server.etag = '"2"'
+        big.write_bytes(big.read_bytes()[::-1])
+        assert slide_identity(server.url(big.name)) == slide_identity(big)
