@@ -17,17 +17,19 @@ class JpegDecoder:
 
     tables       the level's JPEGTables, empty where each tile carries its own
     is_ycbcr     TIFF photometric YCbCr (6) rather than RGB (2)
+    channels     3, or 1 for grey, which is decoded to RGB of equal parts
     """
 
-    def __init__(self, tables: bytes, is_ycbcr: bool):
+    def __init__(self, tables: bytes, is_ycbcr: bool, channels: int = 3):
+        self._channels = channels
         # libjpeg guesses the colour space from markers and component numbers, and guesses wrong for RGB tiles that
         # carry no marker (Aperio writes such). The TIFF knows: say it in an Adobe marker and drop the tile's own.
         adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\x01" if is_ycbcr else b"\x00")
-        self._head = _SOI + adobe + _segments(tables)
+        self._head = _SOI + (adobe if channels == 3 else b"") + _segments(tables)
 
     def whole(self, data: bytes) -> bytes:
-        """A stored tile as a JPEG file of its own, not re-encoded. Raises BadTile unless it is a 3-channel JPEG."""
-        return self._head + _checked_body(data)
+        """A stored tile as a JPEG file of its own, not re-encoded. Raises BadTile unless it has so many channels."""
+        return self._head + _checked_body(data, self._channels)
 
     def decode(self, data: bytes, into: NDArray[np.uint8], factor: int = 1) -> None:
         """Decode one tile into `into`, C-contiguous uint8 (rows, cols, 3) of the tile's size. Raises BadTile.
@@ -47,6 +49,16 @@ class JpegDecoder:
             )
 
 
+def size_of(data: bytes) -> tuple[int, int]:
+    """(width, height) as a JPEG's frame header states. Raises BadTile where there is none."""
+    at = 2
+    while data[:2] == _SOI and at + 9 < len(data) and data[at] == 0xFF:
+        if data[at + 1] in _FRAMES:
+            return data[at + 7] << 8 | data[at + 8], data[at + 5] << 8 | data[at + 6]
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    raise BadTile("its bytes are no JPEG image")
+
+
 def _segments(tables: bytes) -> bytes:
     """JPEGTables without its start, end and application markers."""
     kept, at = b"", 2
@@ -58,8 +70,8 @@ def _segments(tables: bytes) -> bytes:
     return kept
 
 
-def _checked_body(data: bytes) -> bytes:
-    """A tile after its start marker, without application markers. Raises BadTile unless it is a 3-channel JPEG."""
+def _checked_body(data: bytes, expected: int) -> bytes:
+    """A tile after its start marker, without application markers. Raises BadTile unless it is a JPEG so deep."""
     if not data:
         raise BadTile("the file holds no bytes for it")
     if data[:2] != _SOI:
@@ -78,8 +90,8 @@ def _checked_body(data: bytes) -> bytes:
         at = end
     else:
         raise BadTile("its JPEG header is damaged")
-    if channels != 3:
-        raise BadTile(f"its JPEG header claims {channels} channels instead of 3")
+    if channels != expected:
+        raise BadTile(f"its JPEG header claims {channels} channels instead of {expected}")
     if not dropped:
         return data[2:]
     kept, start = b"", 2

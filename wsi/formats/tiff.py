@@ -1,9 +1,8 @@
-"""Tiled JPEG TIFF (Aperio SVS, generic pyramidal TIFF, BigTIFF), read tile by tile without a slide library.
+"""Tiled and striped TIFF (Aperio SVS, generic pyramids, OME-TIFF, Philips, BigTIFF), read without a slide library.
 
 Four to five times OpenSlide's patches per core: no cache, no RGBA, no tile decoded twice in a batch.
 """
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,13 @@ from ..errors import SlideError, TileError
 from ..slide import SlideInfo
 from ..source import ByteSource, open_source
 from . import tiff_directory as tags
+from .codecs import JPEG, YCBCR, decoder_for
 from .file_check import COPY_AGAIN
-from .jpeg import JpegDecoder
+from .jpeg import JpegDecoder, size_of
 from .match import Match
 from .scale import Scale, as_objective, resolution_to_mpp, stated_scale
-from .tiff_directory import Directory
-from .tiff_structure import Pyramid, TiledLevel, read_pyramid
+from .tiff_structure import Pyramid, read_pyramid
+from .tiff_tiles import TiledLevel, read_tiles, unreadable
 from .tiled import TiledSlide
 from .tilewise import BadTile, Grid
 
@@ -26,80 +26,130 @@ _MAX_ASSOCIATED_PX = 100_000_000
 
 
 class TiffLevel:
-    """The tiles of one level of a TIFF file; see tiled.TileLevel."""
+    """The tiles of one image of a TIFF file; see tiled.TileLevel."""
 
     def __init__(self, source: ByteSource, tiles: TiledLevel):
-        self.grid = Grid.of(tiles.width, tiles.height, tiles.tile_width, tiles.tile_height)
-        self.factors = tuple(f for f in (2, 4, 8) if tiles.tile_width % f == 0 and tiles.tile_height % f == 0)
+        self.grid = Grid(tiles.width, tiles.height, tiles.tile_width, tiles.tile_height, tiles.columns)
+        self._decoder = decoder_for(tiles.pixels)
+        whole = () if tiles.is_striped else self._decoder.factors
+        self.factors = tuple(f for f in whole if tiles.tile_width % f == 0 and tiles.tile_height % f == 0)
         self._source, self._tiles = source, tiles
-        self._decoder = JpegDecoder(tiles.jpeg_tables, tiles.is_ycbcr)
+        self._of_plane = tiles.offsets.size // tiles.pixels.planes
+
+    @property
+    def downsample(self) -> float | None:
+        """Level-0 pixels per pixel where the file states it, else the sizes say it."""
+        return self._tiles.downsample
 
     def decode(self, tile: int, into: NDArray[np.uint8], factor: int = 1) -> None:
-        self._decoder.decode(self._stored(tile), into, factor)
+        if self._tiles.white_gaps and not self._tiles.counts[tile] and not self._tiles.offsets[tile]:
+            into[...] = 255
+            return
+        rows = self._tiles.rows_of(tile)
+        parts = [self._stored(tile + plane * self._of_plane) for plane in range(self._tiles.pixels.planes)]
+        if rows == self._tiles.tile_height:
+            self._decoder.decode(parts, into, factor)
+            return
+        self._decoder.decode(parts, into[:rows])
+        into[rows:] = 255
 
     def prefetch(self, tiles: NDArray[np.int64]) -> None:
-        ranges = zip(self._tiles.offsets[tiles].tolist(), self._tiles.counts[tiles].tolist(), strict=True)
-        self._source.prefetch([(offset, count) for offset, count in ranges if count])
+        parts = (tiles[:, None] + np.arange(self._tiles.pixels.planes) * self._of_plane).ravel()
+        ranges = zip(self._tiles.offsets[parts].tolist(), self._tiles.counts[parts].tolist(), strict=True)
+        self._source.prefetch([(offset, count) for offset, count in ranges if count > 0])
 
     def jpeg(self, tile: int) -> bytes | None:
+        pixels = self._tiles.pixels
+        if pixels.compression != JPEG or pixels.samples != 3 or self._tiles.is_striped:
+            return None
         try:
-            return self._decoder.whole(self._stored(tile))
+            return JpegDecoder(pixels.tables, pixels.photometric == YCBCR).whole(self._stored(tile))
         except BadTile:
             return None
 
-    def _stored(self, tile: int) -> bytes:
-        count = int(self._tiles.counts[tile])
-        data = self._source.read_at(int(self._tiles.offsets[tile]), count) if count else b""
+    def _stored(self, part: int) -> bytes:
+        count = int(self._tiles.counts[part])
+        if count <= 0:
+            raise BadTile("the file holds no bytes for it" + ", its stated size is absurd" * (count < 0))
+        data = self._source.read_at(int(self._tiles.offsets[part]), count)
         if len(data) != count:
             raise BadTile(f"the file ends {count - len(data):,} bytes too early")
         return data
 
 
 class TiffSlide(TiledSlide):
-    """An open tiled TIFF. Reads are thread-safe: they share a file descriptor and nothing else."""
+    """An open TIFF. Reads are thread-safe: they share a file and nothing else."""
 
-    def __init__(self, path: Path, why: str, override: Scale | None = None):
-        pyramid = read_pyramid(path)
-        if isinstance(pyramid, str):
-            raise SlideError(path, f"not a tiled JPEG TIFF ({pyramid})", "open it with open_slide")
+    def __init__(self, path: Path | str, why: str, override: Scale | None = None):
         self._source = open_source(path)
-        stored = [TiffLevel(self._source, tiles) for tiles in pyramid.levels]
-        super().__init__(path, _describe(pyramid, why, override), stored)
-        self._associated = pyramid.associated
+        try:
+            pyramid = read_pyramid(self._source)
+            if isinstance(pyramid, str):
+                raise SlideError(path, f"no TIFF that is read as RGB ({pyramid})", "open it with open_slide")
+            stored = [TiffLevel(self._source, tiles) for tiles in pyramid.levels]
+            super().__init__(path, _describe(pyramid, why, override), stored)
+        except BaseException:
+            self._source.close()
+            raise
+        self._pyramid = pyramid
 
     @staticmethod
-    def matches(path: Path) -> Match:
+    def matches(path: Path | str) -> Match:
         pyramid = read_pyramid(path)
         if isinstance(pyramid, str):
             return Match(False, pyramid)
-        return Match(True, f"tiled JPEG TIFF ({pyramid.vendor})")
+        kind = "striped" if pyramid.levels[0].is_striped else "tiled"
+        codec = {"jpeg": "JPEG", "jpeg2000": "JPEG 2000"}.get(pyramid.codec, pyramid.codec)
+        return Match(True, f"{kind} {codec} TIFF ({pyramid.vendor})")
 
     def associated(self, name: str) -> NDArray[np.uint8]:
         """See Slide.associated."""
-        import tifffile
-
-        index = self._associated[name]
         try:
-            with tifffile.TiffFile(self.path) as file:
-                page = file.pages[index]
-                rows, cols = page.shape[:2]
-                if rows * cols > _MAX_ASSOCIATED_PX:
-                    raise ValueError(f"it claims {cols:,} x {rows:,} px")
-                pixels = np.asarray(page.asarray(), np.uint8)
-        except (ValueError, RuntimeError) as error:  # tifffile's and the codecs' own classes derive from these
-            raise TileError(self.path, f"its {name} image cannot be decoded: {error}", COPY_AGAIN) from error
-        return pixels[..., :3] if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+            if name in self._pyramid.embedded:
+                return _decode_jpeg(self._pyramid.embedded[name])
+            directory = self._pyramid.directories[self._pyramid.associated[name]]
+            reason = unreadable(directory)
+            if reason is not None:
+                raise BadTile(reason)
+            return _decode_whole(self._source, read_tiles(self._source, directory))
+        except (BadTile, SlideError) as error:
+            reason = error.problem if isinstance(error, SlideError) else str(error)
+            raise TileError(self.path, f"its {name} image cannot be decoded: {reason}", COPY_AGAIN) from error
 
     def close(self) -> None:
         self._source.close()
 
 
+def _decode_whole(source: ByteSource, tiles: TiledLevel) -> NDArray[np.uint8]:
+    """A small image as RGB. Raises BadTile if any part of it cannot be decoded, or it is not small."""
+    if tiles.width * tiles.height > _MAX_ASSOCIATED_PX:
+        raise BadTile(f"it claims {tiles.width:,} x {tiles.height:,} px")
+    level, rows = TiffLevel(source, tiles), -(-tiles.height // tiles.tile_height)
+    level.prefetch(np.arange(rows * tiles.columns))
+    pixels = np.empty((tiles.height, tiles.width, 3), np.uint8)
+    scratch = np.empty((tiles.tile_height, tiles.tile_width, 3), np.uint8)
+    for tile in range(rows * tiles.columns):
+        top, left = tile // tiles.columns * tiles.tile_height, tile % tiles.columns * tiles.tile_width
+        level.decode(tile, scratch)
+        part = pixels[top : top + tiles.tile_height, left : left + tiles.tile_width]
+        part[...] = scratch[: part.shape[0], : part.shape[1]]
+    return pixels
+
+
+def _decode_jpeg(data: bytes) -> NDArray[np.uint8]:
+    """A JPEG file kept in the metadata, as RGB."""
+    width, height = size_of(data)
+    if width * height > _MAX_ASSOCIATED_PX:
+        raise BadTile(f"it claims {width:,} x {height:,} px")
+    pixels = np.empty((height, width, 3), np.uint8)
+    JpegDecoder(b"", True).decode(data, pixels)
+    return pixels
+
+
 def _describe(pyramid: Pyramid, why: str, override: Scale | None) -> SlideInfo:
-    base = pyramid.base
-    stated = aperio_properties(base.text(tags.DESCRIPTION)) if pyramid.vendor == "aperio" else {}
-    objective = as_objective(stated.get("AppMag"))
-    scale = override or _stated_scale(base, stated.get("MPP"), objective)
-    level = pyramid.levels[0]
+    base, level, stated = pyramid.base, pyramid.levels[0], pyramid.stated
+    objective = as_objective(stated.objective)
+    scale = override or _stated_scale(pyramid, objective)
     return SlideInfo(
         reader="tiff",
         why=why,
@@ -108,24 +158,19 @@ def _describe(pyramid: Pyramid, why: str, override: Scale | None) -> SlideInfo:
         mpp_source=scale.source,
         mpp_problem=scale.problem,
         objective=objective,
-        scanner=stated.get("ScannerType") or base.text(tags.MODEL).strip() or None,
+        scanner=stated.scanner or base.text(tags.MODEL).strip() or None,
         codec=pyramid.codec,
-        tile_px=(level.tile_width, level.tile_height),
-        associated=tuple(sorted(pyramid.associated)),
+        tile_px=None if level.is_striped else (level.tile_width, level.tile_height),
+        associated=tuple(sorted({*pyramid.associated, *pyramid.embedded})),
         icc_bytes=base.sizes.get(tags.ICC_PROFILE, 0),
     )
 
 
-def _stated_scale(base: Directory, vendor_mpp: str | None, objective: float | None) -> Scale:
+def _stated_scale(pyramid: Pyramid, objective: float | None) -> Scale:
     """The vendor's text before the TIFF tags, which many writers fill with a screen's resolution."""
-    if vendor_mpp is not None:
-        return stated_scale(vendor_mpp, None, "vendor", objective)
+    if pyramid.stated.mpp != (None, None):
+        return stated_scale(*pyramid.stated.mpp, pyramid.stated.source, objective)
+    base = pyramid.base
     unit = base.number(tags.RESOLUTION_UNIT)
     x, y = (resolution_to_mpp(base.rational(tag), unit) for tag in (tags.X_RESOLUTION, tags.Y_RESOLUTION))
     return stated_scale(x, y, "tiff", objective)
-
-
-def aperio_properties(description: str) -> dict[str, str]:
-    """`key = value` pairs of an Aperio ImageDescription; a later pair replaces an earlier one, as in OpenSlide."""
-    pairs = (re.split(r"\s*=\s*", part, maxsplit=1) for part in description.split("|")[1:])
-    return {pair[0].strip(): pair[1].strip() for pair in pairs if len(pair) == 2}

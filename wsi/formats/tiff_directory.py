@@ -2,29 +2,32 @@
 
 General TIFF libraries are lenient here (a chain that leaves the file just ends), which turns a truncated slide into a
 smaller one without a word. Only tags that a slide reader needs are kept. Classic TIFF and BigTIFF, both byte orders.
-Source: TIFF 6.0 specification, section 2; BigTIFF design of the libtiff project.
+Source: TIFF 6.0 specification, section 2; BigTIFF design of the libtiff project; sub-directories: Adobe TIFF Technical
+Note 1 (TIFF Trees).
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SlideError
+from ..source import ByteSource
 from .file_check import COPY_AGAIN
 
-SUBFILE_TYPE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
-DESCRIPTION, MAKE, MODEL, STRIP_OFFSETS, SAMPLES, STRIP_BYTES = 270, 271, 272, 273, 277, 279
-X_RESOLUTION, Y_RESOLUTION, PLANAR, RESOLUTION_UNIT, SOFTWARE = 282, 283, 284, 296, 305
-TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES, JPEG_TABLES, XMP = 322, 323, 324, 325, 347, 700
-ICC_PROFILE, NDPI_FORMAT = 34675, 65420
+SUBFILE_TYPE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 254, 256, 257, 258, 259, 262, 266
+DESCRIPTION, MAKE, MODEL, STRIP_OFFSETS, ORIENTATION, SAMPLES = 270, 271, 272, 273, 274, 277
+STRIP_ROWS, STRIP_BYTES = 278, 279
+X_RESOLUTION, Y_RESOLUTION, PLANAR, RESOLUTION_UNIT, SOFTWARE, PREDICTOR = 282, 283, 284, 296, 305, 317
+TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES, SUB_DIRECTORIES = 322, 323, 324, 325, 330
+EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES, XMP = 338, 339, 347, 700
+OLYMPUS, ICC_PROFILE, NDPI_FORMAT = 33560, 34675, 65420
 
 _KEPT = {value for name, value in list(globals().items()) if name.isupper() and isinstance(value, int)}
 _TEXT = {DESCRIPTION, MAKE, MODEL, SOFTWARE, JPEG_TABLES, XMP}  # kept as bytes
-_TEXT_LIMIT_BYTES = 1 << 20  # a longer description is cut: nothing a reader looks for lies that deep
+_SIZE_ONLY = {ICC_PROFILE, OLYMPUS}  # that they are there, and how long, is all that is asked
+TEXT_LIMIT_BYTES = 16 << 20  # a longer description is cut; Philips keeps label and macro in it, some MB
 _MAX_DIRECTORIES = 1_000
 _MAX_ENTRIES = 4_096
 
@@ -40,16 +43,22 @@ _TYPES = {
 class Directory:
     """One image of a TIFF file.
 
-    index   place in the chain of directories
+    index   place in the chain of directories; of a sub-directory, that of the directory it belongs to
     arrays  tag -> values; rationals are (n, 2) numerator and denominator
     texts   tag -> bytes
     sizes   tag -> length in bytes, for every known tag present
+    sub     place among the sub-directories of directory `index`, None in the chain itself
     """
 
     index: int
     arrays: dict[int, NDArray]
     texts: dict[int, bytes]
     sizes: dict[int, int]
+    sub: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"image {self.index}" if self.sub is None else f"sub-image {self.sub} of image {self.index}"
 
     def number(self, tag: int, default: int | None = None) -> int | None:
         values = self.arrays.get(tag)
@@ -67,6 +76,16 @@ class Directory:
     @property
     def is_tiled(self) -> bool:
         return TILE_OFFSETS in self.arrays
+
+    @property
+    def is_reduced(self) -> bool:
+        """NewSubfileType says: a reduced version of another image of the file."""
+        return bool((self.number(SUBFILE_TYPE, 0) or 0) & 1)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in px as stated, 0 where a tag is missing."""
+        return self.number(WIDTH, 0) or 0, self.number(HEIGHT, 0) or 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,69 +114,84 @@ _LAYOUTS = {
 }
 
 
-def is_tiff(head: bytes) -> bool:
-    return head[:4] in _LAYOUTS
+def is_tiff(source: ByteSource) -> bool:
+    return source.read_at(0, 4) in _LAYOUTS
 
 
-def read_directories(path: Path, descriptor: int) -> Iterator[Directory]:
-    """The directories in file order, one at a time: a caller may stop after the first.
+def read_directories(source: ByteSource) -> Iterator[Directory]:
+    """The directories of the chain in file order, one at a time: a caller may stop after the first.
 
     Raises SlideError where one of them, or a value of it that matters, lies outside the file.
     """
-    file_bytes = os.fstat(descriptor).st_size
-    head = os.pread(descriptor, 16, 0)
+    head = source.read_at(0, 16)
     layout = _LAYOUTS[head[:4]]
-    offset = _integer(head[layout.first :], layout.order + layout.offset, path)
+    offset = _integer(head[layout.first :], layout.order + layout.offset, source)
     seen: set[int] = set()
     while offset:
-        if offset in seen:
-            raise SlideError(path, f"its directory {len(seen)} leads back to an earlier one", COPY_AGAIN)
-        if len(seen) >= _MAX_DIRECTORIES:
-            raise SlideError(path, f"it has more than {_MAX_DIRECTORIES:,} directories", "give a slide, not a stack")
-        if offset >= file_bytes:
-            where = f"its directory {len(seen)} would lie at byte {offset:,}"
-            raise SlideError(path, f"{where}, but the file ends at byte {file_bytes:,}", COPY_AGAIN)
-        seen.add(offset)
-        directory, offset = _read_directory(path, descriptor, layout, offset, len(seen) - 1)
+        number = len(seen)
+        _check_place(source, offset, seen, f"directory {number}")
+        directory, offset = _read_directory(source, layout, offset, Directory(number, {}, {}, {}))
         yield directory
     if not seen:
-        raise SlideError(path, "a TIFF file without a directory", COPY_AGAIN)
+        raise SlideError(source.name, "a TIFF file without a directory", COPY_AGAIN)
 
 
-def _read_directory(path: Path, descriptor: int, layout: _Layout, offset: int, index: int) -> tuple[Directory, int]:
+def read_subdirectories(source: ByteSource, parent: Directory) -> list[Directory]:
+    """The sub-directories that `parent` lists (tag 330), in its order; theirs are not followed. Raises as above."""
+    layout = _LAYOUTS[source.read_at(0, 4)]
+    found: list[Directory] = []
+    seen: set[int] = set()
+    for offset in parent.arrays.get(SUB_DIRECTORIES, np.empty(0, np.int64)).flat:
+        directory = Directory(parent.index, {}, {}, {}, len(found))
+        _check_place(source, int(offset), seen, f"sub-directory {len(found)} of directory {parent.index}")
+        found.append(_read_directory(source, layout, int(offset), directory)[0])
+    return found
+
+
+def _check_place(source: ByteSource, offset: int, seen: set[int], name: str) -> None:
+    """A directory lies inside the file and is none of those `seen`, to which it is added."""
+    if offset in seen:
+        raise SlideError(source.name, f"its {name} leads back to an earlier one", COPY_AGAIN)
+    if len(seen) >= _MAX_DIRECTORIES:
+        raise SlideError(source.name, f"it has more than {_MAX_DIRECTORIES:,} directories", "give a slide, not a stack")
+    if not 0 < offset < source.size:
+        where = f"its {name} would lie at byte {offset:,}"
+        raise SlideError(source.name, f"{where}, but the file ends at byte {source.size:,}", COPY_AGAIN)
+    seen.add(offset)
+
+
+def _read_directory(source: ByteSource, layout: _Layout, offset: int, into: Directory) -> tuple[Directory, int]:
     """The directory at `offset`, and the offset of the next one (0 at the end)."""
     count_bytes = int(layout.count[1:])
-    entries = _integer(os.pread(descriptor, count_bytes, offset), layout.order + layout.count, path)
+    entries = _integer(source.read_at(offset, count_bytes), layout.order + layout.count, source)
     if not 0 < entries <= _MAX_ENTRIES:
-        raise SlideError(path, f"its directory {index} claims {entries:,} entries", COPY_AGAIN)
-    body = os.pread(descriptor, entries * layout.entry_bytes + layout.offset_bytes, offset + count_bytes)
-    following = _integer(body[entries * layout.entry_bytes :], layout.order + layout.offset, path)
-    directory = Directory(index, {}, {}, {})
+        raise SlideError(source.name, f"its directory of {into.name} claims {entries:,} entries", COPY_AGAIN)
+    body = source.read_at(offset + count_bytes, entries * layout.entry_bytes + layout.offset_bytes)
+    following = _integer(body[entries * layout.entry_bytes :], layout.order + layout.offset, source)
     for start in range(0, entries * layout.entry_bytes, layout.entry_bytes):
-        _read_entry(path, descriptor, layout, body[start : start + layout.entry_bytes], directory)
-    return directory, following
+        _read_entry(source, layout, body[start : start + layout.entry_bytes], into)
+    return into, following
 
 
-def _read_entry(path: Path, descriptor: int, layout: _Layout, entry: bytes, into: Directory) -> None:
+def _read_entry(source: ByteSource, layout: _Layout, entry: bytes, into: Directory) -> None:
     tag, code = (int(value) for value in np.frombuffer(entry, layout.order + "u2", 2))
     if tag not in _KEPT or code not in _TYPES:
         return
     kind, width = _TYPES[code]
-    count = _integer(entry[4:], layout.order + layout.offset, path)
+    count = _integer(entry[4:], layout.order + layout.offset, source)
     length = count * width * int(kind[1:])
     into.sizes[tag] = length
     field = entry[4 + layout.offset_bytes :]
     if length > len(field):
-        offset = _integer(field, layout.order + layout.offset, path)
-        file_bytes = os.fstat(descriptor).st_size
-        if offset + length > file_bytes:
-            extent = f"bytes {offset:,} to {offset + length:,}, but the file ends at byte {file_bytes:,}"
-            raise SlideError(path, f"tag {tag} of its directory {into.index} would lie at {extent}", COPY_AGAIN)
-        if tag == ICC_PROFILE:
-            return  # its size is all that is asked
+        offset = _integer(field, layout.order + layout.offset, source)
+        if offset + length > source.size:
+            extent = f"bytes {offset:,} to {offset + length:,}, but the file ends at byte {source.size:,}"
+            raise SlideError(source.name, f"tag {tag} of {into.name} would lie at {extent}", COPY_AGAIN)
+        if tag in _SIZE_ONLY:
+            return
         if tag in _TEXT:
-            length = min(length, _TEXT_LIMIT_BYTES)
-        field = os.pread(descriptor, length, offset)
+            length = min(length, TEXT_LIMIT_BYTES)
+        field = source.read_at(offset, length)
     if tag in _TEXT:
         into.texts[tag] = field[:length]
     else:
@@ -165,8 +199,8 @@ def _read_entry(path: Path, descriptor: int, layout: _Layout, entry: bytes, into
         into.arrays[tag] = values.reshape(-1, 2) if width == 2 else values
 
 
-def _integer(data: bytes, dtype: str, path: Path) -> int:
+def _integer(data: bytes, dtype: str, source: ByteSource) -> int:
     size = np.dtype(dtype).itemsize
     if len(data) < size:
-        raise SlideError(path, "the file ends within a TIFF directory", COPY_AGAIN)
+        raise SlideError(source.name, "the file ends within a TIFF directory", COPY_AGAIN)
     return int(np.frombuffer(data[:size], dtype)[0])
