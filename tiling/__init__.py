@@ -1,8 +1,9 @@
 """Decide which tiles of a slide count, and read or store their patches."""
 
-from .grid import TileGrid, plan_grid, tissue_fraction
-from .patches import PatchRequest, PatchStore, open_patches, write_patches
+from .grid import TileGrid, plan_grid, plan_scales, tissue_fraction
 from .outside import read_mask
+from .patches import PatchRequest, PatchStore, open_patches, write_patches
+from .regions import Regions, load_regions, regions_digest
 from .spec import TileSpec, TissueSpec
 from .stream import PatchBatch, iter_patches
 from .thumbnail import Thumbnail, read_thumbnail
@@ -12,6 +13,7 @@ __all__ = [
     "PatchBatch",
     "PatchRequest",
     "PatchStore",
+    "Regions",
     "Thumbnail",
     "TileGrid",
     "TileSpec",
@@ -19,10 +21,13 @@ __all__ = [
     "TissueSpec",
     "find_tissue",
     "iter_patches",
+    "load_regions",
     "open_patches",
     "plan_grid",
+    "plan_scales",
     "read_mask",
     "read_thumbnail",
+    "regions_digest",
     "tissue_fraction",
     "tissue_outline",
     "write_patches",
