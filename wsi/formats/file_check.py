@@ -12,6 +12,8 @@ COPY_AGAIN = "copy the file again from its source and compare the sizes"
 _GIT_LFS = b"version https://git-lfs"
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"
 
+_DICOM = b"DICM"  # at byte 128
+_LOOKED_AT = 1000  # files of a folder that are looked into until one is DICOM
 _ZARR = ("zarr.json", ".zattrs", ".zgroup", ".zarray")  # one of them marks a Zarr folder
 
 # first bytes, what the file is
@@ -39,7 +41,7 @@ _KINDS = (
 
 
 def check_file(path: Path) -> bytes:
-    """The first 4 KiB of a regular, readable file that has content; nothing of a Zarr folder.
+    """The first 4 KiB of a regular, readable file that has content; nothing of a Zarr folder or one of DICOM files.
 
     Raises SlideError, one problem each.
     """
@@ -48,9 +50,9 @@ def check_file(path: Path) -> bytes:
     except OSError as error:
         raise SlideError(path, *_why_no_stat(path, error)) from None
     if stat.S_ISDIR(status.st_mode):
-        if any((path / name).is_file() for name in _ZARR):
+        if _is_slide_folder(path):
             return b""
-        remedy = "name a file; for a DICOM or MIRAX slide that is a .dcm file in the folder or the .mrxs file beside it"
+        remedy = "name a file; of a MIRAX slide that is the .mrxs file beside the folder"
         raise SlideError(path, "this is a folder, not a slide file", remedy)
     if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
         raise SlideError(path, "this is a device, pipe or socket, not a regular file", "name a slide file")
@@ -68,9 +70,29 @@ def check_file(path: Path) -> bytes:
     return head
 
 
+def _is_slide_folder(path: Path) -> bool:
+    if any((path / name).is_file() for name in _ZARR):
+        return True
+    try:
+        with os.scandir(path) as entries:
+            files = [entry.path for entry in entries if entry.is_file()]
+    except PermissionError:
+        raise SlideError(path, "this user may not look into the folder", "ask its owner for permission") from None
+    files.sort(key=lambda name: (not name.lower().endswith(".dcm"), name))
+    return any(_is_dicom(name) for name in files[:_LOOKED_AT])
+
+
+def _is_dicom(name: str) -> bool:
+    try:
+        with open(name, "rb") as file:
+            return file.read(132)[128:] == _DICOM
+    except PermissionError:
+        return False
+
+
 def what_it_is(head: bytes) -> str | None:
     """What the first bytes of a file say it is, None if they say nothing."""
-    if head[128:132] == b"DICM":
+    if head[128:132] == _DICOM:
         return "a DICOM file"
     if not any(head):
         return f"{len(head)} or more zero bytes, as an interrupted copy leaves"
