@@ -200,6 +200,9 @@ class ArraySlide:
     def associated(self, name: str) -> NDArray[np.uint8]:
         raise KeyError(name)
 
+    def icc_profile(self) -> bytes:
+        return b""
+
     def close(self) -> None: ...
 
     def __enter__(self) -> Self:

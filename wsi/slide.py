@@ -24,6 +24,7 @@ class SlideInfo:
     tile_px      (width, height) of the stored tiles, None where unknown
     associated   names of the associated images (label, macro, thumbnail)
     icc_bytes    size of the embedded ICC profile, 0 if there is none
+    colour       "as stored", or "srgb" where the ICC profile was applied (colour.in_srgb)
     channels     of a multi-channel or 16-bit file: the choice that its RGB pixels come from, as text, ranges filled in
     """
 
@@ -39,6 +40,7 @@ class SlideInfo:
     tile_px: tuple[int, int] | None = None
     associated: tuple[str, ...] = ()
     icc_bytes: int = 0
+    colour: str = "as stored"
     channels: str | None = None
 
 
@@ -73,6 +75,10 @@ class Slide(Protocol):
 
     def associated(self, name: str) -> NDArray[np.uint8]:
         """An associated image as RGB uint8 (rows, cols, 3). Raises KeyError for a name not in `info.associated`."""
+        ...
+
+    def icc_profile(self) -> bytes:
+        """The embedded ICC profile, which nothing here applies (colour.in_srgb does); b"" if there is none."""
         ...
 
     def close(self) -> None: ...

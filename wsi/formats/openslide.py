@@ -99,6 +99,12 @@ class OpenSlideSlide:
         finally:
             handle.close()
 
+    def icc_profile(self) -> bytes:
+        """See Slide.icc_profile."""
+        handle = self._handle
+        profile = None if handle is None else handle.color_profile
+        return b"" if profile is None else profile.tobytes()
+
     def close(self) -> None:
         self._handle = None  # a read in another thread still holds it; it is closed with its last user
 
