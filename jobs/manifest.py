@@ -46,19 +46,21 @@ def read_source(source: Path | str) -> list[SlideRecord]:
     Raises ManifestError, before any work, for whatever is wrong with the source as a whole. A slide of a manifest
     whose file is missing is no such thing: it fails alone, later, with a receipt.
     """
+    from wsi.formats.ngff import is_ome_zarr
+
     source = place_of(source)
     if name_of(source).lower().endswith(".csv"):
         return read_manifest(source)
     if isinstance(source, str):
         places = _slides_behind(source) if source.endswith("/") else [source]
-        return _unique(source, [_record(place, Path(name_of(place)).stem) for place in places])
-    if source.is_dir():
+        return _unique(source, [_record(place, _without_suffix(name_of(place))) for place in places])
+    if source.is_dir() and not is_ome_zarr(source):
         return _unique(source, [_record(path, name) for path, name in _slides_in(source)])
     if not source.exists():
         raise ManifestError(
             source, "there is no such file or folder", "give a slide, a folder of slides or a manifest CSV"
         )
-    return [_record(source, source.stem)]
+    return [_record(source, _without_suffix(source.name))]
 
 
 def read_manifest(path: Path | str) -> list[SlideRecord]:
@@ -148,10 +150,11 @@ def _mpp(where: str, text: str) -> float | None:
 
 
 def _slides_in(folder: Path) -> list[tuple[Path, str]]:
-    """Slide files of a folder with the names they go by; a subfolder of DICOM instances is one slide."""
+    """Slides of a folder with the names they go by; a subfolder of DICOM instances or OME-Zarr is one slide."""
     from wsi.formats import FORMATS
+    from wsi.formats.ngff import is_ome_zarr
 
-    suffixes = {suffix for form in FORMATS for suffix in form.suffixes}
+    suffixes = {suffix for form in FORMATS for suffix in form.suffixes if form.in_folder}
     found = []
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
@@ -160,8 +163,10 @@ def _slides_in(folder: Path) -> list[tuple[Path, str]]:
             instances = sorted(entry.glob("*.dcm"))
             if instances:
                 found.append((instances[0], entry.name))
+            elif is_ome_zarr(entry):
+                found.append((entry, _without_suffix(entry.name)))
         elif entry.suffix.lower() in suffixes:
-            found.append((entry, entry.stem))
+            found.append((entry, _without_suffix(entry.name)))
     if not found:
         known = " ".join(sorted(suffixes))
         raise ManifestError(
@@ -190,8 +195,14 @@ def left_in(source: Path | str, records: Sequence[SlideRecord]) -> int:
         return 0
     taken = {Path(record.path) for record in records}
     files = [entry for entry in source.iterdir() if entry.is_file() and not entry.name.startswith(".")]
-    stems = {path.stem for path in taken}
+    stems = {_without_suffix(path.name) for path in taken}
     return sum(entry not in taken and entry.name.partition(".")[0] not in stems for entry in files)
+
+
+def _without_suffix(name: str) -> str:
+    """A file's name without its suffix, of which `.ome.tif` and `.ome.zarr` are one."""
+    stem = Path(name).stem
+    return stem[:-4] if stem.lower().endswith(".ome") and len(stem) > 4 else stem
 
 
 def _record(path: Path | str, name: str) -> SlideRecord:

@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from jobs.manifest import read_manifest, read_source
+from jobs.manifest import left_in, read_manifest, read_source
 from wsi import ManifestError
 
 
@@ -76,3 +78,18 @@ def test_a_source_that_is_missing_is_refused(tmp_path):
         read_source(tmp_path / "none.svs")
     with pytest.raises(ManifestError, match="cannot be read"):
         read_source(tmp_path / "none.csv")
+
+
+def test_a_folder_offers_ome_zarr_and_every_suffix_of_tiff_but_no_plain_images(tmp_path):
+    for name in ("a.ome.tif", "a.png", "thumbnail.jpg", "b.qptiff", "c.btf", "d.ome.tiff"):
+        (tmp_path / name).write_bytes(b"x")
+    for name, attributes in (("e.ome.zarr", '{"multiscales": []}'), ("store.zarr", '{"schema": "patches/1"}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".zattrs").write_text(attributes)
+    records = read_source(tmp_path)
+    assert [(record.slide_id, Path(record.path).name) for record in records] == [
+        ("a", "a.ome.tif"), ("b", "b.qptiff"), ("c", "c.btf"), ("d", "d.ome.tiff"), ("e", "e.ome.zarr"),
+    ]  # fmt: skip
+    assert left_in(tmp_path, records) == 1  # a.png is the companion of a.ome.tif
+    for name in ("a.png", "e.ome.zarr"):  # named, each is a slide
+        assert [record.slide_id for record in read_source(tmp_path / name)] == [name[0]]

@@ -54,7 +54,7 @@ class Format:
 
 # Order is detection order among formats that do not claim the suffix.
 FORMATS = (
-    Format("tiff", (".svs", ".tif", ".tiff"), "wsi.formats.tiff:TiffSlide"),
+    Format("tiff", (".svs", ".tif", ".tiff", ".qptiff", ".btf", ".tf8", ".tf2"), "wsi.formats.tiff:TiffSlide"),
     Format("dicom", (".dcm",), "wsi.formats.dicom:DicomSlide", folders=True),
     Format(
         "openslide",
