@@ -9,8 +9,10 @@ import openslide
 import pytest
 import tifffile
 
+from tests.dicom_slides import DicomOptions, write_pyramid
 from tests.slides import ArraySlide, SvsOptions, tissue_like, write_svs
 from wsi import Region, Slide, SlideError, open_slide
+from wsi.formats.dicom import DicomSlide
 from wsi.formats.openslide import OpenSlideSlide
 from wsi.formats.tiff import TiffSlide
 from wsi.formats.tiff_structure import read_pyramid
@@ -24,11 +26,18 @@ def svs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_svs(tmp_path_factory.mktemp("readers") / "slide.svs", IMAGE)
 
 
-@pytest.fixture(params=["tiff", "openslide", "array"])
-def slide(request: pytest.FixtureRequest, svs: Path) -> Iterator[Slide]:
+@pytest.fixture(scope="module")
+def dicom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    levels = [IMAGE, IMAGE[::2, ::2].copy(), IMAGE[: HEIGHT // 4 * 4 : 4, : WIDTH // 4 * 4 : 4]]
+    return write_pyramid(tmp_path_factory.mktemp("dicom"), levels, DicomOptions(tile=240))
+
+
+@pytest.fixture(params=["tiff", "openslide", "dicom", "array"])
+def slide(request: pytest.FixtureRequest, svs: Path, dicom: Path) -> Iterator[Slide]:
     makers: dict[str, Callable[[], Slide]] = {
         "tiff": lambda: TiffSlide(svs, "asked for"),
         "openslide": lambda: OpenSlideSlide(svs, "asked for"),
+        "dicom": lambda: DicomSlide(dicom, "asked for"),
         "array": lambda: ArraySlide(
             [IMAGE, IMAGE[::2, ::2].copy(), IMAGE[: HEIGHT // 4 * 4 : 4, : WIDTH // 4 * 4 : 4]]
         ),
