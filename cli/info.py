@@ -1,4 +1,4 @@
-"""wsi info: what is known of slides, without reading their pixels."""
+"""wsi info: what is known of slides, without reading their pixels unless asked to."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -6,25 +6,33 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from wsi.slide import Slide
 
 
 def info(
     slides: Annotated[list[str], typer.Argument(help="Slide files, or URLs such as s3://bucket/a.svs")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a slide")] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="Read for two seconds and say how fast it went")] = False,
+    channels: Annotated[
+        str | None, typer.Option(help="Channels of a fluorescence or 16-bit file, such as DAPI=0000FF:100-4000")
+    ] = None,
 ) -> None:
     """Show format, scale, levels, codec and associated images of slides."""
     from wsi import open_slide
+    from wsi.channels import Channels
     from wsi.errors import EngineError
     from wsi.source import place_of
 
     from .console import err, out
 
+    chosen = Channels.parse(channels) if channels else None
     failed = 0
     for path in slides:
         try:
-            with open_slide(place_of(path)) as slide:
-                out.print_json(data=_facts(slide)) if as_json else _show(slide)
+            with open_slide(place_of(path), channels=chosen) as slide:
+                out.print_json(data=_facts(slide, measure)) if as_json else _show(slide, measure)
         except EngineError as error:
             failed += 1
             err.print("[bold red]error[/] ", end="")
@@ -33,15 +41,16 @@ def info(
     raise typer.Exit(0 if not failed else 2 if len(slides) == failed else 1)
 
 
-def _facts(slide: "Slide") -> dict:
+def _facts(slide: "Slide", measure: bool) -> dict:
     from wsi.source import shown
+    from wsi.speed import measure_reading
 
     levels = [asdict(level) for level in slide.levels]
-    return {"path": shown(slide.path), **asdict(slide.info), "levels": levels}
+    speed = {"speed": asdict(measure_reading(slide))} if measure else {}
+    return {"path": shown(slide.path), **asdict(slide.info), "levels": levels, **speed}
 
 
-def _show(slide: "Slide") -> None:
-    from rich.table import Table
+def _show(slide: "Slide", measure: bool) -> None:
 
     from wsi.source import name_of
 
@@ -66,12 +75,43 @@ def _show(slide: "Slide") -> None:
         ("ICC profile", f"{facts.icc_bytes:,} bytes" if facts.icc_bytes else "none"),
         ("reader", f"{facts.reader}: {facts.why}"),
     ]
+    if facts.channels:
+        rows.insert(-1, ("channels", facts.channels))
+    if measure:
+        rows.append(("speed", _speed(slide)))
     for name, value in rows:
         say(f"  {name:<12} {value}")
-    table = Table("level", "width", "height", "downsample", "µm/px", box=None, padding=(0, 2), header_style="dim")
-    for column in table.columns:
+    out.print(_levels(slide))
+
+
+def _speed(slide: "Slide") -> str:
+    from wsi.speed import measure_reading
+
+    speed = measure_reading(slide)
+    lost = f"; {speed.unreadable} patches could not be read" if speed.unreadable else ""
+    return (
+        f"{speed.per_second:.0f} MP/s on one thread ({speed.per_cpu_second:.0f} per CPU-second; "
+        f"{speed.megapixels:.0f} MP of level 0 in patches of 256 px){lost}"
+    )
+
+
+def _levels(slide: "Slide") -> "Table":
+    from rich.table import Table
+
+    names = ("level", "width", "height", "downsample", "µm/px", "")
+    table = Table(*names, box=None, padding=(0, 2), header_style="dim")
+    for column in table.columns[:-1]:
         column.justify = "right"
+    stored = 0
     for number, level in enumerate(slide.levels):
-        scale = f"{level.mpp:.4g}" if level.mpp else "–"
-        table.add_row(str(number), f"{level.width:,}", f"{level.height:,}", f"{level.downsample:.4g}", scale)
-    out.print(table)
+        stored = number if level.stored else stored
+        factor = round(level.downsample / slide.levels[stored].downsample)
+        table.add_row(
+            str(number),
+            f"{level.width:,}",
+            f"{level.height:,}",
+            f"{level.downsample:.4g}",
+            f"{level.mpp:.4g}" if level.mpp else "–",
+            "stored" if level.stored else f"decoded at 1/{factor} from {stored}",
+        )
+    return table
