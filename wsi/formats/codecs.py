@@ -47,6 +47,19 @@ LOSSLESS = set(_UNPACK)
 READ = LOSSLESS | {JPEG, WEBP, J2K_YCBCR, J2K_RGB, J2K}
 
 
+def unpack(compression: int, data: bytes, size: int) -> NDArray[np.uint8]:
+    """Exactly `size` bytes out of stored ones, by a compression in LOSSLESS. Raises BadTile."""
+    buffer = np.empty(size + 1, np.uint8)  # one more than is right: too much is seen, and goes no further
+    try:
+        filled = _UNPACK[compression](data, buffer)
+    except (RuntimeError, ValueError) as error:  # imagecodecs' errors derive from RuntimeError
+        raise BadTile(f"it does not unpack: {error}") from None
+    if len(filled) != size:
+        much = "more" if len(filled) > size else f"{len(filled):,}"
+        raise BadTile(f"it unpacks to {much} bytes instead of {size:,}")
+    return buffer[:size]
+
+
 @dataclass(frozen=True)
 class Pixels:
     """What the stored bytes of an image's tiles mean: 8-bit samples.
@@ -113,7 +126,6 @@ class _LosslessDecoder:
 
     def __init__(self, pixels: Pixels):
         self._pixels = pixels
-        self._unpack = _UNPACK[pixels.compression]
 
     def decode(self, parts: Sequence[bytes], into: NDArray[np.uint8], factor: int = 1) -> None:
         depth = self._pixels.samples // self._pixels.planes
@@ -121,16 +133,7 @@ class _LosslessDecoder:
         _to_rgb(planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2), self._pixels, into)
 
     def _plane(self, data: bytes, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-        size = shape[0] * shape[1] * shape[2]
-        buffer = np.empty(size + 1, np.uint8)  # one more than is right: too much is seen, and goes no further
-        try:
-            filled = self._unpack(data, buffer)
-        except (RuntimeError, ValueError) as error:  # imagecodecs' errors derive from RuntimeError
-            raise BadTile(f"it does not unpack: {error}") from None
-        if len(filled) != size:
-            much = "more" if len(filled) > size else f"{len(filled):,}"
-            raise BadTile(f"it unpacks to {much} bytes instead of {size:,}")
-        plane = buffer[:size].reshape(shape)
+        plane = unpack(self._pixels.compression, data, shape[0] * shape[1] * shape[2]).reshape(shape)
         return imagecodecs.delta_decode(plane, axis=1, out=plane) if self._pixels.predictor else plane
 
 
