@@ -40,14 +40,19 @@ def channels_of(pixels: NDArray[np.uint8]) -> Channels:
 
     red, green, blue = cv2.split(pixels)
     high, low = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
-    return Channels(red, green, blue, high, low, cv2.subtract(high, low))
+    return Channels(*(np.asarray(one, np.uint8) for one in (red, green, blue, high, low, cv2.subtract(high, low))))
+
+
+def smoothed(thumbnail: NDArray[np.uint8], pixel_um: float, sigma_um: float = SMOOTH_UM) -> NDArray[np.uint8]:
+    """`thumbnail` under a Gaussian: the grain of a scanner's sensor has colour too."""
+    import cv2
+
+    return np.asarray(cv2.GaussianBlur(thumbnail, (0, 0), max(0.5, sigma_um / pixel_um)), np.uint8)
 
 
 def find_pen(thumbnail: NDArray[np.uint8], pixel_um: float) -> NDArray[np.bool_]:
     """bool (rows, cols), True where `thumbnail`, uint8 (rows, cols, 3) of `pixel_um` µm a pixel, shows pen."""
-    import cv2
-
-    smooth = channels_of(cv2.GaussianBlur(thumbnail, (0, 0), max(0.5, SMOOTH_UM / pixel_um)))
+    smooth = channels_of(smoothed(thumbnail, pixel_um))
     pen = np.zeros(thumbnail.shape[:2], bool)
     for ink in (cold_ink, red_ink, black_ink):
         core, rim = ink(smooth)

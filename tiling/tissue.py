@@ -71,7 +71,7 @@ def find_tissue(slide: Slide, spec: TissueSpec, outside: NDArray[np.bool_] | Non
 def clean_mask(
     mask: NDArray[np.bool_], pen: NDArray[np.bool_] | None, pixel_um: float, spec: TissueSpec, cleaning: Cleaning
 ) -> NDArray[np.bool_]:
-    """Gaps closed, small holes filled, pen taken out, small pieces dropped; sizes are those of `spec`, else of `cleaning`."""
+    """Gaps closed, small holes filled, pen taken out, small pieces dropped; sizes by `spec`, else by `cleaning`."""
     import cv2
 
     side = round(cleaning.close_um / pixel_um)
@@ -92,9 +92,9 @@ def _keep_holes(mask: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
     filled = mask.astype(np.uint8)
     contours, tree = cv2.findContours(filled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     for piece in [] if tree is None else np.flatnonzero(tree[0, :, 3] == -1):
-        holes = sorted(np.flatnonzero(tree[0, :, 3] == piece), key=lambda hole: -cv2.contourArea(contours[hole]))
-        for hole in holes[count:]:
-            cv2.drawContours(filled, contours, int(hole), 1, cv2.FILLED)
+        holes = np.flatnonzero(tree[0, :, 3] == piece).tolist()
+        for hole in sorted(holes, key=lambda hole: -cv2.contourArea(contours[hole]))[count:]:
+            cv2.drawContours(filled, contours, hole, 1, cv2.FILLED)
     return filled.astype(bool)
 
 

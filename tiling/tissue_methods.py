@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .pen import channels_of
+from .pen import channels_of, smoothed
 
 # Colourfulness (max - min of R, G, B; 0 to 255) of a smoothed thumbnail. Below the first no stain is visible, so a
 # slide of bare glass stays empty although Otsu always finds a threshold; above the second all is stained, so a
@@ -99,14 +99,6 @@ def fluorescence_tissue(thumbnail: NDArray[np.uint8], pixel_um: float) -> NDArra
     dark = float(np.median(bright[bright <= np.median(bright)]))  # the background's own glow
     low, high = GLOW_LIMITS
     return bright > otsu_threshold(bright, (dark + low, dark + high))
-
-
-def smoothed(thumbnail: NDArray[np.uint8], pixel_um: float, sigma_um: float = 12.0) -> NDArray[np.uint8]:
-    """Gaussian of 12 µm: the grain of a scanner's sensor has colour too."""
-    import cv2
-
-    result: NDArray[np.uint8] = cv2.GaussianBlur(thumbnail, (0, 0), max(0.5, sigma_um / pixel_um))
-    return result
 
 
 def otsu_threshold(values: NDArray[np.uint8], limits: tuple[float, float]) -> float:
