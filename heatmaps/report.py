@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from PIL import Image
 
 from wsi.errors import SpecError
 from wsi.publish import appear_file
+
+if TYPE_CHECKING:
+    import jinja2
 
 MAX_FIGURES = 40
 _MAX_CLASS_COLUMNS = 4
@@ -166,18 +170,7 @@ def write_report(report: Report, path: Path) -> None:
     manifests and slides is escaped. Raises SpecError for a picture that is no PNG or JPEG and for a link that is
     not a relative path.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=visible
-    )
-    environment.filters |= {
-        "count": _count,
-        "score": _score,
-        "duration": duration,
-        "link": _link,
-        "polyline": _polyline,
-    }
+    environment = page_environment()
     template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
     shown = report.figures[: report.max_figures]
     classes = list(dict.fromkeys(name for row in report.slides for name in row.softmax))
@@ -193,6 +186,23 @@ def write_report(report: Report, path: Path) -> None:
     )
     with appear_file(path) as draft:
         draft.write_text(html, encoding="utf-8", errors="backslashreplace")
+
+
+def page_environment() -> "jinja2.Environment":
+    """For this package's pages: everything is escaped, and nothing may be missing."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=visible
+    )
+    environment.filters |= {
+        "count": _count,
+        "score": _score,
+        "duration": duration,
+        "link": relative_link,
+        "polyline": _polyline,
+    }
+    return environment
 
 
 def visible(value: object) -> object:
@@ -230,7 +240,7 @@ def _counted(words: Iterable[str]) -> dict[str, int]:
     return counts
 
 
-def _link(path: str) -> str:
+def relative_link(path: str) -> str:
     """A relative path as a URL. A scheme or an absolute path would lead somewhere that is not the run."""
     if path.startswith(("/", "\\")) or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path):
         raise SpecError(path, "a link that is no relative path", "give the path relative to the report's folder")
