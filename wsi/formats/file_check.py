@@ -3,12 +3,15 @@
 import errno
 import os
 import stat
+from contextlib import closing
 from pathlib import Path
 
 from ..errors import SlideError
+from ..source import open_source
 
 COPY_AGAIN = "copy the file again from its source and compare the sizes"
 
+_HEAD_BYTES = 4096
 _GIT_LFS = b"version https://git-lfs"
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"
 
@@ -40,11 +43,14 @@ _KINDS = (
 )
 
 
-def check_file(path: Path) -> bytes:
+def check_file(path: Path | str) -> bytes:
     """The first 4 KiB of a regular, readable file that has content; nothing of a Zarr folder or one of DICOM files.
 
-    Raises SlideError, one problem each.
+    Raises SlideError, one problem each; of a URL RemoteError, too.
     """
+    if isinstance(path, str):
+        with closing(open_source(path)) as source:
+            return _checked(path, source.size, source.read_at(0, _HEAD_BYTES))
     try:
         status = path.stat()
     except OSError as error:
@@ -56,13 +62,16 @@ def check_file(path: Path) -> bytes:
         raise SlideError(path, "this is a folder, not a slide file", remedy)
     if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
         raise SlideError(path, "this is a device, pipe or socket, not a regular file", "name a slide file")
-    if status.st_size == 0:
-        raise SlideError(path, "the file is empty (0 bytes)", COPY_AGAIN)
     try:
         with path.open("rb") as file:
-            head = file.read(4096)
+            return _checked(path, status.st_size, file.read(_HEAD_BYTES))
     except PermissionError:
         raise SlideError(path, "this user may not read the file", "ask its owner for read permission") from None
+
+
+def _checked(path: Path | str, size: int, head: bytes) -> bytes:
+    if size == 0:
+        raise SlideError(path, "the file is empty (0 bytes)", COPY_AGAIN)
     if head.startswith(_GIT_LFS):
         raise SlideError(path, "this is a Git LFS pointer, not the slide itself", "run `git lfs pull` in its folder")
     if head.startswith(_APPLE_DOUBLE):
