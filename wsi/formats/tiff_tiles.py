@@ -22,6 +22,7 @@ from .codecs import (
     LOSSLESS,
     READ,
     RGB,
+    WEBP,
     WHITE_IS_ZERO,
     WITH_PREDICTOR,
     YCBCR,
@@ -100,7 +101,8 @@ def unreadable(directory: Directory) -> str | None:
         return f"{compression_name(directory)} tiles"
     kinds = {1: (WHITE_IS_ZERO, BLACK_IS_ZERO), 3: (RGB,), 4: (RGB,)}.get(samples, ())
     if compression not in LOSSLESS:
-        kinds = {1: (BLACK_IS_ZERO,) if compression == JPEG else (), 3: (RGB, YCBCR)}.get(samples, ())
+        grey, alpha = ((BLACK_IS_ZERO,) if compression == JPEG else ()), ((RGB,) if compression == WEBP else ())
+        kinds = {1: grey, 3: (RGB, YCBCR), 4: alpha}.get(samples, ())
     if photometric not in kinds or (planar == 2 and compression not in LOSSLESS and samples > 1):
         layout = f"{samples} samples of 8 bits, photometric {photometric}{', planar' if planar == 2 else ''}"
         return f"pixels that are not 8-bit RGB or grey ({layout}, {compression_name(directory)})"

@@ -201,6 +201,8 @@ def _views(stored: Sequence[TileLevel]) -> Iterator[View]:
 
 def _level(view: View, base: Grid, mpp: float | None) -> Level:
     grid = view.stored.grid
-    downsample = (base.width / grid.width + base.height / grid.height) / 2 * view.factor  # as OpenSlide defines it
+    # Philips states it; else as OpenSlide defines it.
+    stated: float | None = getattr(view.stored, "downsample", None)
+    downsample = (stated or (base.width / grid.width + base.height / grid.height) / 2) * view.factor
     scale = None if mpp is None else mpp * downsample
     return Level(view.grid.width, view.grid.height, downsample, scale, view.factor == 1)
