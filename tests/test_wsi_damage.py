@@ -10,6 +10,7 @@ import simplejpeg
 import tifffile
 
 from tests.slides import SvsOptions, tissue_like, write_svs
+from tests.tiff_slides import philips_xml, write_philips
 from wsi import Region, Slide, SlideError, TileError, open_slide
 from wsi.formats.openslide import OpenSlideSlide
 from wsi.formats.tiff import TiffSlide
@@ -218,12 +219,57 @@ def test_openslide_goes_on_after_a_bad_tile(svs, copy):
             assert np.array_equal(slide.read(Region(300, 300, 200, 200), 0), truth[0])
 
 
-def test_a_tile_missing_for_openslide_is_white_when_read_and_not_ok_in_a_batch(tmp_path):
+def test_a_tile_without_bytes_is_an_error_through_openslide_too(tmp_path):
     path = write_svs(tmp_path / "generic.tif", tissue_like(700, 500), SvsOptions(TILE, (1,), aperio=False))
     offset, width = _tag_entry(path, 0, 325)
     _overwrite(path, offset, bytes(width))
     with OpenSlideSlide(path, "asked for") as slide:
-        assert (slide.read(Region(0, 0, 100, 100), 0) == 255).all()
+        with pytest.raises(TileError, match="no bytes"):
+            slide.read(Region(0, 0, 100, 100), 0)
+        assert (slide.read(Region(650, 450, 100, 100), 0)[60:, 60:] == 255).all()  # beyond the slide is no damage
         out = np.empty((3, 100, 100, 3), np.uint8)
         ok = slide.read_many(np.array([[0, 0], [300, 100], [650, 450]]), 0, out)
-        assert ok.tolist() == [False, True, True]  # the last one reaches beyond the slide, which is no damage
+        assert ok.tolist() == [False, True, True]
+
+
+def _sparse_ndpi(source: Path, target: Path) -> Path:
+    """A file of 5 GiB, as far as its size goes: Hamamatsu's are classic TIFF also then."""
+    shutil.copy(source, target)
+    with target.open("r+b") as file:
+        file.truncate(5 << 30)
+    return target
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_slide_of_another_tiff_flavour_is_read_when_sound_and_refused_when_cut(data_dir, tmp_path, long):
+    source = data_dir / "slides" / "stritt_test3-DAPI-2-387.ndpi"
+    path = _sparse_ndpi(source, tmp_path / "a.ndpi") if long else source
+    with open_slide(path) as slide:
+        assert (slide.info.reader, slide.info.vendor) == ("openslide", "hamamatsu")
+        assert slide.read(Region(0, 0, 64, 64), 0).shape == (64, 64, 3)
+    cut = tmp_path / "cut.ndpi"
+    cut.write_bytes(source.read_bytes()[:-100_000])
+    with pytest.raises(SlideError):
+        open_slide(cut)
+    data = bytearray(source.read_bytes())
+    at = int.from_bytes(data[4:8], "little")
+    entries = int.from_bytes(data[at : at + 2], "little")
+    count = next(at + 2 + 12 * n for n in range(entries) if data[at + 2 + 12 * n : at + 4 + 12 * n] == b"\x17\x01")
+    data[count + 8 : count + 12] = (1 << 30).to_bytes(4, "little")
+    cut.write_bytes(data)
+    with pytest.raises(SlideError, match="only 0 of 1 strips of image 0 lie inside the file"):
+        open_slide(cut)
+
+
+def test_glass_that_a_format_leaves_out_by_design_is_background_through_openslide(tmp_path):
+    xml = philips_xml((1, 2), 0.00025).replace("&quot; <", "&quot;<")  # OpenSlide bears no blank there
+    path = write_philips(tmp_path / "p.tiff", tissue_like(512, 384), (1, 2), xml)
+    for tag in (324, 325):
+        at, width = _tag_entry(path, 0, tag)
+        _overwrite(path, at, bytes(width))  # the first tile's offset and size
+    with OpenSlideSlide(path, "asked for") as slide:
+        out = np.zeros((2, 128, 128, 3), np.uint8)
+        assert slide.read_many(np.array([[0, 0], [128, 0]]), 0, out).all()
+        assert (out[0] == 255).all()
+        assert out[1].std() > 10
+        assert (slide.read(Region(0, 0, 128, 128), 0) == 255).all()

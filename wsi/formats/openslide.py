@@ -12,12 +12,19 @@ from numpy.typing import NDArray
 from ..errors import SlideError, TileError
 from ..geometry import Level, Region
 from ..slide import SlideInfo
+from ..source import open_source
 from .file_check import COPY_AGAIN
 from .match import Match
 from .scale import Scale, as_objective, stated_scale
+from .tiff_directory import is_tiff, read_directories
 from .tiff_structure import first_codec
+from .tiff_tiles import read_all
 
 _MPP_SOURCE = {"dicom": "dicom", "generic-tiff": "tiff"}  # all others state it in the vendor's own words
+
+# Formats that by design keep nothing of glass that was not scanned, or of gaps between scanned areas: what OpenSlide
+# leaves transparent there is background. In all others it is a tile of no bytes, which is missing.
+_SPARSE = {"dicom", "leica", "mirax", "philips", "sakura", "ventana", "zeiss"}
 
 # Model names only: serial numbers and operators' names stay in the file.
 _SCANNER_KEYS = (
@@ -55,36 +62,29 @@ class OpenSlideSlide:
             return Match(False, f"OpenSlide: {error}")
         if vendor is None:
             return Match(False, "not a format that OpenSlide knows")
+        _check_structure(path)
         return Match(True, f"OpenSlide reads {vendor}")
 
     def read(self, region: Region, level: int) -> NDArray[np.uint8]:
         """See Slide.read. The region's corner is rounded to whole pixels of the level."""
         rows, cols = region.shape_at(self.levels[level].downsample)
         rgba = self._read_rgba(self._snap(region.x, region.y, level), level, (rows, cols))
-        alpha = rgba[..., 3:]
-        if alpha.min() == 255:
-            return np.ascontiguousarray(rgba[..., :3])
-        weight = alpha.astype(np.uint16)
-        return ((rgba[..., :3] * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
+        if self._lacks_pixels(rgba, region.x, region.y, level):
+            where = f"level {level} at ({region.x}, {region.y})"
+            raise TileError(self.path, f"{where}: the file holds no bytes for some of its tiles", COPY_AGAIN)
+        return _on_white(rgba)
 
     def read_many(self, xy: NDArray[np.int64], level: int, out: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """See Slide.read_many; patch by patch."""
         ok = np.ones(len(xy), np.bool_)
-        rows, cols = out.shape[1:3]
-        size, scale = self.levels[level], self.levels[level].downsample
         for number, (x, y) in enumerate(xy.tolist()):
             try:
-                rgba = self._read_rgba(self._snap(x, y, level), level, (rows, cols))
+                rgba = self._read_rgba(self._snap(x, y, level), level, out.shape[1:3])
             except TileError:
                 ok[number] = False
                 continue
-            out[number] = rgba[..., :3]
-            missing = rgba[..., 3] == 0
-            if missing.any():
-                out[number][missing] = 255
-                left, top = round(x / scale), round(y / scale)
-                inside = missing[max(0, -top) : max(0, size.height - top), max(0, -left) : max(0, size.width - left)]
-                ok[number] = not inside.any()
+            out[number] = _on_white(rgba)
+            ok[number] = not self._lacks_pixels(rgba, x, y, level)
         return ok
 
     def associated(self, name: str) -> NDArray[np.uint8]:
@@ -121,6 +121,16 @@ class OpenSlideSlide:
         scale = self.levels[level].downsample
         return round(round(x / scale) * scale), round(round(y / scale) * scale)
 
+    def _lacks_pixels(self, rgba: NDArray[np.uint8], x: int, y: int, level: int) -> bool:
+        """Whether pixels inside the slide are missing from the file, of a patch whose corner is the level-0 (x, y)."""
+        missing = rgba[..., 3] == 0
+        if self.info.vendor in _SPARSE or not missing.any():
+            return False
+        size, scale = self.levels[level], self.levels[level].downsample
+        left, top = round(x / scale), round(y / scale)
+        inside = missing[max(0, -top) : max(0, size.height - top), max(0, -left) : max(0, size.width - left)]
+        return bool(inside.any())
+
     def _read_rgba(self, corner: tuple[int, int], level: int, shape: tuple[int, int]) -> NDArray[np.uint8]:
         """uint8 (rows, cols, 4) at a level-0 corner. Raises TileError when a fresh handle fails, too."""
         handle = self._handle
@@ -146,6 +156,29 @@ class OpenSlideSlide:
         with self._lock:
             if self._handle is latched:  # else another thread has done it, or the slide was closed meanwhile
                 self._handle = fresh
+
+
+def _on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8 (rows, cols, 4), not premultiplied → RGB over white."""
+    alpha = rgba[..., 3:]
+    if alpha.min() == 255:
+        return np.ascontiguousarray(rgba[..., :3])
+    weight = alpha.astype(np.uint16)
+    return ((rgba[..., :3] * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
+
+
+def _check_structure(path: Path) -> None:
+    """Of a file that is a TIFF: all of its directories, tiles and strips lie inside it. Raises SlideError.
+
+    OpenSlide reads a truncated file as far as it goes, and finds out tile by tile.
+    """
+    source = open_source(path)
+    try:
+        if is_tiff(source):
+            chain = read_directories(source)
+            read_all(source, next(chain), list(chain))
+    finally:
+        source.close()
 
 
 def _open(path: Path) -> openslide.OpenSlide:

@@ -115,7 +115,10 @@ _LAYOUTS = {
 
 
 def is_tiff(source: ByteSource) -> bool:
-    return source.read_at(0, 4) in _LAYOUTS
+    """A TIFF file that can be read here; none of Hamamatsu's beyond 4 GiB, which look like classic TIFF and keep the
+    upper halves of their offsets in a place of their own."""
+    head = source.read_at(0, 4)
+    return head in _LAYOUTS and (_LAYOUTS[head].offset_bytes == 8 or source.size < 1 << 32)
 
 
 def read_directories(source: ByteSource) -> Iterator[Directory]:
