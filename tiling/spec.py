@@ -6,7 +6,7 @@ from typing import Any
 
 from wsi.errors import SpecError
 
-TISSUE_METHODS = ("otsu", "hsv", "entropy", "fluorescence", "learned", "mask", "none")
+TISSUE_METHODS = ("otsu", "hsv", "texture", "fluorescence", "learned", "mask", "none")
 FLAGS = ("pen", "blur", "fold", "dark", "bubble")
 
 
@@ -15,7 +15,7 @@ class TissueSpec:
     """How tissue is told from glass. Areas are µm², so they mean the same on every scanner.
 
     method         otsu: Otsu's threshold on the colourfulness of a smoothed thumbnail; hsv: saturation, as CLAM does;
-                   entropy: local texture, for pale fat tissue; fluorescence: bright on dark; learned: a segmentation
+                   texture: local variation, for pale fat tissue; fluorescence: bright on dark; learned: a segmentation
                    model, `weights`; mask: a mask image or regions from outside, `mask`; none: the whole slide counts
     mpp            µm per pixel of the thumbnail the decision is made on
     min_area_um2   smaller pieces are dust and are dropped; None: 10,000, and CLAM's 1,638,400 with hsv

@@ -57,6 +57,8 @@ def find_tissue(slide: Slide, spec: TissueSpec, outside: NDArray[np.bool_] | Non
     if method is not None:
         if method.brightfield:
             _refuse_dark(slide, thumbnail.pixels)
+        else:
+            _darken_edge(slide, thumbnail)
         pixels = thumbnail.pixels if pen is None else _without(thumbnail.pixels, pen)
         mask = clean_mask(method.find(pixels, pixel_um), pen, pixel_um, spec, method.cleaning) | thumbnail.unread
     elif spec.method == "none":
@@ -105,6 +107,15 @@ def _refuse_dark(slide: Slide, pixels: NDArray[np.uint8]) -> None:
             "more than half of it is dark, as in fluorescence: tissue cannot be told from glass",
             "use tissue method `fluorescence`, or `none` to tile everything",
         )
+
+
+def _darken_edge(slide: Slide, thumbnail: Thumbnail) -> None:
+    """The last row and column, where they reach over the slide's edge and are partly white, as those beside them."""
+    base, pixels = slide.levels[0], thumbnail.pixels
+    if base.height % thumbnail.scale and len(pixels) > 1:
+        pixels[-1] = pixels[-2]
+    if base.width % thumbnail.scale and pixels.shape[1] > 1:
+        pixels[:, -1] = pixels[:, -2]
 
 
 def _without(pixels: NDArray[np.uint8], pen: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -9,20 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .pen import channels_of, smoothed
+from .pen import channels_of, near, smoothed
 
 # Colourfulness (max - min of R, G, B; 0 to 255) of a smoothed thumbnail. Below the first no stain is visible, so a
 # slide of bare glass stays empty although Otsu always finds a threshold; above the second all is stained, so a
 # slide full of tissue is not split into pale and dark tissue.
 CHROMA_LIMITS = (12.0, 25.0)
-GLOW_LIMITS = (10.0, 80.0)  # the same for brightness (0 to 255) on a dark background
+GLOW_LIMITS = (8.0, 25.0)  # the same for brightness (0 to 255) above a dark background
 # CLAM segments at a downsample of 64, which is 16 µm per pixel on the 40x slides it was tuned on
 CLAM_UM = 16.0
 CLAM_MEDIAN_PX, CLAM_SATURATION, CLAM_CLOSE_PX = 7, 8, 4
 CLAM_PATCH_UM2 = (512 * 0.25) ** 2  # CLAM's unit of area: a patch of 512 px at level 0 of a 40x slide
-TEXTURE_UM = 100.0  # window of local entropy: about a fat cell
-GREY_STEP, GREY_STEPS = 6, 8  # grey levels (0 to 255) that count as the same, and how many such steps are told apart
-ENTROPY_BITS, DARKER = 0.9, 24  # limits of local entropy, and of grey levels below glass
+TEXTURE_UM, TEXTURE = 100.0, 4.0  # window (about a fat cell), and standard deviation of grey (0 to 255) in tissue
+DARKER = 24  # grey levels below glass that are tissue without any texture
 
 
 @dataclass(frozen=True)
@@ -72,25 +71,21 @@ def hsv_tissue(thumbnail: NDArray[np.uint8], pixel_um: float) -> NDArray[np.bool
     return cv2.medianBlur(np.ascontiguousarray(saturation), width) > CLAM_SATURATION
 
 
-def entropy_tissue(thumbnail: NDArray[np.uint8], pixel_um: float) -> NDArray[np.bool_]:
-    """Local entropy of grey above 0.9 bits in windows of 100 µm, or clearly darker than glass.
+def texture_tissue(thumbnail: NDArray[np.uint8], pixel_um: float) -> NDArray[np.bool_]:
+    """Grey that varies by more than 4 levels (standard deviation) in windows of 100 µm, or is clearly below glass.
 
-    Finds fat, whose cells are pale but have walls. Grey is counted in steps of 6 levels that are centred on the glass
-    (the commonest bright grey), so that the noise of glass stays within one step and has no entropy. Uneven lighting
-    of more than 6 levels is taken for tissue, and so is dust.
+    Finds fat, whose cells are pale but have walls: the noise of glass is far less on a thumbnail. The glass is the
+    commonest bright grey. Dust and the seams of scanned fields are taken for tissue.
     """
     import cv2
 
     grey = cv2.cvtColor(smoothed(thumbnail, pixel_um, 4.0), cv2.COLOR_RGB2GRAY)
     glass = 128 + int(np.argmax(np.bincount(grey.ravel(), minlength=256)[128:]))
-    step_of = np.clip((glass + GREY_STEP // 2 - np.arange(256)) // GREY_STEP, 0, GREY_STEPS - 1)
-    steps = cv2.LUT(grey, step_of.astype(np.uint8))
-    side = max(3, round(TEXTURE_UM / pixel_um) // 2 * 2 + 1)
-    entropy = np.zeros(grey.shape, np.float32)
-    for step in range(GREY_STEPS):
-        share = cv2.boxFilter((steps == step).view(np.uint8), cv2.CV_32F, (side, side))
-        np.subtract(entropy, share * np.log2(np.maximum(share, 1e-6)), out=entropy)
-    return (entropy > ENTROPY_BITS) | (grey < glass - DARKER)
+    window = (max(3, round(TEXTURE_UM / pixel_um) // 2 * 2 + 1),) * 2
+    mean, square = cv2.boxFilter(grey, cv2.CV_32F, window), cv2.sqrBoxFilter(grey, cv2.CV_32F, window)
+    varied = square - mean * mean > TEXTURE**2
+    inside = ~near(~varied, TEXTURE_UM / 3 / pixel_um)  # a window sees tissue before its centre is in it
+    return inside | (grey < glass - DARKER)
 
 
 def fluorescence_tissue(thumbnail: NDArray[np.uint8], pixel_um: float) -> NDArray[np.bool_]:
@@ -113,6 +108,6 @@ CLAM_CLEANING = Cleaning(100 * CLAM_PATCH_UM2, 16 * CLAM_PATCH_UM2, 8, CLAM_CLOS
 METHODS: dict[str, Method] = {
     "otsu": Method(otsu_tissue),
     "hsv": Method(hsv_tissue, CLAM_CLEANING),
-    "entropy": Method(entropy_tissue),
+    "texture": Method(texture_tissue),
     "fluorescence": Method(fluorescence_tissue, brightfield=False),
 }
