@@ -15,7 +15,8 @@ _CHOICE = re.compile(
     r"(?P<channel>.+)=#?(?P<colour>[0-9A-Fa-f]{6})(?::(?P<low>-?\d+(?:\.\d+)?)-(?P<high>-?\d+(?:\.\d+)?))?"
 )
 _SUGGESTED = ("0000FF", "00FF00", "FF0000", "FFFF00", "FF00FF", "00FFFF", "FFFFFF")
-_OWN_COLOURS = {"red": "FF0000", "green": "00FF00", "blue": "0000FF", "grey": "FFFFFF", "alpha": "FFFFFF"}
+_OWN_COLOURS = {"red": "FF0000", "green": "00FF00", "blue": "0000FF"}
+_HEX = re.compile("[0-9A-F]{6}")
 _FORM = "give them as NAME=RRGGBB or NAME=RRGGBB:LOW-HIGH, with commas between, such as DAPI=0000FF:100-4000,1=FF0000"
 
 
@@ -67,10 +68,16 @@ class Channels:
 
 
 class FileChannels(NamedTuple):
-    """The channels of a file. names: "" for one without a name; dtype: of all of them."""
+    """The channels of a file.
+
+    names    "" for one without a name
+    dtype    of all of them
+    colours  RRGGBB that the file would show them in, "" for none; only ever suggested
+    """
 
     names: tuple[str, ...]
     dtype: np.dtype
+    colours: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         listed = ", ".join(f"{number} {name}".strip() for number, name in enumerate(self.names))
@@ -80,14 +87,11 @@ class FileChannels(NamedTuple):
     def suggestion(self) -> str:
         """A text for `Channels.parse` that shows these channels."""
         low, high = value_range(self.dtype)
-        colours = iter(_SUGGESTED if len(self.names) > 1 else ("FFFFFF",))
-        parts = []
-        for number, name in enumerate(self.names):
-            colour = _OWN_COLOURS.get(name.casefold()) or next(colours, None)
-            if colour is not None and name.casefold() != "alpha":
-                known = name if _unambiguous(name, self.names) else number
-                parts.append(f"{known}={colour}:{low:.12g}-{high:.12g}")
-        return ",".join(parts)
+        own = self.colours or tuple(_OWN_COLOURS.get(name.casefold(), "") for name in self.names)
+        if len(set(own)) < len(self.names) or not all(map(_HEX.fullmatch, own)):
+            own = _SUGGESTED if len(self.names) > 1 else ("FFFFFF",)
+        named = [name if _unambiguous(name, self.names) else str(number) for number, name in enumerate(self.names)]
+        return ",".join(f"{name}={colour}:{low:.12g}-{high:.12g}" for name, colour in zip(named, own, strict=False))
 
 
 def refusal(path: Path, found: FileChannels) -> SlideError:
@@ -122,11 +126,8 @@ class Blend:
         if found.dtype.kind not in "iuf":
             raise SpecError("channels", f"values of type {found.dtype.name} have no brightness", "convert the file")
         self.used = tuple(_number(choice.channel, found) for choice in channels.choices)
-        twice = [
-            choice.channel for choice, n in zip(channels.choices, self.used, strict=True) if self.used.count(n) > 1
-        ]
-        if twice:
-            raise SpecError("channels", f"{' and '.join(twice)} are one channel", "name each channel once")
+        if len(set(self.used)) < len(self.used):
+            raise SpecError("channels", f"a channel stands twice in {channels}", "name each channel once")
         whole = value_range(found.dtype)
         self.channels = Channels(
             tuple(ChannelChoice(choice.channel, choice.colour, choice.window or whole) for choice in channels.choices)

@@ -60,15 +60,12 @@ class Format:
         return "here" in self.places and (self.folders or not place.is_dir())
 
 
+_TIFF = (".tif", ".tiff", ".qptiff", ".btf", ".tf8", ".tf2")
+
 # Order is detection order among formats that do not claim the suffix.
 FORMATS = (
-    Format(
-        "tiff",
-        (".svs", ".tif", ".tiff", ".qptiff", ".btf", ".tf8", ".tf2"),
-        "wsi.formats.tiff:TiffSlide",
-        places=("here", "url"),
-    ),
-    Format("channel_tiff", (".tif", ".tiff", ".qptiff"), "wsi.formats.channel_tiff:ChannelTiffReader", channels=True),
+    Format("tiff", (".svs", *_TIFF), "wsi.formats.tiff:TiffSlide", places=("here", "url")),
+    Format("channel_tiff", _TIFF, "wsi.formats.channel_tiff:ChannelTiffReader", channels=True),
     Format("dicom", (".dcm",), "wsi.formats.dicom:DicomSlide", folders=True),
     Format(
         "openslide",

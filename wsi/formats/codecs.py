@@ -47,14 +47,17 @@ LOSSLESS = set(_UNPACK)
 READ = LOSSLESS | {JPEG, WEBP, J2K_YCBCR, J2K_RGB, J2K}
 
 
-def unpack(compression: int, data: bytes, size: int) -> NDArray[np.uint8]:
-    """Exactly `size` bytes out of stored ones, by a compression in LOSSLESS. Raises BadTile."""
-    buffer = np.empty(size + 1, np.uint8)  # one more than is right: too much is seen, and goes no further
+def unpack(compression: int, data: bytes, size: int, surplus: int = 0) -> NDArray[np.uint8]:
+    """Exactly `size` bytes out of stored ones, by a compression in LOSSLESS. Raises BadTile.
+
+    surplus  so many bytes more may be stored, and are dropped: some encoders end late
+    """
+    buffer = np.empty(size + surplus + 1, np.uint8)  # one more than is right: too much is seen, and goes no further
     try:
         filled = _UNPACK[compression](data, buffer)
     except (RuntimeError, ValueError) as error:  # imagecodecs' errors derive from RuntimeError
         raise BadTile(f"it does not unpack: {error}") from None
-    if len(filled) != size:
+    if not size <= len(filled) <= size + surplus:
         much = "more" if len(filled) > size else f"{len(filled):,}"
         raise BadTile(f"it unpacks to {much} bytes instead of {size:,}")
     return buffer[:size]

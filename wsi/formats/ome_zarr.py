@@ -226,8 +226,9 @@ def _channels(path: Path, image: NgffImage, arrays: list["zarr.Array[Any]"]) -> 
     if len(set(shapes)) > 1:
         raise SlideError(path, "its levels differ in channels or data type", COPY_AGAIN)
     count, dtype = shapes[0]
-    names = image.names if len(image.names) == count else ("",) * count
-    return FileChannels(names, np.dtype(dtype))
+    listed = len(image.names) == count
+    names, colours = (image.names, image.colours) if listed else (("",) * count, ())
+    return FileChannels(names, np.dtype(dtype), colours)
 
 
 def _check_levels(path: Path, stored: Sequence[ZarrLevel]) -> None:

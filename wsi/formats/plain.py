@@ -199,7 +199,7 @@ def _read_deep_png(path: Path, channels: Channels | None) -> tuple[NDArray[np.ui
     import imagecodecs
 
     data = path.read_bytes()
-    found = FileChannels(_PNG_CHANNELS.get(data[25], ()), np.dtype(np.uint16))
+    found = FileChannels(_PNG_CHANNELS.get(data[25], ("grey",)), np.dtype(np.uint16))
     if channels is None:
         raise refusal(path, found)
     blend = Blend(channels, found)
