@@ -40,7 +40,7 @@ def _sixteen_bits(path: Path) -> None:
         (lambda path: path.write_bytes(b"\0\5\x16\7" + bytes(100)), "AppleDouble", "without `._`"),
         (_png, "a PNG image", "scanner's own file"),
         (_jpeg, "a plain JPEG image", "scanner's own file"),
-        (_sixteen_bits, "16-bit pixels: give channels explicitly", "tiled pyramidal TIFF"),
+        (_sixteen_bits, "no RGB image but has 3 channels of uint16", "--channels red=FF0000:0-65535"),
         (lambda path: path.write_text("slide_id,path\n1,a.svs\nµ,b\n", "utf-8"), "a text file", "scanner's own file"),
         (lambda path: path.write_text("\n<!DOCTYPE html><html>log in"), "a web page", "scanner's own file"),
         (lambda path: path.write_bytes(bytes(100_000)), "zero bytes", "scanner's own file"),

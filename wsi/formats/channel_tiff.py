@@ -120,7 +120,8 @@ def _read(path: Path) -> _Series | str:
 def _read_with_tifffile(path: Path, source: ByteSource, base: Directory, images: list[ome.OmeImage]) -> _Series | str:
     import tifffile
 
-    with tifffile.TiffFile(path, _multifile=False) as file:
+    # Under a name of its own, because tifffile reads any file called .ndpi as Hamamatsu's variant of TIFF.
+    with path.open("rb") as raw, tifffile.TiffFile(raw, name="slide.tif", _multifile=False) as file:
         try:
             series = max(file.series, key=lambda entry: entry.keyframe.imagewidth * entry.keyframe.imagelength)
             sizes = [list(zip(one.get_axes(False), one.get_shape(False), strict=True)) for one in series.levels]
