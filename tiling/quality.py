@@ -5,7 +5,8 @@ each one catches and misses stands with it. They are reported for every tile; on
 `QualitySpec.exclude` leave tiles out.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ FOLD_DENSITY = 1.9  # optical density of a fold against the tissue's median: two
 FOLD_MIN_CHROMA = 25  # 0 to 255: a fold is in the colours of the tissue, dirt is grey
 FOLD_UM = (16.0, 400.0)  # width of a fold's ridge: what is wider is dense tissue
 FOLD_MIN_UM2 = 8_000.0
+GLASS = 245.0  # brightness (0 to 255) of clear glass, as scanners are set
 DARK = 50  # brightness (0 to 255) that no stained tissue has over 25 µm
 BUBBLE_CHROMA, BUBBLE_BELOW, BUBBLE_MIN_UM2 = 14, 20, 10_000.0  # grey, this much darker than glass
 
@@ -47,17 +49,32 @@ class TileQuality:
         shares = {name: getattr(self, name) > spec.max_share for name in ("pen", "fold", "dark", "bubble")}
         return {"blur": self.sharpness < spec.min_sharpness, **shares}
 
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """Name → values, as a store keeps them."""
+        return {f"quality_{item.name}": getattr(self, item.name) for item in fields(self)}
+
+    def of(self, rows: NDArray[np.bool_]) -> "TileQuality":
+        """Of the tiles in `rows` only."""
+        return TileQuality(*(getattr(self, item.name)[rows] for item in fields(self)))
+
     def excluded(self, spec: QualitySpec) -> NDArray[np.bool_]:
         """bool (n,): tiles with any of the flags in `spec.exclude`."""
         flags = self.flags(spec)
         return np.any([flags[name] for name in spec.exclude], axis=0) if spec.exclude else np.zeros(len(self.pen), bool)
 
 
-def measure_quality(slide: Slide, grid: TileGrid, tissue: Tissue, spec: QualitySpec, threads: int = 2) -> TileQuality:
+def measure_quality(
+    slide: Slide,
+    grid: TileGrid,
+    tissue: Tissue,
+    spec: QualitySpec,
+    threads: int = 2,
+    tick: Callable[[], None] = lambda: None,
+) -> TileQuality:
     """Quality of every tile of `grid`; reads a thumbnail at the scale of `tissue`, and the tiles once at `blur_mpp`.
 
     Shares are 0 for what was not looked for: pen where `tissue.pen` is None, and all of them with fluorescence, whose
-    background is dark and grey.
+    background is dark and grey. `tick` is called now and then, as a sign of life.
     """
     thumbnail = read_thumbnail(slide, tissue.scale)
     pixel_um = tissue.scale * base_mpp(slide)
@@ -72,10 +89,12 @@ def measure_quality(slide: Slide, grid: TileGrid, tissue: Tissue, spec: QualityS
         name: tissue_fraction(mask & ~thumbnail.unread, grid.xy, grid.span_px, tissue.scale).astype(np.float32)
         for name, mask in masks.items()
     }
-    return TileQuality(measure_sharpness(slide, grid, spec.blur_mpp, threads), **shares)
+    return TileQuality(measure_sharpness(slide, grid, spec.blur_mpp, threads, tick), **shares)
 
 
-def measure_sharpness(slide: Slide, grid: TileGrid, mpp: float, threads: int = 2) -> NDArray[np.float32]:
+def measure_sharpness(
+    slide: Slide, grid: TileGrid, mpp: float, threads: int = 2, tick: Callable[[], None] = lambda: None
+) -> NDArray[np.float32]:
     """Variance of the Laplacian of grey at `mpp` µm per pixel inside each tile: float32 (n,), NaN where unreadable.
 
     Each stored tile of the coarsest level that is fine enough is decoded once. A slide coarser than `mpp` is measured
@@ -90,6 +109,7 @@ def measure_sharpness(slide: Slide, grid: TileGrid, mpp: float, threads: int = 2
     small = replace(grid, spec=replace(grid.spec, tile_px=side), level=level)
     sharpness = np.full(len(grid), np.nan, np.float32)
     for batch in iter_patches(slide, small, threads):
+        tick()
         for number in np.flatnonzero(batch.ok).tolist():
             grey = cv2.cvtColor(batch.patches[number], cv2.COLOR_RGB2GRAY)
             edges = cv2.Laplacian(grey, cv2.CV_16S)[1:-1, 1:-1]  # not the border, where pixels are made up
@@ -111,8 +131,8 @@ def fold_mask(seen: Channels, tissue: NDArray[np.bool_], pixel_um: float) -> NDA
         return tissue
     dense = tissue & (seen.chroma >= FOLD_MIN_CHROMA)
     for channel in (seen.red, seen.green, seen.blue):
-        passed = (float(np.median(channel[tissue])) + 1) / 256  # share of the light that the median tissue lets through
-        dense &= channel < 256 * passed**FOLD_DENSITY - 1
+        passed = min(1.0, float(np.median(channel[tissue])) / GLASS)  # share of the light that one layer lets through
+        dense &= channel < GLASS * passed**FOLD_DENSITY
     narrow, wide = (np.ones((max(1, round(um / pixel_um)),) * 2, np.uint8) for um in FOLD_UM)
     ridges = cv2.morphologyEx(dense.view(np.uint8), cv2.MORPH_OPEN, narrow)
     broad = cv2.morphologyEx(ridges, cv2.MORPH_OPEN, wide)
@@ -125,6 +145,6 @@ def bubble_mask(seen: Channels, pixel_um: float) -> NDArray[np.bool_]:
     Also dirt, pencil and the edge of the coverslip. Misses a bubble whose inside looks like clear glass, and one over
     stained tissue: that is out of focus, and flagged blur.
     """
-    glass = 128 + int(np.argmax(np.bincount(seen.high.ravel(), minlength=256)[128:]))
-    grey = (seen.chroma < BUBBLE_CHROMA) & (seen.high < glass - BUBBLE_BELOW) & (seen.high >= DARK)
+    clear = 200 + int(np.argmax(np.bincount(seen.high[seen.chroma < BUBBLE_CHROMA], minlength=256)[200:]))
+    grey = (seen.chroma < BUBBLE_CHROMA) & (seen.high < clear - BUBBLE_BELOW) & (seen.high >= DARK)
     return keep_large(~near(~grey, 12.0 / pixel_um), BUBBLE_MIN_UM2 / pixel_um**2)
