@@ -20,7 +20,8 @@ def demo(
     from jobs.model_stages import heatmap_slide, predict_slide
     from jobs.pipeline import Job
     from jobs.report import DEMO_MODEL, make_report
-    from jobs.stages import embed_slide, tile_slide
+    from jobs.stages import embed_slide
+    from jobs.tile_stage import tile_slide
 
     from .console import print_failures, run_shown, say
     from .stages import settings_of, write_table

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import demo, doctor, info, run, stages, train
+from . import convert, demo, doctor, info, run, stages, train
 
 app = typer.Typer(
     name="wsi",
@@ -48,6 +48,7 @@ for command, panel in (
     (stages.predict, "One step"),
     (stages.heatmap, "One step"),
     (train.evaluate, "One step"),
+    (convert.convert, "Other tools"),
     (doctor.doctor, "This machine"),
 ):
     app.command(rich_help_panel=panel)(command)

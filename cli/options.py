@@ -1,55 +1,30 @@
-"""Arguments and options that several commands share, and how they become settings."""
+"""Arguments and options that commands share, and how they become settings.
 
+A command says which groups of options it takes; `with_settings` adds them to its signature, which is where typer reads
+them, and hands the command one dictionary of settings: the recipe's, with every option that was given over them.
+"""
+
+import inspect
 import re
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 if TYPE_CHECKING:
     from jobs.manifest import SlideRecord
 
-TILING, COMPUTING, MODEL = "Tiling", "Computing", "Model"
+TILING, LOOKING, COMPUTING, MODEL = "Tiling", "Tissue, quality and regions", "Computing", "Model"
 
 Source = Annotated[
-    str, typer.Argument(help="A slide, a folder of slides, or a manifest CSV (slide_id,path,…); a path or URL")
+    str, typer.Argument(help="A slide, a folder of slides, a manifest CSV (slide_id,path,…), or a URL of one")
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder: results go there, and a re-run continues there")]
-Config = Annotated[str | None, typer.Option("--config", "-c", help="Recipe: a YAML file, or the name of a shipped one")]
 SlideMpp = Annotated[
     float | None, typer.Option(help="µm per level-0 pixel of slides whose file does not say it", rich_help_panel=TILING)
 ]
-TilePx = Annotated[
-    int | None, typer.Option(help="Side of a patch in pixels; by default the backbone's", rich_help_panel=TILING)
-]
-TileMpp = Annotated[
-    str | None,
-    typer.Option(
-        help="µm per patch pixel, such as 0.5; 20x is taken as 0.5; by default the backbone's", rich_help_panel=TILING
-    ),
-]
-StridePx = Annotated[
-    int | None,
-    typer.Option(help="Distance between tiles in patch pixels; by default no overlap", rich_help_panel=TILING),
-]
-MinTissue = Annotated[
-    float | None,
-    typer.Option(help="Share of a tile that must be tissue, 0 to 1; by default 0.25", rich_help_panel=TILING),
-]
-Patches = Annotated[bool, typer.Option("--patches", help="Store the tiles' pixels too (Zarr)", rich_help_panel=TILING)]
-BackboneName = Annotated[
-    str | None,
-    typer.Option("--backbone", "-b", help="Backbone; by default efficientnet-lite0", rich_help_panel=COMPUTING),
-]
-Weights = Annotated[
-    Path | None, typer.Option(help="File or folder with the backbone's weights", rich_help_panel=COMPUTING)
-]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps", rich_help_panel=COMPUTING)]
-Batch = Annotated[
-    int | None, typer.Option(help="Patches a step; by default suits the device", rich_help_panel=COMPUTING)
-]
-ExecutorName = Annotated[str | None, typer.Option("--executor", help="processes or serial", rich_help_panel=COMPUTING)]
-Workers = Annotated[int | None, typer.Option(help="Processes; by default one a core", rich_help_panel=COMPUTING)]
 ModelDir = Annotated[
     Path,
     typer.Option("--model", "-m", help="A trained model's folder, such as run/models/tumor", rich_help_panel=MODEL),
@@ -57,28 +32,242 @@ ModelDir = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what it would cost; do nothing")]
 
 
-def gather(config: str | None, options: dict[str, Any]) -> dict[str, Any]:
-    """Settings of the recipe, with every option that was given over them. Keys are dotted: tile.tile_px."""
-    from jobs.config import load_recipe, set_option
+class Setting(NamedTuple):
+    """An option and the settings it becomes.
 
-    settings = load_recipe(config) if config else {}
-    for key, value in options.items():
-        set_option(settings, key, str(value) if isinstance(value, Path) else value)
-    return settings
+    kind      its type and typer.Option
+    convert   given value → dotted key → value
+    """
+
+    kind: Any
+    convert: Callable[[Any], dict[str, Any]]
 
 
-def parse_mpp(text: str | None) -> float | None:
+def parse_mpp(text: str) -> float:
     """0.5 → 0.5; 20x → 0.5: the scale that scanners call 20x is 10 / 20 µm per pixel."""
     from wsi.errors import SpecError
 
-    if text is None:
-        return None
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([xX]?)\s*", text)
     if match is None or float(match[1]) == 0:
         raise SpecError(
             "--tile-mpp", f"{text!r} is no scale", "give µm per pixel such as 0.5, or a magnification such as 20x"
         )
     return 10 / float(match[1]) if match[2] else float(match[1])
+
+
+def parse_memory(text: str) -> int:
+    """Mebibytes: 1GiB → 1024, 512M → 512, 800 → 800."""
+    from wsi.errors import SpecError
+
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([mMgG]?)(?:i?[bB])?\s*", text)
+    if match is None:
+        raise SpecError("--memory", f"{text!r} is no amount of memory", "give such as 1GiB or 512MiB")
+    return round(float(match[1]) * (1024 if match[2] in ("g", "G") else 1))
+
+
+def parse_tissue(text: str) -> dict[str, Any]:
+    """A method by name, or the mask or folder of masks to use."""
+    from tiling.spec import TISSUE_METHODS
+    from wsi.errors import SpecError
+
+    if text in TISSUE_METHODS and text != "mask":
+        return {"tile.tissue.method": text}
+    if not Path(text).exists():
+        methods = ", ".join(method for method in TISSUE_METHODS if method != "mask")
+        raise SpecError("--tissue", f"{text!r} is neither a method nor a file", f"give {methods}, a mask or a folder")
+    return {"tile.tissue.method": "mask", "tile.tissue.mask": text}
+
+
+def parse_pairs(texts: list[str]) -> dict[str, Any]:
+    """`tile.quality.blur_mpp=1` → that key; values are read as YAML, as in a recipe."""
+    import yaml
+
+    from wsi.errors import SpecError
+
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise SpecError("--set", f"{text!r} is no setting", "give KEY=VALUE, such as tile.tissue.mpp=4")
+        found[key.strip()] = yaml.safe_load(value)
+    return found
+
+
+def _option(help_text: str, *names: str, panel: str | None = None) -> Any:
+    return typer.Option(*names, help=help_text, rich_help_panel=panel)
+
+
+def _at(key: str, convert: Callable[[Any], Any] = lambda value: value) -> Callable[[Any], dict[str, Any]]:
+    return lambda value: {key: str(convert(value)) if isinstance(value, Path) else convert(value)}
+
+
+def _words(value: list[str]) -> list[str]:
+    return [word.strip() for text in value for word in text.split(",")]
+
+
+_T, _L, _C = TILING, LOOKING, COMPUTING
+TILE = {
+    "tile_px": Setting(
+        Annotated[int | None, _option("Side of a patch in pixels; by default the backbone's", panel=_T)],
+        _at("tile.tile_px"),
+    ),
+    "tile_mpp": Setting(
+        Annotated[str | None, _option("µm per patch pixel, or 20x; by default the backbone's", panel=_T)],
+        _at("tile.mpp", parse_mpp),
+    ),
+    "stride_px": Setting(
+        Annotated[int | None, _option("Distance between tiles in patch pixels; by default no overlap", panel=_T)],
+        _at("tile.stride_px"),
+    ),
+    "max_tiles": Setting(
+        Annotated[int | None, _option("At most so many tiles a slide, drawn by --seed", panel=_T)],
+        _at("tile.max_tiles"),
+    ),
+    "seed": Setting(Annotated[int | None, _option("Of the draw", panel=_T)], _at("tile.seed")),
+    "coords": Setting(
+        Annotated[Path | None, _option("Take the tiles of CLAM or TRIDENT (a folder), or another run's", panel=_T)],
+        _at("coords"),
+    ),
+    "cheap_levels": Setting(
+        Annotated[
+            bool | None,
+            _option("Read reduced levels as the decoder makes them", "--cheap-levels/--no-cheap-levels", panel=_T),
+        ],
+        _at("tile.cheap_levels"),
+    ),
+    "icc": Setting(Annotated[str | None, _option("srgb: apply the slides' ICC profile", panel=_T)], _at("tile.icc")),
+    "channels": Setting(
+        Annotated[str | None, _option("Show fluorescence or 16-bit slides so: DAPI=0000FF:100-4000", panel=_T)],
+        _at("tile.channels"),
+    ),
+    "patches": Setting(
+        Annotated[str | None, _option("Store the pixels too: raw, jpeg or native", panel=_T)], _at("patches")
+    ),
+    "export": Setting(
+        Annotated[str | None, _option("The stored patches as files: png, jpg or tar", panel=_T)], _at("export")
+    ),
+    "min_tissue": Setting(
+        Annotated[float | None, _option("Share of a tile that must be tissue; by default 0.25", panel=_L)],
+        _at("tile.min_tissue"),
+    ),
+    "tissue": Setting(
+        Annotated[
+            str | None,
+            _option("otsu, hsv, entropy, fluorescence, learned, none; or a mask, or a folder of them", panel=_L),
+        ],
+        parse_tissue,
+    ),
+    "tissue_weights": Setting(
+        Annotated[Path | None, _option("Weights of the learned segmenter", panel=_L)], _at("tile.tissue.weights")
+    ),
+    "pen": Setting(
+        Annotated[bool | None, _option("Find pen marks and take them out", "--pen/--no-pen", panel=_L)],
+        _at("tile.tissue.pen"),
+    ),
+    "qc": Setting(
+        Annotated[bool | None, _option("Measure every tile's quality", "--qc/--no-qc", panel=_L)],
+        _at("tile.quality.measure"),
+    ),
+    "drop": Setting(
+        Annotated[list[str] | None, _option("Leave out tiles with: blur, fold, pen, dark, bubble", panel=_L)],
+        _at("tile.quality.exclude", _words),
+    ),
+    "include": Setting(
+        Annotated[Path | None, _option("Only tiles in these regions: GeoJSON or XML, or a folder", panel=_L)],
+        _at("tile.regions.include"),
+    ),
+    "include_class": Setting(
+        Annotated[list[str] | None, _option("Only regions of this class", panel=_L)],
+        _at("tile.regions.include_classes", list),
+    ),
+    "exclude": Setting(
+        Annotated[Path | None, _option("No tiles in these regions", panel=_L)], _at("tile.regions.exclude")
+    ),
+    "exclude_class": Setting(
+        Annotated[list[str] | None, _option("Only regions of this class", panel=_L)],
+        _at("tile.regions.exclude_classes", list),
+    ),
+    "memory": Setting(
+        Annotated[str | None, _option("That reading one slide may hold; by default 1GiB", panel=_C)],
+        _at("jobs.read_mib", parse_memory),
+    ),
+    "timeout": Setting(
+        Annotated[float | None, _option("Seconds without progress after which a slide is given up", panel=_C)],
+        _at("jobs.deadline_s"),
+    ),
+}
+BACKBONE = {
+    "backbone": Setting(
+        Annotated[str | None, _option("By default efficientnet-lite0", "--backbone", "-b", panel=_C)],
+        _at("embed.backbone"),
+    ),
+}
+EMBED = {
+    **BACKBONE,
+    "weights": Setting(
+        Annotated[Path | None, _option("File or folder with the backbone's weights", panel=_C)], _at("embed.weights")
+    ),
+    "device": Setting(Annotated[str | None, _option("auto, cpu, cuda, cuda:1 or mps", panel=_C)], _at("embed.device")),
+    "batch": Setting(
+        Annotated[int | None, _option("Patches a step; by default suits the device", panel=_C)], _at("embed.batch")
+    ),
+}
+EXECUTOR = {
+    "executor": Setting(Annotated[str | None, _option("processes or serial", panel=_C)], _at("jobs.executor")),
+}
+WORKERS = {
+    **EXECUTOR,
+    "workers": Setting(
+        Annotated[int | None, _option("Processes; by default one a core", panel=_C)], _at("jobs.workers")
+    ),
+}
+_RECIPE = {
+    "config": Annotated[
+        str | None, typer.Option("--config", "-c", help="Recipe: a YAML file, or the name of a shipped one")
+    ],
+    "set_": Annotated[
+        list[str] | None, typer.Option("--set", help="Any key of a recipe: tile.tissue.mpp=4; may be given again")
+    ],
+}
+
+
+def with_settings(*groups: dict[str, Setting]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of these groups, --config and --set; they reach it as its argument `settings`."""
+    options = {name: setting for group in groups for name, setting in group.items()}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [item for item in inspect.signature(command).parameters.values() if item.name != "settings"]
+        kinds = {**_RECIPE, **{name: setting.kind for name, setting in options.items()}}
+        kind = inspect.Parameter.KEYWORD_ONLY
+        added = [inspect.Parameter(name, kind, default=None, annotation=kinds[name]) for name in kinds]
+
+        @wraps(command)
+        def run(**values: Any) -> None:
+            given = {name: values.pop(name) for name in kinds}
+            command(**values, settings=gather(given.pop("config"), given.pop("set_"), options, given))
+
+        parameters = [item.replace(kind=kind) for item in own] + added
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {item.name: item.annotation for item in parameters}
+        return run
+
+    return decorate
+
+
+def gather(
+    config: str | None, pairs: list[str] | None, options: dict[str, Setting], given: dict[str, Any]
+) -> dict[str, Any]:
+    """Settings of the recipe, then of --set, then of every option that was given."""
+    from jobs.config import load_recipe, set_option
+
+    settings = load_recipe(config) if config else {}
+    found = parse_pairs(pairs or [])
+    for name, value in given.items():
+        if value is not None and value != []:
+            found |= options[name].convert(value)
+    for key, value in found.items():
+        set_option(settings, key, value)
+    return settings
 
 
 def read_records(source: str, slide_mpp: float | None) -> "list[SlideRecord]":

@@ -1,31 +1,11 @@
 """wsi run: the main job."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import (
-    MODEL,
-    BackboneName,
-    Batch,
-    Config,
-    Device,
-    DryRun,
-    ExecutorName,
-    MinTissue,
-    Out,
-    Patches,
-    SlideMpp,
-    Source,
-    StridePx,
-    TileMpp,
-    TilePx,
-    Weights,
-    Workers,
-    gather,
-    parse_mpp,
-)
+from .options import EMBED, MODEL, TILE, WORKERS, DryRun, Out, SlideMpp, Source, with_settings
 
 if TYPE_CHECKING:
     from jobs.pipeline import Job
@@ -41,45 +21,20 @@ OptionalModel = Annotated[
 ]
 
 
+@with_settings(EMBED, TILE, WORKERS)
 def run(
     source: Source,
     out: Out,
+    settings: dict[str, Any],
     model: OptionalModel = None,
-    config: Config = None,
-    backbone: BackboneName = None,
-    weights: Weights = None,
-    device: Device = None,
-    batch: Batch = None,
     slide_mpp: SlideMpp = None,
-    tile_px: TilePx = None,
-    tile_mpp: TileMpp = None,
-    stride_px: StridePx = None,
-    min_tissue: MinTissue = None,
-    patches: Patches = False,
-    executor: ExecutorName = None,
-    workers: Workers = None,
     dry_run: DryRun = False,
 ) -> None:
     """Tile, embed, predict and draw every slide, and write the report. A re-run does only what is missing."""
-    settings = gather(
-        config,
-        {
-            "model": model,
-            "embed.backbone": backbone,
-            "embed.weights": weights,
-            "embed.device": device,
-            "embed.batch": batch,
-            "tile.tile_px": tile_px,
-            "tile.mpp": parse_mpp(tile_mpp),
-            "tile.stride_px": stride_px,
-            "tile.min_tissue": min_tissue,
-            "keep_patches": patches or None,
-            "jobs.executor": executor,
-            "jobs.workers": workers,
-        },
-    )
     from .stages import end_dry_run, start
 
+    if model is not None:
+        settings["model"] = str(model)
     job = start(source, out, settings, slide_mpp, settings.get("model"), embeds=not dry_run)
     if dry_run:
         end_dry_run(job)
@@ -90,9 +45,11 @@ def run(
 def work(job: "Job") -> int:
     """Run every stage, write the table and the report; returns the exit code."""
     from jobs.folder import command_line, run_facts, write_run
+    from jobs.look import make_contact_sheet
     from jobs.model_stages import heatmap_slide, predict_slide
     from jobs.report import make_report
-    from jobs.stages import embed_slide, tile_slide
+    from jobs.stages import embed_slide
+    from jobs.tile_stage import tile_slide
 
     from .console import out, print_failures, run_shown, say
     from .stages import settings_of, write_table
@@ -109,5 +66,6 @@ def work(job: "Job") -> int:
         out.print("No --model was given, so the run stops after the embeddings.")
     write_run(job.folder, facts)
     code = print_failures(job)
+    say(f"tissue: {make_contact_sheet(job.records, job.failed(), job.folder, facts['command'])}")
     say(f"report: {make_report(job, facts)}")
     return code

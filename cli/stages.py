@@ -6,26 +6,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from .options import (
-    BackboneName,
-    Batch,
-    Config,
-    Device,
+    BACKBONE,
+    EMBED,
+    EXECUTOR,
+    TILE,
+    WORKERS,
     DryRun,
-    ExecutorName,
-    MinTissue,
     ModelDir,
     Out,
-    Patches,
     SlideMpp,
     Source,
-    StridePx,
-    TileMpp,
-    TilePx,
-    Weights,
-    Workers,
-    gather,
-    parse_mpp,
     read_records,
+    with_settings,
 )
 
 if TYPE_CHECKING:
@@ -33,112 +25,50 @@ if TYPE_CHECKING:
     from jobs.run import Stage
 
 
+@with_settings(TILE, BACKBONE, WORKERS)
 def tile(
-    source: Source,
-    out: Out,
-    config: Config = None,
-    slide_mpp: SlideMpp = None,
-    tile_px: TilePx = None,
-    tile_mpp: TileMpp = None,
-    stride_px: StridePx = None,
-    min_tissue: MinTissue = None,
-    patches: Patches = False,
-    backbone: BackboneName = None,
-    executor: ExecutorName = None,
-    workers: Workers = None,
-    dry_run: DryRun = False,
+    source: Source, out: Out, settings: dict[str, Any], slide_mpp: SlideMpp = None, dry_run: DryRun = False
 ) -> None:
-    """Find tissue and plan the tile grid of every slide; with --patches, store the pixels."""
-    from jobs.stages import tile_slide
+    """Find tissue and plan the tile grid of every slide, for a look at; with --patches, store the pixels."""
+    from jobs.tile_stage import tile_slide
 
-    settings = gather(
-        config,
-        {
-            "tile.tile_px": tile_px,
-            "tile.mpp": parse_mpp(tile_mpp),
-            "tile.stride_px": stride_px,
-            "tile.min_tissue": min_tissue,
-            "keep_patches": patches or None,
-            "embed.backbone": backbone,
-            "jobs.executor": executor,
-            "jobs.workers": workers,
-        },
-    )
     job = start(source, out, settings, slide_mpp)
     if dry_run:
         end_dry_run(job)
     _finish(job, tile_slide)
 
 
-def embed(
-    source: Source,
-    out: Out,
-    config: Config = None,
-    backbone: BackboneName = None,
-    weights: Weights = None,
-    device: Device = None,
-    batch: Batch = None,
-    executor: ExecutorName = None,
-    dry_run: DryRun = False,
-) -> None:
+@with_settings(EMBED, EXECUTOR)
+def embed(source: Source, out: Out, settings: dict[str, Any], dry_run: DryRun = False) -> None:
     """Embed the tiles of every tiled slide with a backbone."""
     from jobs.stages import embed_slide
 
-    settings = gather(
-        config,
-        {
-            "embed.backbone": backbone,
-            "embed.weights": weights,
-            "embed.device": device,
-            "embed.batch": batch,
-            "jobs.executor": executor,
-        },
-    )
     job = start(source, out, settings, embeds=not dry_run)
     job.recall("tile")
     _finish(job, embed_slide, dry_run)
 
 
-def predict(
-    source: Source,
-    out: Out,
-    model: ModelDir,
-    config: Config = None,
-    executor: ExecutorName = None,
-    workers: Workers = None,
-    dry_run: DryRun = False,
-) -> None:
+@with_settings(WORKERS)
+def predict(source: Source, out: Out, model: ModelDir, settings: dict[str, Any], dry_run: DryRun = False) -> None:
     """Predict the class of every embedded slide → predictions/<model>.csv."""
     from jobs.model_stages import predict_slide
 
-    job = _start_with(model, source, out, config, executor, workers)
-    _finish(job, predict_slide, dry_run)
+    _finish(_start_with(model, source, out, settings), predict_slide, dry_run)
 
 
-def heatmap(
-    source: Source,
-    out: Out,
-    model: ModelDir,
-    config: Config = None,
-    executor: ExecutorName = None,
-    workers: Workers = None,
-    dry_run: DryRun = False,
-) -> None:
+@with_settings(WORKERS)
+def heatmap(source: Source, out: Out, model: ModelDir, settings: dict[str, Any], dry_run: DryRun = False) -> None:
     """Draw the heatmap of every embedded slide: GeoJSON for QuPath, and a PNG overlay."""
     from jobs.model_stages import heatmap_slide
 
-    job = _start_with(model, source, out, config, executor, workers)
-    _finish(job, heatmap_slide, dry_run)
+    _finish(_start_with(model, source, out, settings), heatmap_slide, dry_run)
 
 
-def _start_with(
-    model: Path, source: str, out: Path, config: str | None, executor: str | None, workers: int | None
-) -> "Job":
+def _start_with(model: Path, source: str, out: Path, settings: dict[str, Any]) -> "Job":
     from embedding.store import contract_name
     from jobs.model_stages import open_model
 
-    settings = gather(config, {"model": model, "jobs.executor": executor, "jobs.workers": workers})
-    job = start(source, out, settings, model=model)
+    job = start(source, out, {**settings, "model": str(model)}, model=model)
     job.recall("tile", "embed", contract=contract_name(dict(open_model(model).contract)))
     return job
 
@@ -192,6 +122,7 @@ def end_dry_run(job: "Job") -> NoReturn:
 
 def _finish(job: "Job", stage: "Stage", dry_run: bool = False) -> None:
     from jobs.folder import command_line, run_facts, write_run
+    from jobs.look import make_contact_sheet
     from jobs.plan import ready_for
 
     from .console import print_failures, run_shown, say
@@ -208,6 +139,8 @@ def _finish(job: "Job", stage: "Stage", dry_run: bool = False) -> None:
     run_shown(job, stage)
     if stage.__name__ == "predict_slide":
         say(f"predictions: {write_table(job)}")
+    if stage.__name__ == "tile_slide":
+        say(f"tissue: {make_contact_sheet(job.records, job.failed(), job.folder, facts['command'])}")
     write_run(job.folder, facts)
     raise typer.Exit(print_failures(job))
 

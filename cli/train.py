@@ -1,45 +1,35 @@
 """wsi train and wsi evaluate."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .options import (
-    MODEL,
-    BackboneName,
-    Config,
-    DryRun,
-    ModelDir,
-    Out,
-    Source,
-    TileMpp,
-    TilePx,
-    Weights,
-    gather,
-    parse_mpp,
-    read_records,
-)
+from .options import EMBED, MODEL, TILE, DryRun, ModelDir, Out, Setting, Source, read_records, with_settings
+
+_T = {name: TILE[name] for name in ("tile_px", "tile_mpp", "icc", "channels")}
+_B = {name: EMBED[name] for name in ("backbone", "weights")}
 
 
+def _train(kind: Any, text: str, key: str) -> Setting:
+    return Setting(Annotated[kind, typer.Option(help=text, rich_help_panel=MODEL)], lambda value: {key: value})
+
+
+TRAIN = {
+    "head": _train(str | None, "abmil, mean or max; by default abmil", "train.head"),
+    "folds": _train(int | None, "Cross-validation folds; by default 5", "train.folds"),
+    "epochs": _train(int | None, "Epochs at most", "train.epochs"),
+    "seed": _train(int | None, "Seed of splits and training", "train.seed"),
+}
+
+
+@with_settings(TRAIN, _B, _T)
 def train(
     source: Source,
     out: Out,
     name: Annotated[
         str, typer.Option("--name", "-n", help="Name of the model: run/models/NAME", rich_help_panel=MODEL)
     ],
-    config: Config = None,
-    head: Annotated[
-        str | None, typer.Option(help="abmil, mean or max; by default abmil", rich_help_panel=MODEL)
-    ] = None,
-    folds: Annotated[
-        int | None, typer.Option(help="Cross-validation folds; by default 5", rich_help_panel=MODEL)
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs at most", rich_help_panel=MODEL)] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of splits and training", rich_help_panel=MODEL)] = None,
-    backbone: BackboneName = None,
-    weights: Weights = None,
-    tile_px: TilePx = None,
-    tile_mpp: TileMpp = None,
+    settings: dict[str, Any],
     dry_run: DryRun = False,
 ) -> None:
     """Train a slide classifier on embedded slides, cross-validated by patient. The manifest needs a `label` column."""
@@ -48,19 +38,6 @@ def train(
 
     from .console import say
 
-    settings = gather(
-        config,
-        {
-            "train.head": head,
-            "train.folds": folds,
-            "train.epochs": epochs,
-            "train.seed": seed,
-            "embed.backbone": backbone,
-            "embed.weights": weights,
-            "tile.tile_px": tile_px,
-            "tile.mpp": parse_mpp(tile_mpp),
-        },
-    )
     records, spec, folder = read_records(source, None), resolve(settings), RunFolder(out)
     check_name(name)
     if dry_run:

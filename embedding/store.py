@@ -9,7 +9,9 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from tiling.spec import TileSpec
 from tiling.store import Store, count_files, open_complete, put
+from wsi.channels import Channels
 from wsi.errors import StoreError
 from wsi.publish import appear, fingerprint
 
@@ -18,11 +20,11 @@ from .backbones import Backbone
 SCHEMA = "embeddings/1"
 
 
-def make_contract(backbone: Backbone, digest: str, tile_px: int, mpp: float) -> dict[str, Any]:
+def make_contract(backbone: Backbone, digest: str, tile: TileSpec) -> dict[str, Any]:
     """All that determines an embedding of a patch, and a hash over it.
 
-    digest        sha256 of the weights file
-    tile_px, mpp  how the tiles were asked for
+    digest  sha256 of the weights file
+    tile    how the tiles were asked for; of it size, scale and colours count
     What computed it (GPU in fp16, CPU in fp32) is not part of it: the difference is below the float16 that is stored.
     """
     contract: dict[str, Any] = {
@@ -38,8 +40,10 @@ def make_contract(backbone: Backbone, digest: str, tile_px: int, mpp: float) -> 
         "std": list(backbone.norm[1]),
         "pooling": backbone.pooling,
         "precision": backbone.precision,
-        "tile_px": tile_px,
-        "mpp": mpp,
+        "tile_px": tile.tile_px,
+        "mpp": tile.mpp,
+        "icc": tile.icc,
+        "channels": tile.channels and str(Channels.parse(tile.channels)),
     }
     return {**contract, "hash": fingerprint(contract)}
 

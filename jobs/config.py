@@ -39,17 +39,36 @@ class HeatmapSpec:
 class RunSpec:
     """Everything that a run is asked for; the sections of a recipe are its fields.
 
-    keep_patches  store the tiles' pixels too
-    model         folder of the model that predicts, None without one
+    patches   the tiles' pixels in the store: none; raw; jpeg, a fifth of the bytes; native: the slide's own JPEG tiles,
+              copied, where the grid is theirs
+    export    the stored patches as files, too: png, jpg or tar, None for no files
+    coords    take the tiles of another tool (a folder of CLAM's or TRIDENT's HDF5 files), or, about the same centres
+              at this run's scale, those of another run folder
+    model     folder of the model that predicts, None without one
     """
 
     tile: TileSpec = field(default_factory=TileSpec)
-    keep_patches: bool = False
+    patches: str = "none"
+    export: str | None = None
+    coords: str | None = None
     embed: EmbedSpec = field(default_factory=EmbedSpec)
     train: TrainSpec = field(default_factory=TrainSpec)
     heatmap: HeatmapSpec = field(default_factory=HeatmapSpec)
     jobs: ExecSpec = field(default_factory=ExecSpec)
     model: str | None = None
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("patches", self.patches, ("none", "raw", "jpeg", "native")),
+            ("export", self.export, (None, "png", "jpg", "tar")),
+        )
+        for name, value, known in checks:
+            if value not in known:
+                raise SpecError(
+                    name, f"{value!r} is unknown", f"choose {', '.join(str(word) for word in known if word)}"
+                )
+        if self.export is not None and self.patches == "none":
+            raise SpecError("export", "no patches are stored to export", "add --patches raw, jpeg or native")
 
 
 Settings = dict[str, Any]
@@ -122,6 +141,8 @@ def resolve(settings: Settings, contract: Mapping[str, Any] | None = None) -> Ru
             (embed, "backbone", "backbone"),
             (tile, "tile_px", "tile_px"),
             (tile, "mpp", "mpp"),
+            (tile, "icc", "icc"),
+            (tile, "channels", "channels"),
         ):
             if section.setdefault(key, contract[source]) != contract[source]:
                 raise SpecError(

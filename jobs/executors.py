@@ -24,6 +24,7 @@ class ExecSpec:
     threads     reading threads per slide
     deadline_s  a slide of which no tile gets done for so long is given up, None for never; loading and running a model
                 does not count
+    read_mib    memory that reading one slide's patches may hold: batches and shared tiles
     memory_mib  memory that a worker may take to tile a slide, beyond what it has when it starts, None for any amount
                 (Linux). Not for embedding, which needs what its model needs
     """
@@ -32,15 +33,20 @@ class ExecSpec:
     workers: int | None = None
     threads: int | None = None
     deadline_s: float | None = 120.0
+    read_mib: int = 1024
     memory_mib: int | None = 4096
 
     def __post_init__(self) -> None:
         if self.executor not in ("serial", "processes"):
             raise SpecError("jobs.executor", f"{self.executor!r} is unknown", "choose serial or processes")
-        for name, least in (("workers", 1), ("threads", 1), ("deadline_s", 1), ("memory_mib", 256)):
+        for name, least in (("workers", 1), ("threads", 1), ("deadline_s", 1), ("read_mib", 64), ("memory_mib", 256)):
             value = getattr(self, name)
             if value is not None and not value >= least:  # so that NaN is refused, too
                 raise SpecError(f"jobs.{name}", f"{value} is out of range", f"give at least {least}")
+
+    @property
+    def read_bytes(self) -> int:
+        return self.read_mib << 20
 
     def thread_count(self) -> int:
         return self.threads or min(8, cpu_count())

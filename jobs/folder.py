@@ -54,12 +54,22 @@ class RunFolder:
     def overlay(self, model: str, slide_id: str) -> Path:
         return self.root / "heatmaps" / model / f"{slide_id}.png"
 
+    def tissue_picture(self, slide_id: str) -> Path:
+        return self.root / "tissue" / f"{slide_id}.jpg"
+
+    def tissue_outlines(self, slide_id: str) -> Path:
+        return self.root / "tissue" / f"{slide_id}.geojson"
+
     def receipts(self, stage: str) -> Path:
         return self.root / "receipts" / f"{stage}.jsonl"
 
     @property
     def report(self) -> Path:
         return self.root / "report" / "index.html"
+
+    @property
+    def contact_sheet(self) -> Path:
+        return self.root / "report" / "tissue.html"
 
     def prepare(self) -> None:
         """Make the folder and clear what a killed run left. Raises StoreError where nothing can be written."""

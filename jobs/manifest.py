@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
+from tiling.spec import TISSUE_METHODS
 from wsi.errors import EngineError, ManifestError
 from wsi.source import is_url, name_of, open_source, place_of
 
 REQUIRED = ("slide_id", "path")
-KNOWN = (*REQUIRED, "case_id", "patient_id", "label", "mpp", "site")
+KNOWN = (*REQUIRED, "case_id", "patient_id", "label", "mpp", "site", "tissue")
 ID_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -26,6 +27,7 @@ class SlideRecord:
     path          on this machine, or a URL as text
     mpp           µm per level-0 pixel that overrides the file's, or None
     fallback_mpp  the same for a file that does not say it
+    tissue        how tissue is found on this slide instead of the run's way: a method, or mask by `tissue_mask`
     extra         further columns, for subgroups
     """
 
@@ -37,6 +39,8 @@ class SlideRecord:
     mpp: float | None = None
     site: str | None = None
     fallback_mpp: float | None = None
+    tissue: str | None = None
+    tissue_mask: Path | None = None
     extra: dict[str, str] = field(default_factory=dict)
 
 
@@ -118,6 +122,7 @@ def _row(manifest: Path | str, number: int, row: dict[str | None, str | list[str
         raise ManifestError(where, "the path is empty", "name the slide's file")
     patient = cells.get("patient_id") or cells.get("case_id") or slide_id
     extra = {name: value for name, value in cells.items() if name and name not in KNOWN}
+    tissue, mask = _tissue(where, manifest, cells.get("tissue", ""))
     return SlideRecord(
         slide_id,
         _beside(manifest, file),
@@ -126,8 +131,24 @@ def _row(manifest: Path | str, number: int, row: dict[str | None, str | list[str
         cells.get("label") or None,
         _mpp(where, cells.get("mpp", "")),
         cells.get("site") or None,
+        tissue=tissue,
+        tissue_mask=mask,
         extra=extra,
     )
+
+
+def _tissue(where: str, manifest: Path | str, text: str) -> tuple[str | None, Path | None]:
+    """A method, or method mask and the file of one; (None, None) for an empty cell."""
+    if not text:
+        return None, None
+    if text in TISSUE_METHODS and text not in ("mask", "learned"):
+        return text, None
+    file = _beside(manifest, text)
+    if isinstance(file, Path) and file.is_file():
+        return "mask", file
+    methods = ", ".join(method for method in TISSUE_METHODS if method not in ("mask", "learned"))
+    problem = f"tissue {text!r} is neither a method nor a file on this machine"
+    raise ManifestError(where, problem, f"give one of {methods}, or a mask image or regions to use instead")
 
 
 def _beside(manifest: Path | str, file: str) -> Path | str:
@@ -180,7 +201,7 @@ def _slides_behind(url: str) -> list[str]:
     from wsi.formats import FORMATS
     from wsi.remote_store import list_folder
 
-    suffixes = {suffix for form in FORMATS for suffix in form.suffixes if form.in_folder}
+    suffixes = {suffix for form in FORMATS for suffix in form.suffixes if "url" in form.places}
     found = [place for place in list_folder(url) if Path(name_of(place)).suffix.lower() in suffixes]
     if not found:
         known = " ".join(sorted(suffixes))

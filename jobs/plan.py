@@ -3,9 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from tiling.grid import plan_grid
 from tiling.patches import open_patches
-from tiling.tissue import find_tissue
 from wsi.errors import EngineError
 from wsi.identity import slide_identity
 
@@ -14,7 +12,9 @@ from .folder import RunFolder
 from .manifest import SlideRecord
 from .pipeline import Job
 from .run import Stage, stage_name
-from .stages import grid_fingerprint, open_record, tiles_there
+from .tile_stage import grid_fingerprint, open_record, plan_slide, tiles_there
+
+_PATCH_BYTES = {"none": 0.0, "raw": 3.0, "jpeg": 0.5, "native": 0.4}  # per pixel of a patch, about
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Plan:
 def plan_run(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder, progress: Callable[[int], None]) -> Plan:
     """Plan every slide's grid without writing anything."""
     plan = Plan()
-    per_tile = 20 + 2 * spec.embed.entry().dim + (3 * spec.tile.tile_px**2 if spec.keep_patches else 0)
+    per_tile = 60 + 2 * spec.embed.entry().dim + _PATCH_BYTES[spec.patches] * spec.tile.tile_px**2
     for done, record in enumerate(records, start=1):
         try:
             tiles, there = _tiles(record, spec, folder)
@@ -41,7 +41,7 @@ def plan_run(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder, p
             plan.failed[record.slide_id] = str(error)
         else:
             plan.slides, plan.tiles, plan.there = plan.slides + 1, plan.tiles + tiles, plan.there + there
-            plan.bytes += 0 if there else tiles * per_tile
+            plan.bytes += 0 if there else round(tiles * per_tile)
         progress(done)
     return plan
 
@@ -69,9 +69,9 @@ def ready_for(job: Job, stage: Stage) -> Plan:
 
 def _tiles(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> tuple[int, bool]:
     """Number of a slide's tiles, and whether the run folder has them."""
-    with open_record(record) as slide:
-        mark = grid_fingerprint(spec.tile, slide_identity(record.path), slide.info)
+    with open_record(record, spec) as slide:
+        mark = grid_fingerprint(record, spec, slide_identity(record.path), slide)
         there = tiles_there(folder.tiles(record.slide_id), mark, spec)
         if there is not None:
             return there, True
-        return len(plan_grid(slide.levels, spec.tile, find_tissue(slide, spec.tile.tissue))), False
+        return len(plan_slide(record, spec, slide).grid), False

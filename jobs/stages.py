@@ -1,6 +1,5 @@
-"""The stages that make stores: one slide in, one Outcome out. Plain functions, so that any executor can run them."""
+"""The embedding stage: one tiled slide in, its embeddings out."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -8,76 +7,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedding.spec import EmbedSpec
-from tiling.grid import plan_grid
-from tiling.patches import PatchRequest, PatchStore, open_patches, write_patches
+from tiling.patches import PatchStore, open_patches
 from tiling.spec import TileSpec
-from tiling.tissue import find_tissue
-from wsi import open_slide
+from tiling.stream import iter_patches
 from wsi.errors import BackboneError, SlideError, StoreError
 from wsi.identity import slide_identity
 from wsi.publish import fingerprint
-from wsi.slide import Slide, SlideInfo
 
 from .config import RunSpec
 from .folder import RunFolder
 from .manifest import SlideRecord
-from .progress import advance, alive, begin_busy, busy, end_busy
+from .progress import advance, begin_busy, busy, end_busy
 from .receipts import DONE, EMPTY, SKIPPED
 from .run import Outcome
+from .stored import stored_count
+from .tile_stage import open_record
 
 if TYPE_CHECKING:
     from embedding.loader import Embedder
     from embedding.store import EmbeddingStore
 
 TILE_AGAIN = "run `wsi tile` again"
-TILE_VERSION, EMBED_VERSION = 2, 1  # raised when the same settings begin to give other results
-
-
-def open_record(record: SlideRecord) -> Slide:
-    """The record's slide, with the manifest's pixel size over the file's, and the user's where there is neither.
-
-    A pixel size that the file states but that cannot be true is for the manifest to correct, slide by slide.
-    """
-    slide = open_slide(record.path, mpp=record.mpp, mpp_source="manifest")
-    if record.fallback_mpp is None or slide.info.mpp is not None or slide.info.mpp_source is not None:
-        return slide
-    slide.close()
-    return open_slide(record.path, mpp=record.fallback_mpp, mpp_source="user")
-
-
-def tile_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
-    """Tissue and tile grid of one slide (and its patches, if they are kept) → tiles/<slide_id>.zarr."""
-    with open_record(record) as slide:
-        identity = slide_identity(record.path)
-        grid_mark = grid_fingerprint(spec.tile, identity, slide.info)
-        mark = fingerprint(grid_mark, spec.keep_patches)
-        path = folder.tiles(record.slide_id)
-        there = tiles_there(path, grid_mark, spec)
-        if there is not None:
-            return Outcome(SKIPPED, mark, there)
-        alive()
-        tissue = find_tissue(slide, spec.tile.tissue)
-        alive()
-        grid = plan_grid(slide.levels, spec.tile, tissue)
-        pixels, threads = "raw" if spec.keep_patches else "none", spec.jobs.thread_count()
-        request = PatchRequest(record.slide_id, mark, grid_mark, identity, pixels, threads, progress=advance)
-        failed = write_patches(path, slide, grid, tissue, request)
-        alive()
-        if slide_identity(record.path) != identity:
-            raise SlideError(record.path, "it changed while it was read", "run again when it is no longer written to")
-    return Outcome(DONE if len(grid) else EMPTY, mark, len(grid), failed)
-
-
-def tiles_there(path: Path, grid_mark: str, spec: RunSpec) -> int | None:
-    """Tiles in the store at `path` if it is what is asked for; one with pixels serves also where none are asked for."""
-    marks = (fingerprint(grid_mark, True), fingerprint(grid_mark, spec.keep_patches))
-    counts = (stored_count(path, mark, spec.tile.max_failed_tiles) for mark in marks)
-    return next((count for count in counts if count is not None), None)
-
-
-def grid_fingerprint(spec: TileSpec, identity: str, info: SlideInfo) -> str:
-    """Of what determines which tiles a slide gets; whether their pixels are kept, or may fail, does not."""
-    return fingerprint(TILE_VERSION, replace(spec, max_failed_tiles=0.0), identity, info.mpp, info.mpp_source)
+EMBED_VERSION = 2  # raised when the same settings begin to give other results
 
 
 def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
@@ -88,7 +39,7 @@ def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcom
     tiled_mpp = store.attrs["slide"]["mpp"]
     if record.mpp not in (None, tiled_mpp):
         raise StoreError(store.path, f"it was tiled at {tiled_mpp} µm/px, the manifest says {record.mpp}", TILE_AGAIN)
-    contract = contract_of(spec.embed, store.grid.spec.tile_px, store.grid.spec.mpp)
+    contract = contract_of(spec.embed, store.grid.spec)
     mark = fingerprint(EMBED_VERSION, contract["hash"], store.attrs["grid_fingerprint"])
     path = folder.embeddings(contract_name(contract), record.slide_id)
     there = stored_count(path, mark, spec.tile.max_failed_tiles)
@@ -113,7 +64,7 @@ def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcom
 def _embed(record: SlideRecord, spec: RunSpec, store: PatchStore) -> Any:
     import numpy as np
 
-    from embedding.embed import embed_patches, embed_store
+    from embedding.embed import embed_store, embed_stream
     from embedding.store import Embedded
 
     # the limit is today's, not the one the slide was tiled under
@@ -122,7 +73,7 @@ def _embed(record: SlideRecord, spec: RunSpec, store: PatchStore) -> Any:
     if total == 0:
         return Embedded(np.zeros((0, spec.embed.entry().dim), np.float16), np.zeros(0, bool))
     embedder = load_embedder(spec.embed)
-    with open_record(record) as slide:
+    with open_record(record, spec) as slide:
         if slide_identity(record.path) != store.identity:
             raise SlideError(record.path, "it is not the slide that was tiled: its content differs", TILE_AGAIN)
         if store.has_patches:
@@ -135,7 +86,8 @@ def _embed(record: SlideRecord, spec: RunSpec, store: PatchStore) -> Any:
             advance(done, total)
 
         advance(0, total)
-        embedded = embed_patches(slide, grid, embedder, spec.embed.batch, spec.jobs.thread_count(), step)
+        patches = iter_patches(slide, grid, spec.jobs.thread_count(), spec.jobs.read_bytes)
+        embedded = embed_stream(patches, slide, grid, embedder, spec.embed.batch, step)
     if slide_identity(record.path) != store.identity:
         raise SlideError(record.path, "it changed while it was read", "run again when it is no longer written to")
     return embedded
@@ -158,14 +110,14 @@ def load_embedder(spec: EmbedSpec) -> "Embedder":
     return embedder
 
 
-def contract_of(spec: EmbedSpec, tile_px: int, mpp: float) -> dict[str, Any]:
+def contract_of(spec: EmbedSpec, tile: TileSpec) -> dict[str, Any]:
     """The contract that embeddings made so are of. Finds the weights (and may fetch them), loads nothing."""
     from embedding.store import make_contract
     from embedding.weights import find_weights, weights_digest
 
     backbone = spec.entry()
     weights = find_weights(backbone, Path(spec.weights) if spec.weights else None)
-    return make_contract(backbone, weights_digest(weights), tile_px, mpp)
+    return make_contract(backbone, weights_digest(weights), tile)
 
 
 def open_fitting(path: Path, folder: RunFolder, slide_id: str) -> "EmbeddingStore":
@@ -191,7 +143,7 @@ def has_fitting(path: Path, folder: RunFolder, slide_id: str) -> bool:
 def check_embedding(spec: RunSpec, wanted: Mapping[str, Any] | None = None) -> None:
     """Find what embedding will need before any work: weights and device. Raises BackboneError or SpecError, also when
     the embeddings would be of another contract than the model's, `wanted`."""
-    contract = contract_of(spec.embed, spec.tile.tile_px, spec.tile.mpp)
+    contract = contract_of(spec.embed, spec.tile)
     if wanted is not None and contract["hash"] != wanted["hash"]:
         keys = [key for key in contract if key != "hash" and contract[key] != wanted.get(key)]
         differing = ", ".join(f"{key} {contract[key]!r} instead of {wanted.get(key)!r}" for key in keys)
@@ -204,18 +156,3 @@ def check_embedding(spec: RunSpec, wanted: Mapping[str, Any] | None = None) -> N
         from embedding.embed import best_device
 
         best_device(spec.embed.device)
-
-
-def stored_count(path: Path, mark: str, max_failed: float) -> int | None:
-    """Tiles in the finished store at `path`, or None if it is to be made: it is not there, was made from something else
-    than `mark` says, or holds a larger share of unreadable tiles than is allowed now."""
-    try:
-        attrs = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, KeyError) as error:
-        raise StoreError(path, f"its record is damaged ({error})", "delete the store and run again") from error
-    complete = attrs.get("complete")
-    if not complete or attrs.get("fingerprint") != mark or complete["failed"] > max_failed * complete["tiles"]:
-        return None
-    return int(complete["tiles"])

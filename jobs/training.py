@@ -41,7 +41,7 @@ def embeddings_folder(spec: RunSpec) -> str:
     """Name of the folder of embeddings that the settings ask for."""
     from embedding.store import contract_name
 
-    return contract_name(contract_of(spec.embed, spec.tile.tile_px, spec.tile.mpp))
+    return contract_name(contract_of(spec.embed, spec.tile))
 
 
 def train_model(

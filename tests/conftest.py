@@ -84,7 +84,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     from jobs.manifest import read_manifest
     from jobs.pipeline import Job
     from jobs.run import Watcher
-    from jobs.stages import embed_slide, tile_slide
+    from jobs.stages import embed_slide
+    from jobs.tile_stage import tile_slide
     from jobs.training import train_model
     from wsi.synthetic import write_synthetic_cohort
 

@@ -23,7 +23,7 @@ from jobs.manifest import SlideRecord
 from jobs.plan import plan_run
 from jobs.receipts import Receipt
 from jobs.run import Outcome, run_stage
-from jobs.stages import tile_slide
+from jobs.tile_stage import tile_slide
 from wsi import SpecError
 from wsi.publish import draft_of
 from wsi.synthetic import SyntheticSpec, write_synthetic_slide

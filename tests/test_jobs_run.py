@@ -103,7 +103,8 @@ def test_drafts_of_dead_processes_are_cleared_and_those_of_the_living_stay(tmp_p
 
 def test_keeping_pixels_or_another_limit_of_failures_does_not_embed_again(tmp_path):
     from jobs.config import resolve
-    from jobs.stages import embed_slide, tile_slide
+    from jobs.stages import embed_slide
+    from jobs.tile_stage import tile_slide
     from wsi.synthetic import SyntheticSpec, write_synthetic_slide
 
     write_synthetic_slide(tmp_path / "s.svs", SyntheticSpec(width_px=1024, height_px=1024))

@@ -136,6 +136,7 @@ def write_patches(
             put(group, "ok", ok)
             failed = check_failed_tiles(slide, ok, grid.spec.max_failed_tiles)
         info = {item.name: getattr(slide.info, item.name) for item in fields(slide.info)}
+        levels = [asdict(level) for level in slide.levels]
         group.attrs.update(
             {
                 "schema": SCHEMA,
@@ -143,7 +144,7 @@ def write_patches(
                 "fingerprint": request.fingerprint,
                 "grid_fingerprint": request.grid_fingerprint,
                 "identity": request.identity,
-                "slide": {"width": slide.levels[0].width, "height": slide.levels[0].height, **info},
+                "slide": {"width": slide.levels[0].width, "height": slide.levels[0].height, **info, "levels": levels},
                 "spec": asdict(grid.spec),
                 "grid": {"level": grid.level, "span_px": grid.span_px, "mpp": grid.mpp},
                 "mask_scale": tissue.scale,

@@ -18,7 +18,7 @@ from wsi.slide import Slide
 from .codecs import QUALITY, JpegCodec, encode_patch, is_sound
 from .grid import TileGrid
 from .shards import Chunk, create_patches, write_shard
-from .stream import PatchBatch, batch_tiles, iter_patches
+from .stream import MEMORY_BYTES, PatchBatch, batch_tiles, iter_patches
 
 MODES = ("none", "raw", "jpeg", "native")
 _WAITING = 2  # batches of pixels that are being written while the next are read: what writing adds to memory
@@ -42,6 +42,7 @@ class PatchRequest:
     pixels            none: coordinates only; raw: as they are; jpeg: encoded with `quality`, a fifth of the bytes;
                       native: the slide's own JPEG tiles, copied, where the grid is theirs
     threads           that read, and as many that encode
+    memory            bytes that reading may hold, see iter_patches
     progress          is told (tiles done, of all) whenever pixels are written
     """
 
@@ -53,6 +54,7 @@ class PatchRequest:
     threads: int = 2
     quality: int = QUALITY
     progress: Callable[[int, int], None] | None = None
+    memory: int = MEMORY_BYTES
 
     def __post_init__(self) -> None:
         if self.pixels not in MODES:
@@ -83,7 +85,7 @@ def write_pixels(group: zarr.Group, slide: Slide, grid: TileGrid, request: Patch
             written = _run((partial(_copy, slide, grid, part, ok, write) for part in parts), threads, threads + 1)
         else:
             encode = partial(_encode, request.quality, encoders, threads) if mode == "jpeg" else _as_it_is
-            batches = iter_patches(slide, grid, threads)
+            batches = iter_patches(slide, grid, threads, request.memory)
             written = _run((partial(_store, batch, ok, encode, write) for batch in batches), 2, _WAITING)
         for count in written:
             done += count

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from wsi.channels import Channels
 from wsi.errors import SpecError
 
 TISSUE_METHODS = ("otsu", "hsv", "texture", "fluorescence", "learned", "mask", "none")
@@ -114,6 +115,7 @@ class TileSpec:
     cheap_levels      use pyramid levels that the decoder makes (JPEG at 1/2, 1/4, 1/8; JPEG 2000 at lower resolution):
                       faster than decoding all and averaging, and slightly different pixels
     icc               none: pixels as stored; srgb: the slide's embedded ICC profile applied
+    channels          how fluorescence or 16-bit slides are shown, such as DAPI=0000FF:100-4000; None for RGB slides
     """
 
     tile_px: int = 256
@@ -126,6 +128,7 @@ class TileSpec:
     seed: int = 0
     cheap_levels: bool = True
     icc: str = "none"
+    channels: str | None = None
     tissue: TissueSpec = field(default_factory=TissueSpec)
     quality: QualitySpec = field(default_factory=QualitySpec)
     regions: RegionSpec = field(default_factory=RegionSpec)
@@ -144,6 +147,8 @@ class TileSpec:
         for name, value, good, remedy in checks:
             if not good:
                 raise SpecError(f"tile.{name}", f"{value} is out of range", f"give {remedy}")
+        if self.channels is not None:
+            Channels.parse(self.channels)  # refuses what is no choice of channels
 
     @property
     def stride(self) -> int:

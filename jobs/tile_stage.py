@@ -1,0 +1,230 @@
+"""The tile stage: one slide in, its tissue, tiles and their quality out, and what a person looks at."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tiling.coords import grid_from_coords, read_coords
+from tiling.grid import TileGrid, plan_grid, plan_scales
+from tiling.outside import read_mask
+from tiling.patches import PatchRequest, open_patches, write_patches
+from tiling.quality import TileQuality, measure_quality
+from tiling.regions import load_regions, region_file, regions_digest
+from tiling.spec import TileSpec
+from tiling.tissue import Tissue, find_tissue
+from wsi import open_slide
+from wsi.channels import Channels
+from wsi.colour import in_srgb
+from wsi.errors import SlideError, SpecError
+from wsi.identity import slide_identity
+from wsi.publish import fingerprint
+from wsi.slide import Slide
+
+from .config import RunSpec
+from .folder import RunFolder
+from .look import look_at_tissue
+from .manifest import SlideRecord
+from .progress import advance, alive
+from .receipts import DONE, EMPTY, SKIPPED
+from .run import Outcome
+from .stored import stored_count
+
+TILE_VERSION = 2  # raised when the same settings begin to give other results
+COORDS_NAMES = ("{}.h5", "{}_patches.h5", "patches/{}.h5", "patches/{}_patches.h5")  # of CLAM and TRIDENT
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What one slide gets; quality is None where it was not measured."""
+
+    tissue: Tissue
+    grid: TileGrid
+    quality: TileQuality | None
+
+
+def open_record(record: SlideRecord, spec: RunSpec) -> Slide:
+    """The record's slide, with the manifest's pixel size over the file's, and the user's where there is neither.
+
+    A pixel size that the file states but that cannot be true is for the manifest to correct, slide by slide.
+    """
+    channels = Channels.parse(spec.tile.channels) if spec.tile.channels else None
+    slide = open_slide(record.path, mpp=record.mpp, mpp_source="manifest", channels=channels)
+    if record.fallback_mpp is not None and slide.info.mpp is None and slide.info.mpp_source is None:
+        slide.close()
+        slide = open_slide(record.path, mpp=record.fallback_mpp, mpp_source="user", channels=channels)
+    return in_srgb(slide) if spec.tile.icc == "srgb" else slide
+
+
+def tile_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
+    """Tissue and tile grid of one slide (and its patches, if they are kept) → tiles/<slide_id>.zarr."""
+    path = folder.tiles(record.slide_id)
+    with open_record(record, spec) as slide:
+        identity = slide_identity(record.path)
+        grid_mark = grid_fingerprint(record, spec, identity, slide)
+        mark = fingerprint(grid_mark, spec.patches)
+        there = tiles_there(path, grid_mark, spec)
+        if there is None:
+            planned = plan_slide(record, spec, slide)
+            pixels, threads = spec.patches, spec.jobs.thread_count()
+            request = PatchRequest(
+                record.slide_id,
+                mark,
+                grid_mark,
+                identity,
+                pixels,
+                threads,
+                memory=spec.jobs.read_bytes,
+                progress=advance,
+            )
+            extra = _quality_arrays(planned, spec.tile)
+            failed = write_patches(path, slide, planned.grid, planned.tissue, request, extra)
+            if slide_identity(record.path) != identity:
+                raise SlideError(
+                    record.path, "it changed while it was read", "run again when it is no longer written to"
+                )
+    store = open_patches(path)
+    look_at_tissue(store, folder, anew=there is None)
+    if spec.export is not None:
+        from tiling.export import export_patches
+
+        export_patches(store, folder.root / "patches", spec.export, spec.jobs.thread_count())
+    if there is not None:
+        return Outcome(SKIPPED, mark, there)
+    return Outcome(DONE if len(planned.grid) else EMPTY, mark, len(planned.grid), failed)
+
+
+def plan_slide(record: SlideRecord, spec: RunSpec, slide: Slide) -> Planned:
+    """Tissue, grid and quality of one slide; writes nothing."""
+    tile = tile_spec(record, spec.tile)
+    tissue = find_tissue(slide, tile.tissue, _outside(record, tile, slide))
+    alive()
+    if spec.coords is not None:
+        grid = _given_grid(record, spec.coords, tile, slide, tissue)
+    else:
+        grid = plan_grid(slide.levels, tile, tissue, load_regions(tile.regions, record.slide_id))
+    if not tile.quality.measure or len(grid) == 0:
+        return Planned(tissue, grid, None)
+    quality = measure_quality(slide, grid, tissue, tile.quality, spec.jobs.thread_count(), alive)
+    left_out = quality.excluded(tile.quality)
+    if spec.coords is not None or not left_out.any():  # tiles that were given are all kept
+        return Planned(tissue, grid, quality)
+    kept = replace(grid, xy=grid.xy[~left_out], tissue=grid.tissue[~left_out])
+    return Planned(tissue, kept, quality.of(~left_out))
+
+
+def tile_spec(record: SlideRecord, spec: TileSpec) -> TileSpec:
+    """The settings for this slide: the manifest's `tissue` column, a method or a file, overrides the run's."""
+    if record.tissue is None:
+        return spec
+    if record.tissue_mask is not None:
+        return replace(spec, tissue=replace(spec.tissue, method="mask", mask=str(record.tissue_mask)))
+    return replace(spec, tissue=replace(spec.tissue, method=record.tissue))
+
+
+def grid_fingerprint(record: SlideRecord, spec: RunSpec, identity: str, slide: Slide) -> str:
+    """Of what determines which tiles a slide gets and how their pixels look; whether those are kept does not."""
+    tile, info = tile_spec(record, spec.tile), slide.info
+    files = {
+        "regions": regions_digest(tile.regions, record.slide_id),
+        "mask": _digest(_mask_file(record, tile)),
+        "weights": _digest(Path(tile.tissue.weights)) if tile.tissue.weights else None,
+        "coords": _coords_digest(record, spec.coords),
+    }
+    # the files count by their content, not by where they lie
+    plain = replace(
+        tile,
+        max_failed_tiles=0.0,
+        tissue=replace(tile.tissue, mask=tile.tissue.mask and "", weights=tile.tissue.weights and ""),
+        regions=replace(tile.regions, include=None, exclude=None),
+    )
+    return fingerprint(TILE_VERSION, plain, identity, info.mpp, info.mpp_source, info.channels, info.colour, files)
+
+
+def tiles_there(path: Path, grid_mark: str, spec: RunSpec) -> int | None:
+    """Tiles in the store at `path` if it is what is asked for; one with pixels serves also where none are asked for."""
+    wanted = [spec.patches] if spec.patches != "none" else ["none", "raw", "native", "jpeg"]
+    marks = (fingerprint(grid_mark, pixels) for pixels in wanted)
+    counts = (stored_count(path, mark, spec.tile.max_failed_tiles) for mark in marks)
+    return next((count for count in counts if count is not None), None)
+
+
+def _quality_arrays(planned: Planned, tile: TileSpec) -> Mapping[str, NDArray[Any]]:
+    if planned.quality is None:
+        return {}
+    flags = planned.quality.flags(tile.quality)
+    return planned.quality.arrays() | {f"flag_{name}": values for name, values in flags.items()}
+
+
+def _outside(record: SlideRecord, tile: TileSpec, slide: Slide) -> NDArray[np.bool_] | None:
+    """The tissue mask that another file or model gives, if the method wants one."""
+    if tile.tissue.method == "learned":
+        from embedding.segmenter import segment_tissue
+
+        return segment_tissue(slide, Path(str(tile.tissue.weights)))
+    file = _mask_file(record, tile)
+    if file is None:
+        return None
+    scale = max(1, round(tile.tissue.mpp / (slide.levels[0].mpp or tile.tissue.mpp)))
+    return read_mask(file, slide, scale)
+
+
+def _mask_file(record: SlideRecord, tile: TileSpec) -> Path | None:
+    if tile.tissue.method != "mask":
+        return None
+    place = Path(str(tile.tissue.mask))
+    if not place.is_dir():
+        return place
+    images = [file for suffix in (".png", ".npy", ".tif") if (file := place / f"{record.slide_id}{suffix}").is_file()]
+    return images[0] if images else region_file(place, record.slide_id, "tissue.mask")
+
+
+def _given_grid(record: SlideRecord, place: str, tile: TileSpec, slide: Slide, tissue: Tissue) -> TileGrid:
+    """The tiles that another tool cut, or about the same centres as those of another run."""
+    file = _coords_file(record, place)
+    if file.suffix == ".zarr":
+        other = open_patches(file).grid
+        return replace(plan_scales(other, slide.levels, [tile.mpp])[0], spec=tile)
+    return grid_from_coords(slide.levels, read_coords(file, slide.levels[0].mpp), tile, tissue)
+
+
+def _coords_file(record: SlideRecord, place: str) -> Path:
+    store = RunFolder(Path(place)).tiles(record.slide_id)
+    candidates = [store, *(Path(place) / name.format(record.slide_id) for name in COORDS_NAMES)]
+    found = next((path for path in candidates if path.exists()), None)
+    if found is None:
+        names = ", ".join(name.format(record.slide_id) for name in COORDS_NAMES)
+        raise SpecError(
+            "coords", f"{place} has no tiles of {record.slide_id}", f"it may hold {names}, or be a run folder"
+        )
+    return found
+
+
+def _coords_digest(record: SlideRecord, place: str | None) -> str | None:
+    if place is None:
+        return None
+    file = _coords_file(record, place)
+    return str(open_patches(file).attrs["grid_fingerprint"]) if file.suffix == ".zarr" else _digest(file)
+
+
+def _digest(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    if not path.is_file():
+        raise SpecError(path, "there is no such file", "check the path")
+    status = path.stat()
+    return _sha256(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, mtime_ns: int, size: int) -> str:
+    with path.open("rb") as file:
+        digest = sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
