@@ -244,9 +244,8 @@ def test_jpeg_2000_with_half_the_colour_columns_is_left_to_openslide(tmp_path):
         luma, cb, cr = to_ycbcr(tile).transpose(2, 0, 1)
         return join_components([luma, cb[:, ::2], cr[:, ::2]], halved=True)
 
-    path = write_j2k_svs(
-        tmp_path / "slide.svs", _smooth(600, 600), 33003, [list(map(stream, cut(_smooth(600, 600), 256)))]
-    )
+    image = _smooth(600, 600)
+    path = write_j2k_svs(tmp_path / "slide.svs", image, 33003, [[stream(tile) for tile in cut(image, 256)]])
     with open_slide(path) as slide:
         assert slide.info.reader == "openslide"
         assert "tiff declined: JPEG 2000 tiles with half the colour columns" in slide.info.why

@@ -161,7 +161,8 @@ def test_small_levels_in_strips_count_if_they_show_the_same_picture(tmp_path):
     with tifffile.TiffWriter(path) as file:
         for number, (image, tile) in enumerate([(IMAGE, 256), (half, 256), (eighth, None), (thumbnail, None)]):
             layout = layout_of(image, TiffOptions("lzw", tile, 10))
-            file.write(image, **layout, subfiletype=min(number, 1), metadata=None, resolution=(40_000, 40_000, 3))
+            scale = {"resolution": (40_000, 40_000), "resolutionunit": "CENTIMETER"}
+            file.write(image, **layout, **scale, subfiletype=min(number, 1), metadata=None)
     with open_slide(path) as slide:
         assert [level.downsample for level in slide.levels] == [1, 2, 8]
         assert (slide.info.mpp, slide.info.mpp_source) == (0.25, "tiff")

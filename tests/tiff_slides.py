@@ -74,13 +74,10 @@ def to_ycbcr(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2YCrCb)[..., [0, 2, 1]])
 
 
-def encode_j2k(tile: NDArray[np.uint8], quality: int = 0, mct: bool = True) -> bytes:
-    """A code stream of six resolutions; quality 0 is reversible, else a signal-to-noise ratio in dB."""
-    return bytes(
-        imagecodecs.jpeg2k_encode(
-            np.ascontiguousarray(tile), quality, codecformat="j2k", reversible=quality == 0, resolutions=6, mct=mct
-        )
-    )
+def encode_j2k(tile: NDArray[np.uint8], quality: int = 0, mct: bool = True, resolutions: int = 6) -> bytes:
+    """A code stream of so many resolutions; quality 0 is reversible, else a signal-to-noise ratio in dB."""
+    wanted = {"reversible": quality == 0, "resolutions": resolutions, "mct": mct}
+    return bytes(imagecodecs.jpeg2k_encode(np.ascontiguousarray(tile), quality, codecformat="j2k", **wanted))
 
 
 def join_components(planes: Sequence[NDArray[np.uint8]], halved: bool) -> bytes:
@@ -88,7 +85,7 @@ def join_components(planes: Sequence[NDArray[np.uint8]], halved: bool) -> bytes:
 
     halved: the second and third have half the columns, as in Aperio's YUV16
     """
-    streams = [encode_j2k(plane) for plane in planes]
+    streams = [encode_j2k(plane, resolutions=5) for plane in planes]
     heads = [jpeg_2000_segments(stream) for stream in streams]
     body = b"".join(stream[head[-1][2] + 2 : -2] for stream, head in zip(streams, heads, strict=True))
     joined = bytearray(b"\xff\x4f")

@@ -26,6 +26,9 @@ JPEG, WEBP, J2K_YCBCR, J2K_RGB, J2K = 7, 50001, 33003, 33005, 34712
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR = 0, 1, 2, 6  # TIFF tag PhotometricInterpretation
 
 
+_HOLE = bytes(64)  # no run of zeros so long is in WebP data: flat pictures, too, have none beyond 8 bytes
+
+
 def _copy(data: bytes, out: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if len(data) > out.size:
         raise ValueError(f"{len(data):,} bytes are stored")
@@ -148,6 +151,8 @@ class _WebpDecoder:
 
     def decode(self, parts: Sequence[bytes], into: NDArray[np.uint8], factor: int = 1) -> None:
         plane = np.empty((*into.shape[:2], self._pixels.samples), np.uint8)
+        if _HOLE in parts[0]:
+            raise BadTile("it has a hole of zero bytes")
         try:
             imagecodecs.webp_decode(parts[0], hasalpha=self._pixels.samples == 4, out=plane)
         except (RuntimeError, ValueError) as error:

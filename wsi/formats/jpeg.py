@@ -7,8 +7,10 @@ from numpy.typing import NDArray
 from .tilewise import BadTile
 
 _SOI = b"\xff\xd8"
-_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
-_FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive: what libjpeg decodes in 8 bits
+_HOLE = bytes(64)
+_TABLES, _START_OF_SCAN, _END_OF_IMAGE = 0xC4, 0xDA, 0xD9
+_PROGRESSIVE = 0xC2
+_FRAMES = {0xC0, 0xC1, _PROGRESSIVE}  # baseline, extended, progressive: what libjpeg decodes in 8 bits
 _APPLICATION = range(0xE0, 0xF0)
 
 
@@ -29,7 +31,10 @@ class JpegDecoder:
 
     def whole(self, data: bytes) -> bytes:
         """A stored tile as a JPEG file of its own, not re-encoded. Raises BadTile unless it has so many channels."""
-        return self._head + _checked_body(data, self._channels)
+        whole = self._head + _checked_body(data, self._channels)
+        if _HOLE in data and _HOLE in data.rstrip(b"\0") and not _may_hold_zeros(whole):
+            raise BadTile("it has a hole of zero bytes")
+        return whole
 
     def decode(self, data: bytes, into: NDArray[np.uint8], factor: int = 1) -> None:
         """Decode one tile into `into`, C-contiguous uint8 (rows, cols, 3) of the tile's size. Raises BadTile.
@@ -68,6 +73,26 @@ def _segments(tables: bytes) -> bytes:
             kept += tables[at:end]
         at = end
     return kept
+
+
+def _may_hold_zeros(whole: bytes) -> bool:
+    """Whether a long run of zero bits can be a flat picture: if each block's shortest code says that it ends.
+
+    It does in tables made for one image; in the standard's luminance table zeros mean a coefficient each, and a run of
+    them is no picture but bytes that were lost. ITU-T T.81, Annexes C and K.
+    """
+    at = 2
+    while at + 4 <= len(whole) and whole[at] == 0xFF and whole[at + 1] != _START_OF_SCAN:
+        end = at + 2 + (whole[at + 2] << 8 | whole[at + 3])
+        if whole[at + 1] == _PROGRESSIVE:
+            return True
+        table = at + 4
+        while whole[at + 1] == _TABLES and table + 17 < end:
+            if whole[table] >> 4 == 1 and whole[table + 17] != 0:  # of coefficients; its first symbol is no end
+                return False
+            table += 17 + sum(whole[table + 1 : table + 17])
+        at = end
+    return True
 
 
 def _checked_body(data: bytes, expected: int) -> bytes:

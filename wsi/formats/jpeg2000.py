@@ -47,8 +47,8 @@ class Jpeg2000Decoder:
         try:
             head = main_header(stream)
             _check_frame(stream, head, into.shape[1] * factor, into.shape[0] * factor, self._is_ycbcr)
-            _check_parts(stream, head)
-        except (struct_error, KeyError, IndexError):
+            stream = _checked_parts(stream, head)
+        except (struct_error, KeyError, IndexError, StopIteration):
             raise BadTile("its JPEG 2000 header is damaged") from None
         steps = factor.bit_length() - 1
         smaller = without_finest(stream, head, steps) if steps else stream
@@ -118,10 +118,10 @@ def _check_frame(stream: bytes, head: list[Segment], width: int, height: int, is
         raise BadTile("its TIFF says YCbCr, its own code stream RGB")
 
 
-def _check_parts(stream: bytes, head: list[Segment]) -> None:
-    """All tile-parts lie in the stream, nothing is missing at its end, and no hole of zeros lies within.
+def _checked_parts(stream: bytes, head: list[Segment]) -> bytes:
+    """The stream, if all its tile-parts lie in it, nothing is missing at its end, and no hole of zeros lies within.
 
-    A missing end marker alone is tolerated: sound slides without it exist.
+    A missing end marker alone is tolerated, and put there: sound slides without it exist.
     """
     at = head[-1].start
     while stream[at : at + 2] == b"\xff\x90":
@@ -135,6 +135,7 @@ def _check_parts(stream: bytes, head: list[Segment]) -> None:
         raise BadTile(f"its code stream ends in {len(stream) - len(kept):,} zero bytes instead of its end marker")
     if bytes(_HOLE_BYTES + _empty_packets(stream, head)) in kept:
         raise BadTile("its code stream has a hole of zero bytes")
+    return stream if stream[at : at + 2] == _EOC else stream[:at] + _EOC
 
 
 def _empty_packets(stream: bytes, head: list[Segment]) -> int:

@@ -48,6 +48,7 @@ class Directory:
     texts   tag -> bytes
     sizes   tag -> length in bytes, for every known tag present
     sub     place among the sub-directories of directory `index`, None in the chain itself
+    offset  byte of the file where it lies
     """
 
     index: int
@@ -55,6 +56,7 @@ class Directory:
     texts: dict[int, bytes]
     sizes: dict[int, int]
     sub: int | None = None
+    offset: int = 0
 
     @property
     def name(self) -> str:
@@ -133,21 +135,22 @@ def read_directories(source: ByteSource) -> Iterator[Directory]:
     while offset:
         number = len(seen)
         _check_place(source, offset, seen, f"directory {number}")
-        directory, offset = _read_directory(source, layout, offset, Directory(number, {}, {}, {}))
+        directory, offset = _read_directory(source, layout, Directory(number, {}, {}, {}, None, offset))
         yield directory
     if not seen:
         raise SlideError(source.name, "a TIFF file without a directory", COPY_AGAIN)
 
 
-def read_subdirectories(source: ByteSource, parent: Directory) -> list[Directory]:
-    """The sub-directories that `parent` lists (tag 330), in its order; theirs are not followed. Raises as above."""
+def read_subdirectories(source: ByteSource, chain: list[Directory]) -> list[Directory]:
+    """The sub-directories (tag 330) of all directories of a chain, in order; theirs are not followed. Raises as above."""
     layout = _LAYOUTS[source.read_at(0, 4)]
     found: list[Directory] = []
-    seen: set[int] = set()
-    for offset in parent.arrays.get(SUB_DIRECTORIES, np.empty(0, np.int64)).flat:
-        directory = Directory(parent.index, {}, {}, {}, len(found))
-        _check_place(source, int(offset), seen, f"sub-directory {len(found)} of directory {parent.index}")
-        found.append(_read_directory(source, layout, int(offset), directory)[0])
+    seen = {directory.offset for directory in chain}
+    for parent in chain:
+        for number, offset in enumerate(parent.arrays.get(SUB_DIRECTORIES, np.empty(0, np.int64)).flat):
+            _check_place(source, int(offset), seen, f"sub-directory {number} of directory {parent.index}")
+            directory = Directory(parent.index, {}, {}, {}, number, int(offset))
+            found.append(_read_directory(source, layout, directory)[0])
     return found
 
 
@@ -163,13 +166,13 @@ def _check_place(source: ByteSource, offset: int, seen: set[int], name: str) -> 
     seen.add(offset)
 
 
-def _read_directory(source: ByteSource, layout: _Layout, offset: int, into: Directory) -> tuple[Directory, int]:
-    """The directory at `offset`, and the offset of the next one (0 at the end)."""
+def _read_directory(source: ByteSource, layout: _Layout, into: Directory) -> tuple[Directory, int]:
+    """The directory at its offset, filled, and the offset of the next one (0 at the end)."""
     count_bytes = int(layout.count[1:])
-    entries = _integer(source.read_at(offset, count_bytes), layout.order + layout.count, source)
+    entries = _integer(source.read_at(into.offset, count_bytes), layout.order + layout.count, source)
     if not 0 < entries <= _MAX_ENTRIES:
         raise SlideError(source.name, f"its directory of {into.name} claims {entries:,} entries", COPY_AGAIN)
-    body = source.read_at(offset + count_bytes, entries * layout.entry_bytes + layout.offset_bytes)
+    body = source.read_at(into.offset + count_bytes, entries * layout.entry_bytes + layout.offset_bytes)
     following = _integer(body[entries * layout.entry_bytes :], layout.order + layout.offset, source)
     for start in range(0, entries * layout.entry_bytes, layout.entry_bytes):
         _read_entry(source, layout, body[start : start + layout.entry_bytes], into)

@@ -170,7 +170,8 @@ def _aperio(directories: list[Directory]) -> _Choice | str:
     """As OpenSlide decides: every tiled image is a level."""
     found = aperio_properties(directories[0].text(tags.DESCRIPTION))
     stated = Stated((found.get("MPP"), None), "vendor", found.get("AppMag"), found.get("ScannerType"))
-    return _Choice("aperio", [entry for entry in directories if entry.is_tiled], _aperio_images(directories), stated)
+    levels = [entry for entry in directories if entry.is_tiled and entry.sub is None]
+    return _Choice("aperio", levels, _aperio_images(directories), stated)
 
 
 def aperio_properties(description: str) -> dict[str, str]:
@@ -196,7 +197,7 @@ def _aperio_images(directories: list[Directory]) -> dict[str, int]:
 def _generic(directories: list[Directory]) -> _Choice | str:
     """The first image and its reduced ones, tiled as OpenSlide has it, or small ones in strips, or all in strips."""
     base = directories[0]
-    others = [entry for entry in directories[1:] if entry.sub is None or entry.is_reduced]
+    others = [entry for entry in directories[1:] if entry.sub is None or (entry.index == 0 and entry.is_reduced)]
     full = [entry for entry in others if entry.size == base.size and not entry.is_reduced]
     if full and (not base.is_tiled or base.number(tags.SAMPLES, 1) == 1):
         remedy = f": {CHANNELS}" if base.number(tags.SAMPLES, 1) == 1 else ""

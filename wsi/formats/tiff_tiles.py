@@ -75,8 +75,8 @@ def compression_name(directory: Directory) -> str:
 
 
 def read_all(source: ByteSource, base: Directory, chain: list[Directory]) -> list[Directory]:
-    """All images that lie in the file for certain, the sub-images of the first one last. Raises SlideError."""
-    directories = [base, *chain, *read_subdirectories(source, base)]
+    """All images, which lie in the file for certain, sub-images last. Raises SlideError."""
+    directories = [base, *chain, *read_subdirectories(source, [base, *chain])]
     for directory in directories:
         _check_extents(source, directory)
     return directories
