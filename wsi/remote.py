@@ -15,14 +15,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .remote_store import Store, connect
+from .remote_store import HEAD_BYTES, Store, connect
 
-BLOCK_BYTES = 16 << 10
+BLOCK_BYTES = 4 << 10
 CACHE_BYTES = 64 << 20
 _RUN_BLOCKS = (4 << 20) // BLOCK_BYTES  # in one request, at most: larger ones would arrive one after the other
 _GAP_BLOCKS = (1 << 20) // BLOCK_BYTES  # between two pieces of one request, at most
-_GAP_SHARE = 0.2  # of the wanted bytes: what gaps may add
-_UNASKED_BLOCKS = 4  # fetched where nothing was announced: directories and their tables lie close together
+_GAP_SHARE = 0.1  # of the wanted bytes: what gaps may add
+_UNASKED_BLOCKS = (64 << 10) // BLOCK_BYTES  # fetched unannounced: directories and their tables lie close together
 _KEPT_CLOSED_BYTES = 4 << 20  # of a file that is closed, which is often opened again at once
 _KEPT_FILES = 4
 _REQUESTS = 16  # at a time, over all files
@@ -169,7 +169,7 @@ class BlockCache:
 def plan_runs(blocks: NDArray[np.int64], longest: int) -> list[range]:
     """Requests for these blocks, int64 (n,), sorted and unique: runs of at most `longest` blocks, in the file's order.
 
-    Gaps between blocks are closed, the smallest first, while they add less than a fifth to the bytes.
+    Gaps between blocks are closed, the smallest first, while they add a tenth to the bytes at most.
     """
     if not blocks.size:
         return []
@@ -234,7 +234,7 @@ _known_turn = threading.Lock()
 
 def open_remote(url: str) -> RemoteFile:
     """Open a file by URL. It is asked for anew each time; what is still here of the same version is used again."""
-    store = connect(url)
+    store = connect(url, 1 if url in _known else HEAD_BYTES)
     with _known_turn:
         known = _known.pop(url, None)
         if known is None or not store.version or (store.size, store.version) != (known.store.size, known.store.version):

@@ -54,9 +54,9 @@ class Store(Protocol):
         ...
 
 
-def connect(url: str) -> Store:
-    """The file at `url`, asked for just now. Raises SlideError or RemoteError."""
-    return HttpStore(url) if url.startswith(("http://", "https://")) else FsspecStore(url)
+def connect(url: str, head_bytes: int = HEAD_BYTES) -> Store:
+    """The file at `url`, asked for just now, a web server for its first bytes. Raises SlideError or RemoteError."""
+    return HttpStore(url, head_bytes) if url.startswith(("http://", "https://")) else FsspecStore(url)
 
 
 class FsspecStore:
@@ -100,7 +100,7 @@ def _whole_requests(fs: Any, path: str) -> Callable[[int, int], bytes]:
 class HttpStore:
     """A file on a web server that answers range requests."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, head_bytes: int):
         import fsspec
 
         self._url = url
@@ -108,7 +108,7 @@ class HttpStore:
         client = {"trust_env": True, **fsspec.config.conf.get(protocol, {}).get("client_kwargs", {})}
         self._fs = fsspec.filesystem(protocol, client_kwargs=client)  # proxies and .netrc as the environment says
         self.size, self.version = -1, ""
-        self.head = self._retried(0, HEAD_BYTES)
+        self.head = self._retried(0, head_bytes)
 
     def fetch(self, start: int, end: int) -> bytes:
         return self._retried(start, end)
@@ -200,7 +200,8 @@ def list_folder(url: str) -> list[str]:
     with told(url):
         fs, path = fsspec.core.url_to_fs(url)
         fs.invalidate_cache()
-        return sorted(fs.unstrip_protocol(entry["name"]) for entry in fs.ls(path) if entry["type"] == "file")
+        files = [entry["name"] for entry in fs.ls(path, detail=True) if entry["type"] == "file"]
+    return sorted(map(fs.unstrip_protocol, files))
 
 
 @contextmanager
