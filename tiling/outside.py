@@ -73,10 +73,10 @@ def rasterise(geometries: list[Any], shape: tuple[int, int], scale: float) -> ND
     """
     import shapely
 
-    areas = [shapely.make_valid(geometry) for geometry in geometries]
-    rings = shapely.get_rings(shapely.get_parts(_polygons(shapely.union_all(areas))))
+    union = shapely.union_all([shapely.make_valid(geometry) for geometry in geometries])
+    parts = shapely.get_parts(shapely.get_parts(union))
     toggles = np.zeros((shape[0], shape[1] + 1), np.int32)
-    for ring in rings:
+    for ring in shapely.get_rings(parts[shapely.get_dimensions(parts) == 2]):
         points = shapely.get_coordinates(ring) / scale - 0.5  # centres of pixels at whole numbers
         start, end = points[:-1], points[1:]
         first = np.clip(np.ceil(np.minimum(start[:, 1], end[:, 1])), 0, shape[0]).astype(int)
@@ -88,11 +88,3 @@ def rasterise(geometries: list[Any], shape: tuple[int, int], scale: float) -> ND
         x = start[edge, 0] + (row - start[edge, 1]) * slope[0] / slope[1]
         np.add.at(toggles, (row, np.clip(np.ceil(x), 0, shape[1]).astype(int)), 1)
     return np.asarray(toggles.cumsum(axis=1)[:, : shape[1]] % 2 == 1)
-
-
-def _polygons(geometry: Any) -> Any:
-    """The areas of a geometry, as a MultiPolygon."""
-    import shapely
-
-    parts = shapely.get_parts(shapely.get_parts(geometry))
-    return shapely.multipolygons([part for part in parts if part.geom_type == "Polygon"])
