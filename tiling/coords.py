@@ -18,6 +18,8 @@ from .grid import TileGrid, tissue_fraction
 from .spec import TileSpec
 from .tissue import Tissue
 
+MAX_TILES = 20_000_000
+DEFLATE = 1032  # what deflate can shrink at most: a table beyond it is not in the file, and h5py would make it up
 MAX_PX = 1e8  # level-0 px; a coordinate beyond is no coordinate
 # TRIDENT's names for pixel sizes: below each µm per pixel, the magnification (WSI._fetch_magnification)
 MAGNIFICATIONS = ((0.16, 80), (0.2, 60), (0.3, 40), (0.6, 20), (1.2, 10), (2.4, 5))
@@ -36,7 +38,7 @@ class ForeignCoords:
     xy       int64 (n, 2), top-left corners in level-0 pixels, in the file's order
     span_px  side of a tile in level-0 pixels
     size     (width, height) of the slide in level-0 pixels, None where the file does not say
-    attrs    the attributes they came with, as plain values
+    attrs    the numbers among the attributes they came with
     """
 
     path: Path
@@ -73,13 +75,15 @@ def read_coords(path: Path | str, mpp: float | None = None) -> ForeignCoords:
             dataset = file.get("coords")
             if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 2 or dataset.shape[1] not in (2, 5):
                 raise StoreError(path, "no table of tile coordinates in it", "name a coords or patches file")
+            if len(dataset) > MAX_TILES or dataset.nbytes > DEFLATE * path.stat().st_size:
+                raise StoreError(path, f"{len(dataset)} tiles in so small a file cannot be", "write it again")
             images = file.get("imgs")
             images = images if isinstance(images, h5py.Dataset) and images.ndim == 4 else None
             attrs = root | (_plain(images.attrs) if images is not None else {}) | _plain(dataset.attrs)
             if images is not None:
                 attrs["patch_size"] = images.shape[1]
             corners = dataset[:, :2]
-    except OSError as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # all are h5py's for damaged files
         raise StoreError(path, f"not a sound HDF5 file ({error})", "write it again") from None
     if corners.dtype.kind not in "iuf" or not (np.abs(corners) <= MAX_PX).all():  # NaN is not <= either
         raise StoreError(path, "its coordinates are no numbers of pixels", "write it again")
@@ -135,10 +139,14 @@ def _of_clam(path: Path, attrs: dict[str, Any], made: Callable[..., ForeignCoord
 
 
 def _plain(attrs: Any) -> dict[str, Any]:
-    """HDF5 attributes as Python values."""
-    values = {
-        name: value.decode(errors="replace") if isinstance(value, bytes) else value for name, value in attrs.items()
-    }
+    """HDF5 attributes as Python values: the numbers, and the unit of files that keep a length in µm.
+
+    No other text: where a byte of its heap is wrong, libhdf5 (1.14) can loop for ever.
+    """
+    names = [
+        name for name in attrs if attrs.get_id(name).dtype.kind != "O" or (name == "unit" and "tile_size_um" in attrs)
+    ]
+    values = {name: attrs[name] for name in names}
     return {
         name: value.tolist() if isinstance(value, np.generic | np.ndarray) else value for name, value in values.items()
     }
