@@ -1,6 +1,11 @@
 """DICOM slides: the pixels of OpenSlide and wsidicom, the colours that the frames have, and nothing from damage."""
 
 import io
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import openslide
@@ -8,10 +13,12 @@ import pytest
 import wsidicom
 from PIL import Image
 from pydicom import dcmread
+from pydicom.encaps import encapsulate
 
-from tests.dicom_slides import DicomOptions, cut, encode, write_dicom, write_pyramid
+from tests.dicom_slides import PHI, SLIDE_CLASS, DicomOptions, cut, encode, write_dicom, write_pyramid
 from tests.slides import tissue_like
-from wsi import Region, open_slide
+from wsi import Region, SlideError, open_slide
+from wsi.formats.dicom import DicomSlide
 
 IMAGE = tissue_like(700, 460)
 LEVELS = [IMAGE, IMAGE[::2, ::2].copy(), IMAGE[::8, ::8][:57, :87].copy()]
@@ -148,3 +155,184 @@ def test_frames_that_a_sparse_slide_leaves_out_are_white_glass(tmp_path, codec):
         assert np.array_equal(whole(slide), expected)
         assert np.array_equal(np.asarray(peer.read_region((0, 0), 0, (700, 460)).convert("RGB")), expected)
         assert (slide.read(Region(256, 0, 128, 128), len(slide.levels) - 1) == 255).all()
+
+
+def test_naming_one_file_opens_its_series_and_no_other(tmp_path):
+    write_pyramid(tmp_path, LEVELS, DicomOptions("uncompressed", "RGB"))
+    write_dicom(tmp_path / "stranger.dcm", IMAGE[:200, :200].copy(), DicomOptions(series="9.9"))
+    with open_slide(tmp_path / "level-2.dcm") as slide, open_slide(tmp_path / "stranger.dcm") as stranger:
+        assert [level.width for level in slide.levels if level.stored] == [700, 350, 87]
+        assert slide.info.why.startswith("DICOM whole-slide image in 3 files")
+        assert [level.width for level in stranger.levels if level.stored] == [200]
+    with pytest.raises(
+        SlideError, match=r"holds 2 slides.*level-0.dcm \(3 files\), stranger.dcm \(1 file\); name one file"
+    ):
+        open_slide(tmp_path)
+
+
+def test_a_folder_of_no_slide_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("no slide")
+    with pytest.raises(SlideError, match="this is a folder, not a slide file"):
+        open_slide(tmp_path)
+
+
+def test_instances_without_a_suffix_are_found_by_content(tmp_path):
+    write_pyramid(tmp_path, LEVELS, DicomOptions("uncompressed", "RGB"))
+    for file in list(tmp_path.iterdir()):
+        file.rename(file.with_suffix(""))
+    with open_slide(tmp_path) as folder, open_slide(tmp_path / "level-1") as named:
+        assert folder.info.reader == named.info.reader == "dicom"
+        assert folder.levels == named.levels
+
+
+def test_a_slide_is_described_without_patients_or_serial_numbers(tmp_path):
+    options = DicomOptions(tile=128)
+    write_pyramid(tmp_path, LEVELS, options)
+    for number, kind in enumerate(("LABEL", "OVERVIEW", "THUMBNAIL")):
+        more = DicomOptions("uncompressed", "RGB", kind=kind, tile=60, mpp=None)
+        write_dicom(tmp_path / f"{kind}.dcm", LEVELS[2] - np.uint8(number), more)
+    with open_slide(tmp_path) as slide:
+        info = slide.info
+        assert (info.mpp, info.mpp_source, info.objective, info.scanner) == (0.5, "dicom", 20, "Scanner 3000")
+        assert (info.codec, info.tile_px, info.vendor) == ("jpeg", (128, 128), "dicom")
+        assert info.associated == ("label", "macro", "thumbnail")
+        for number, name in enumerate(info.associated):
+            assert np.array_equal(slide.associated(name), LEVELS[2] - np.uint8(number))
+        assert slide.icc_profile() == b"i" * info.icc_bytes
+        assert info.icc_bytes == 100_000
+        assert PHI not in repr(info)
+
+
+def test_what_openslide_calls_a_picture_is_what_it_is_here(tmp_path):
+    write_pyramid(tmp_path, LEVELS, DicomOptions(tile=128))
+    for kind in ("LABEL", "OVERVIEW"):
+        write_dicom(tmp_path / f"{kind}.dcm", LEVELS[2], DicomOptions("uncompressed", "RGB", kind=kind, tile=100))
+    with open_slide(tmp_path) as slide, openslide.OpenSlide(tmp_path / "level-0.dcm") as peer:
+        assert set(slide.info.associated) == set(peer.associated_images) == {"label", "macro"}
+        stored = [level for level in slide.levels if level.stored]
+        assert [(level.width, level.height) for level in stored] == list(peer.level_dimensions)
+        assert [level.downsample for level in stored] == list(peer.level_downsamples)
+        for number, (width, height) in enumerate(peer.level_dimensions):
+            pixels = np.asarray(peer.read_region((0, 0), number, (width, height)))[..., :3]
+            assert np.array_equal(whole(slide, slide.levels.index(stored[number])), pixels)
+
+
+def _concatenation(folder, cuts):
+    """A level whose frames lie in several files, cut at frame numbers."""
+    folder.mkdir()
+    frames = [encode(tile, "jpeg2000", "RGB") for tile in cut(IMAGE, 128)]
+    base = dcmread(write_dicom(folder / "whole", IMAGE, DicomOptions("jpeg2000", "RGB")))
+    (folder / "whole").unlink()
+    source = base.SOPInstanceUID
+    for number, (first, end) in enumerate(pairwise(cuts), 1):
+        base.SOPInstanceUID = base.file_meta.MediaStorageSOPInstanceUID = f"{source}.{number}"
+        base.ConcatenationUID, base.SOPInstanceUIDOfConcatenationSource = "1.2.77", source
+        base.InConcatenationNumber, base.InConcatenationTotalNumber = number, len(cuts) - 1
+        base.ConcatenationFrameOffsetNumber, base.NumberOfFrames = first, end - first
+        base.PixelData = encapsulate(frames[first:end])
+        base.save_as(folder / f"part-{number}.dcm")
+    return folder
+
+
+def test_a_concatenation_is_one_level_and_never_lacks_a_part(tmp_path):
+    folder = _concatenation(tmp_path / "a", [0, 10, 11, 24])
+    with open_slide(folder / "part-2.dcm") as slide:
+        assert np.array_equal(whole(slide), IMAGE)
+    for number in (1, 2, 3):
+        folder = _concatenation(tmp_path / f"without-{number}", [0, 10, 11, 24])
+        (folder / f"part-{number}.dcm").unlink()
+        with pytest.raises(SlideError, match=r"is missing|of them are there"):
+            open_slide(folder)
+
+
+def test_of_several_focal_planes_the_middle_one_is_shown(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", IMAGE, DicomOptions("uncompressed", "RGB", planes=3))
+    with open_slide(path) as slide:
+        assert np.array_equal(whole(slide), IMAGE - np.uint8(1))
+        assert "the middle of 3 focal planes" in slide.info.why
+
+
+def test_sparse_frames_may_lie_at_several_heights(tmp_path):
+    """One height a frame, as autofocus leaves them, and one place with a stack of three."""
+    path = write_dicom(tmp_path / "a.dcm", IMAGE, DicomOptions("uncompressed", "RGB", present=HALF))
+    header = dcmread(path)
+    places = [frame.PlanePositionSlideSequence[0] for frame in header.PerFrameFunctionalGroupsSequence]
+    for place, z in zip(places, (1.5, 3.0, 2.0, 9.0), strict=True):
+        place.ZOffsetInSlideCoordinateSystem = z
+    header.save_as(path)
+    with open_slide(path) as slide:
+        for column, row in HALF:
+            x, y = column * 128, row * 128
+            assert np.array_equal(slide.read(Region(x, y, 60, 60), 0), IMAGE[y : y + 60, x : x + 60])
+    for place, z in zip(places, (1.0, 2.0, 3.0, 2.0), strict=True):
+        place.ColumnPositionInTotalImagePixelMatrix = place.RowPositionInTotalImagePixelMatrix = (
+            1 if place is not places[3] else 129
+        )
+        place.ZOffsetInSlideCoordinateSystem = z
+    header.save_as(path)
+    with open_slide(path) as slide:
+        assert np.array_equal(slide.read(Region(0, 0, 128, 128), 0), IMAGE[:128, 128:256])  # the second frame
+        assert "the middle of 3 focal planes" in slide.info.why
+
+
+def test_threads_share_an_open_slide(tmp_path):
+    folder = _concatenation(tmp_path / "a", [0, 7, 24])
+    with open_slide(folder) as slide, ThreadPoolExecutor(8) as pool:
+        regions = [Region(x, y, 200, 200) for x in range(0, 500, 90) for y in range(0, 300, 70)]
+        for region, pixels in zip(regions, pool.map(lambda region: slide.read(region, 0), regions), strict=True):
+            assert np.array_equal(pixels[:160, :160], IMAGE[region.y : region.y + 160, region.x : region.x + 160])
+
+
+def test_opening_and_closing_leaves_no_file_open(tmp_path):
+    fds = Path("/proc/self/fd")
+    if not fds.is_dir():
+        pytest.skip("no /proc here to count open files in")
+    write_pyramid(tmp_path / "a", LEVELS)
+    write_dicom(tmp_path / "a" / "label.dcm", LEVELS[2], DicomOptions(kind="LABEL", tile=87))
+    broken = write_dicom(tmp_path / "b.dcm", IMAGE, DicomOptions(more={"TotalPixelMatrixColumns": 9_000}))
+    open_slide(tmp_path / "a").close()
+    before = len(list(fds.iterdir()))
+    for _ in range(10):
+        with open_slide(tmp_path / "a") as slide:
+            slide.associated("label")
+        with pytest.raises(SlideError):
+            open_slide(broken)
+    assert len(list(fds.iterdir())) == before
+    with pytest.raises(ValueError, match="closed"):
+        slide.read(Region(0, 0, 10, 10), 0)
+
+
+def test_other_slides_are_opened_without_a_dicom_library(real_slide):
+    code = (
+        "import sys, wsi; wsi.open_slide(sys.argv[1]).close()\n"
+        "from wsi.formats.dicom import DicomSlide; from pathlib import Path\n"
+        "assert not DicomSlide.matches(Path(sys.argv[1])).takes\n"
+        "assert not {'pydicom', 'wsidicom'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code, str(real_slide)], check=True, timeout=120)
+
+
+def test_dicom_that_is_no_slide_or_says_too_little_is_refused_in_words(data_dir, tmp_path):
+    with pytest.raises(SlideError, match=r"pathml_small_dicom.dcm: its DICOM header has no ImageType"):
+        open_slide(data_dir / "slides" / "pathml_small_dicom.dcm")
+    path = write_dicom(tmp_path / "ct.dcm", IMAGE)
+    path.write_bytes(
+        path.read_bytes().replace(SLIDE_CLASS.encode(), b"1.2.840.10008.5.1.4.1.1.2".ljust(len(SLIDE_CLASS), b"\0"), 1)
+    )
+    with pytest.raises(SlideError, match=r"this is a DICOM file, not a slide.*not of a whole-slide image"):
+        open_slide(path)
+    grey = write_dicom(tmp_path / "grey.dcm", IMAGE, DicomOptions(more={"PhotometricInterpretation": "MONOCHROME2"}))
+    assert "not 8-bit colour" in DicomSlide.matches(grey).why
+
+
+def test_sparse_frames_off_the_grid_or_on_one_another_are_not_guessed(tmp_path):
+    for places, said in (([(1, 1), (130, 1)], "on a grid"), ([(1, 1), (1, 1)], "at one place")):
+        path = write_dicom(tmp_path / "a.dcm", IMAGE, DicomOptions("uncompressed", "RGB", present=[(0, 0), (1, 0)]))
+        header = dcmread(path)
+        for frame, (x, y) in zip(header.PerFrameFunctionalGroupsSequence, places, strict=True):
+            position = frame.PlanePositionSlideSequence[0]
+            position.ColumnPositionInTotalImagePixelMatrix, position.RowPositionInTotalImagePixelMatrix = x, y
+        header.save_as(path)
+        match = DicomSlide.matches(path)
+        assert not match.takes
+        assert said in match.why

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pydicom.errors
+import wsidicom.errors
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from upath import UPath
-from wsidicom import errors as wsidicom_errors
 from wsidicom.errors import WsiDicomNotSupportedError
 from wsidicom.file.io import WsiDicomReader
 from wsidicom.file.io.sequence_walker import UnwalkableSequenceException
@@ -33,8 +33,13 @@ _MAX_TILES = 10_000_000  # 800,000 x 800,000 px in tiles of 256 px
 
 # What pydicom and wsidicom raise on bytes that are not what they expect; they have no class in common.
 DAMAGE = (
-    *(value for value in vars(wsidicom_errors).values() if isinstance(value, type) and issubclass(value, Exception)),
-    UnwalkableSequenceException, InvalidDicomError, EOFError, OSError, struct.error, ValueError, LookupError, TypeError,
+    *(
+        value
+        for module in (pydicom.errors, wsidicom.errors)
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Exception)
+    ),
+    UnwalkableSequenceException, EOFError, OSError, struct.error, ValueError, LookupError, TypeError,
     AttributeError, NotImplementedError, RecursionError, MemoryError, OverflowError,
 )  # fmt: skip
 

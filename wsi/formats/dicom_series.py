@@ -157,34 +157,39 @@ def _full(part: Part, grid: Grid, frames: Frames) -> tuple[Frames, float, str]:
         raise SlideError(part.path, f"{needed} and it holds {len(frames.file):,}", COPY_AGAIN)
     middle = part.planes // 2
     cut = slice(middle * tiles, (middle + 1) * tiles)
-    note = f"focal plane {middle + 1} of {part.planes}" if part.planes > 1 else ""
+    note = f"the middle of {part.planes} focal planes" if part.planes > 1 else ""
     return Frames(frames.file[cut], frames.offsets[cut], frames.counts[cut]), part.z, note
 
 
 def _sparse(parts: list[Part], grid: Grid, frames: Frames) -> tuple[Frames, float, str] | str:
-    """The middle focal plane of frames that state their places. Places without a frame are unscanned glass."""
+    """Frames that state their places; of several at one place the one nearest to the middle focal plane.
+
+    Each frame may have a height of its own, where the scanner found the focus. Places without a frame are unscanned
+    glass.
+    """
     places = [part.places for part in parts if part.places is not None]
-    corners, z = (np.concatenate(arrays) for arrays in zip(*((p.corners, p.z) for p in places), strict=True))
-    planes = np.unique(z)
-    middle = len(planes) // 2
-    note = f"focal plane {middle + 1} of {len(planes)}" if len(planes) > 1 else ""
-    here = z == planes[middle]
+    corners = np.concatenate([place.corners for place in places])
+    z = np.concatenate([place.z for place in places])
     inside = (corners >= 0).all(axis=1) & (corners < [grid.width, grid.height]).all(axis=1)
     if not inside.all():
-        problem = (
-            f"{int((~inside).sum()):,} of {inside.size:,} frames lie outside its {grid.width:,} x {grid.height:,} px"
-        )
+        outside = f"{int((~inside).sum()):,} of {inside.size:,} frames"
+        problem = f"{outside} lie outside its {grid.width:,} x {grid.height:,} px"
         raise SlideError(parts[0].path, problem, COPY_AGAIN)
     if (corners % [grid.tile_width, grid.tile_height]).any():
         return "frames that do not lie on a grid"
     tile = corners[:, 1] // grid.tile_height * grid.columns + corners[:, 0] // grid.tile_width
-    if np.unique(tile[here]).size < int(here.sum()):
+    if len(np.unique(np.stack([tile, z]), axis=1).T) < tile.size:
         return "several frames at one place"
+    middle = float(np.unique(z)[np.unique(z).size // 2])
+    order = np.lexsort((np.abs(z - middle), tile))
+    used, first = np.unique(tile[order], return_index=True)
+    chosen = order[first]
     tiles = grid.columns * -(-grid.height // grid.tile_height)
     table = [np.full(tiles, empty, np.int64) for empty in (-1, 0, 0)]
     for column, values in zip(table, (frames.file, frames.offsets, frames.counts), strict=True):
-        column[tile[here]] = values[here]
-    return Frames(*table), float(planes[middle]), note
+        column[used] = values[chosen]
+    note = f"the middle of {np.unique(z).size} focal planes" if used.size < tile.size else ""
+    return Frames(*table), middle, note
 
 
 def _samples(parts: list[Part], frames: Frames) -> Iterator[bytes]:
