@@ -188,6 +188,24 @@ def test_a_place_has_a_name_and_no_secrets(place, name, visible):
     assert (name_of(place_of(place)), shown(place_of(place))) == (name, visible)
 
 
+@pytest.mark.parametrize("protocol", ["memory", "file"])
+def test_any_store_that_fsspec_knows_will_do(tmp_path, protocol):
+    import fsspec
+
+    url = f"{protocol}://{tmp_path}/a.bin"
+    with fsspec.open(url, "wb") as file:
+        file.write(DATA)
+    assert open_source(url).read_at(1_000_000, 5_000) == DATA[1_000_000:1_005_000]
+    assert slide_identity(url) == slide_identity(write(tmp_path / "b.bin"))
+    with pytest.raises(SlideError, match="there is no such file"):
+        open_source(f"{url}.gz")
+
+
+def write(path):
+    path.write_bytes(DATA)
+    return path
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
     """A pyramid of 4,800 x 2,400 px in tiles of 240 px, behind a web server."""
@@ -254,10 +272,25 @@ def test_a_store_that_fails_is_not_taken_for_damaged_tiles(large):
         assert slide.read_many(np.array([[4000, 2000]]), 0, np.empty((1, 256, 256, 3), np.uint8)).all()
 
 
+WRONG = [
+    ("empty.svs", "the file is empty"),
+    ("web.svs", "a web page"),
+    ("a.mrxs", "the folder of the same name"),
+    ("a.dcm", "copy it to this machine, where more formats are read"),
+    ("none.svs", "there is no such file"),
+    ("a.ome.zarr", "copy the folder to this machine"),
+]
+
+
 def test_what_is_no_slide_says_so_and_where_more_formats_are_read(server):
-    for name, content in (("empty.svs", b""), ("web.svs", b"<!doctype html><html>log in</html>"), ("a.mrxs", DATA)):
+    for name, content in (
+        ("empty.svs", b""),
+        ("web.svs", b"<!doctype html><html>log in</html>"),
+        ("a.mrxs", DATA),
+        ("a.dcm", DATA),
+    ):
         (server.root / name).write_bytes(content)
-    for name, problem in (("empty.svs", "empty"), ("web.svs", "HTML"), ("a.mrxs", "beside it"), ("none.svs", "404")):
+    for name, problem in WRONG:
         with pytest.raises(SlideError, match=problem):
             open_slide(server.url(name))
 

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from ..errors import SlideError
-from ..source import open_source
+from ..source import name_of, open_source
 
 COPY_AGAIN = "copy the file again from its source and compare the sizes"
 
@@ -49,6 +49,8 @@ def check_file(path: Path | str) -> bytes:
     Raises SlideError, one problem each; of a URL RemoteError, too.
     """
     if isinstance(path, str):
+        if name_of(path).lower().endswith(".zarr"):
+            raise SlideError(path, "an OME-Zarr folder behind a URL is not read", "copy the folder to this machine")
         with closing(open_source(path)) as source:
             return _checked(path, source.size, source.read_at(0, _HEAD_BYTES))
     try:
