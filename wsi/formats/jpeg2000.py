@@ -139,12 +139,17 @@ def _checked_parts(stream: bytes, head: list[Segment]) -> bytes:
 
 
 def _empty_packets(stream: bytes, head: list[Segment]) -> int:
-    """How many zero bytes an empty tile may have in a row: one a packet; or all, where precincts are the encoder's."""
+    """How many zero bytes an empty tile may have in a row: one a packet, of each layer, component and precinct."""
     cod = next(part.start for part in head if part.marker == _COD)
-    if stream[cod + 4] & 1:
-        return len(stream)
+    width, height = unpack_from(">2I", stream, head[0].start + 6)
     layers, levels = unpack_from(">H", stream, cod + 6)[0], stream[cod + 9]
-    return 3 * int(layers) * (levels + 1)
+    precincts = 0
+    for resolution in range(levels + 1):
+        size = stream[cod + 14 + resolution] if stream[cod + 4] & 1 else 0xFF
+        halvings = levels - resolution
+        across = -(-width >> halvings + (size & 15))
+        precincts += across * -(-height >> halvings + (size >> 4))
+    return 3 * int(layers) * precincts
 
 
 def without_finest(stream: bytes, head: list[Segment], steps: int) -> bytes | None:

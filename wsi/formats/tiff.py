@@ -3,6 +3,7 @@
 Four to five times OpenSlide's patches per core: no cache, no RGBA, no tile decoded twice in a batch.
 """
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -81,17 +82,16 @@ class TiffSlide(TiledSlide):
     """An open TIFF. Reads are thread-safe: they share a file and nothing else."""
 
     def __init__(self, path: Path | str, why: str, override: Scale | None = None):
-        self._source = open_source(path)
-        try:
+        with ExitStack() as until_open:
+            self._source = open_source(path)
+            until_open.callback(self._source.close)
             pyramid = read_pyramid(self._source)
             if isinstance(pyramid, str):
                 raise SlideError(path, f"no TIFF that is read as RGB ({pyramid})", "open it with open_slide")
             stored = [TiffLevel(self._source, tiles) for tiles in pyramid.levels]
             super().__init__(path, _describe(pyramid, why, override), stored)
-        except BaseException:
-            self._source.close()
-            raise
-        self._pyramid = pyramid
+            self._pyramid = pyramid
+            until_open.pop_all()
 
     @staticmethod
     def matches(path: Path | str) -> Match:

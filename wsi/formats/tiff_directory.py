@@ -142,7 +142,7 @@ def read_directories(source: ByteSource) -> Iterator[Directory]:
 
 
 def read_subdirectories(source: ByteSource, chain: list[Directory]) -> list[Directory]:
-    """The sub-directories (tag 330) of all directories of a chain, in order; theirs are not followed. Raises as above."""
+    """The sub-directories (tag 330) of all directories of a chain, in order; theirs are not followed. Raises alike."""
     layout = _LAYOUTS[source.read_at(0, 4)]
     found: list[Directory] = []
     seen = {directory.offset for directory in chain}
