@@ -115,6 +115,17 @@ def test_native_pixels_are_the_slides_own_tiles(tmp_path, options):
         zarr.open_group(tmp_path / "s.zarr", mode="r+")["patches"][0] = 7
 
 
+def test_native_pixels_of_a_real_slide(tmp_path, real_slide):
+    with open_slide(real_slide) as slide:  # its JPEG tiles are RGB, and nothing in them says so
+        spec = TileSpec(tile_px=240, mpp=0.499)
+        grid, failed = store_of(tmp_path / "s.zarr", slide, spec, pixels="native")
+        patches = open_patches(tmp_path / "s.zarr").read_patches(0, len(grid))
+        assert failed == 0
+        assert len(grid) > 40
+        for patch, (x, y) in zip(patches, grid.xy.tolist(), strict=True):
+            assert np.array_equal(patch, slide.read(Region(x, y, 240, 240), 0))
+
+
 def test_native_pixels_of_a_lower_level(tmp_path):
     path = write_svs(tmp_path / "a.svs", tissue_like(800, 640), SvsOptions(64, (1, 2)))
     with open_slide(path) as slide:

@@ -21,7 +21,8 @@ from .shards import PatchShards
 from .spec import TileSpec
 from .store import Store, count_files, open_complete, put
 from .stream import check_failed_tiles
-from .tissue import Thumbnail, Tissue, read_thumbnail, tissue_outline
+from .thumbnail import Thumbnail, read_thumbnail
+from .tissue import Tissue, tissue_outline
 
 __all__ = ["PatchRequest", "PatchStore", "open_patches", "write_patches"]
 
@@ -96,7 +97,7 @@ class PatchStore(Store):
         chunks = (*rows, *((side,) for side in shards.shape[1:]))
         empty = np.empty((0, 0, 0, 0), np.uint8)
         # a name of its own: a cluster must not take what it knows of an older store at this path for this one's
-        return da.map_blocks(partial(_read_block, shards), chunks=chunks, meta=empty, token=uuid4().hex)
+        return da.map_blocks(partial(_read_block, shards), chunks=chunks, meta=empty, name=f"patches-{uuid4().hex}")
 
 
 def write_patches(
@@ -115,7 +116,7 @@ def write_patches(
     """
     if request.pixels == "native":
         check_native(slide, grid)
-    thumbnail = read_thumbnail(slide)
+    thumbnail, outline = read_thumbnail(slide), tissue_outline(tissue)
     arrays: dict[str, NDArray[Any]] = {"xy": grid.xy, "tissue": grid.tissue, "mask": tissue.mask}
     arrays |= {"thumbnail": thumbnail.pixels, "thumbnail_unread": thumbnail.unread}
     if tissue.pen is not None:
@@ -150,7 +151,7 @@ def write_patches(
                 "mask_scale": tissue.scale,
                 "thumbnail_scale": thumbnail.scale,
                 "tissue_um2": tissue.area_um2,
-                "tissue_outline": tissue_outline(tissue),
+                "tissue_outline": outline,
                 "pixels": request.pixels,
                 "extra": sorted(extra),
                 "complete": {"tiles": len(grid), "failed": failed, "files": count_files(draft)},
