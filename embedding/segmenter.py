@@ -86,7 +86,10 @@ def tissue_probability(model: "torch.nn.Module", patches: NDArray[np.uint8], dev
     import torch
 
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
-    with torch.inference_mode(), torch.autocast(device, torch.float16, enabled=device.startswith("cuda")):
+    with (
+        torch.inference_mode(),
+        torch.autocast(torch.device(device).type, torch.float16, enabled=device.startswith("cuda")),
+    ):
         pixels = torch.from_numpy(patches).to(device).permute(0, 3, 1, 2).float() / 255
         tissue = model((pixels - mean) / std)["out"].float().softmax(dim=1)[:, 1]
         cells = torch.nn.functional.avg_pool2d(tissue[:, None], CELL_PX)[:, 0]

@@ -96,7 +96,7 @@ def keep_large(mask: NDArray[np.bool_], min_px: float) -> NDArray[np.bool_]:
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8, ltype=cv2.CV_32S)
     keep = stats[:, cv2.CC_STAT_AREA] >= min_px
     keep[0] = False  # label 0 is the background
-    return np.take(keep, labels, mode="clip")  # labels are in range; this mode does not look
+    return np.take(keep, np.asarray(labels, np.int32), mode="clip")  # labels are in range; this mode does not look
 
 
 def near(mask: NDArray[np.bool_], distance_px: float) -> NDArray[np.bool_]:

@@ -17,7 +17,6 @@ from .spec import TissueSpec
 from .thumbnail import Thumbnail, base_mpp, read_thumbnail
 from .tissue_methods import METHODS, Cleaning
 
-__all__ = ["Thumbnail", "Tissue", "clean_mask", "find_tissue", "read_thumbnail", "tissue_outline"]
 DARK = 40  # brightness (0 to 255) below which a pixel cannot be the glass of a brightfield slide
 GLASS_GREY = 240  # what glass looks like, where there is none to see
 
