@@ -3,6 +3,7 @@
 import re
 import sys
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ class RangeServer:
               drop: closes the connection in the middle · shift: another range than asked for · an HTTP status as text
     faults    how many answers are wrong; those after them are right
     etag      as it tells it; None: none
+    login     "user:password" that it asks for; "": none
     asked     ranges asked for, (start, end)
     """
 
@@ -26,6 +28,7 @@ class RangeServer:
     fault: str = ""
     faults: int = 1_000_000
     etag: str | None = '"1"'
+    login: str = ""
     asked: list[tuple[int, int]] = field(default_factory=list)
     sent_bytes: int = 0
 
@@ -71,8 +74,14 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = 1 << 16
 
     def do_GET(self) -> None:
+        """Files lie under their names, and under moved/ is a link to them."""
         state = self.server_state
-        path = state.root / self.path.partition("?")[0].lstrip("/")
+        name = self.path.partition("?")[0].lstrip("/")
+        if name.startswith("moved/"):
+            return self._refuse(302, location=f"/{name.removeprefix('moved/')}")
+        if state.login and self.headers.get("Authorization") != f"Basic {b64encode(state.login.encode()).decode()}":
+            return self._refuse(401)
+        path = state.root / name
         if not path.is_file():
             return self._refuse(404)
         data = path.read_bytes()
@@ -110,11 +119,12 @@ class _Handler(BaseHTTPRequestHandler):
         except ConnectionError:  # the client does not want a whole file
             self.close_connection = True
 
-    def _refuse(self, status: int, content_range: str | None = None) -> None:
+    def _refuse(self, status: int, content_range: str | None = None, location: str | None = None) -> None:
         self.send_response(status)
         self.send_header("Content-Length", "0")
-        if content_range is not None:
-            self.send_header("Content-Range", content_range)
+        for name, value in (("Content-Range", content_range), ("Location", location)):
+            if value is not None:
+                self.send_header(name, value)
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None: ...

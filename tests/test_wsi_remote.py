@@ -136,6 +136,22 @@ def test_a_store_that_fails_is_named_and_no_bytes_are_made_up(server, fault, kin
     assert server.sent_bytes < 3_300_000  # at most one whole file that was not asked for begins to arrive
 
 
+def test_links_are_followed_and_logins_given(server):
+    server.login = "user:pass word"
+    url = server.url("moved/a.bin")
+    with pytest.raises(SlideError, match="credentials"):
+        open_source(url)
+    file = open_source(url.replace("//", "//user:pass%20word@"))
+    assert file.read_at(2_000_000, 9) == DATA[2_000_000:2_000_009]
+
+
+def test_a_small_file_may_come_whole(server):
+    server.fault = "ignore"
+    (server.root / "list.csv").write_text("slide_id,path\nx,b.svs\n")
+    for _ in range(2):
+        assert read_source(server.url("list.csv"))[0].path == server.url("b.svs")
+
+
 @pytest.mark.parametrize("fault", ["drop", "503", "429"])
 def test_a_passing_fault_of_the_network_is_tried_again(server, fault):
     file = open_source(server.url("a.bin"))
@@ -421,3 +437,10 @@ def test_without_credentials_the_remedy_names_them(s3, monkeypatch):
     with pytest.raises(SlideError, match="AWS_PROFILE"):
         open_source("s3://slides/b.bin")
     fsspec.filesystem("s3").clear_instance_cache()
+
+
+def test_records_of_a_command_hide_its_secrets(monkeypatch):
+    from jobs.folder import command_line
+
+    monkeypatch.setattr(sys, "argv", ["wsi", "tile", "https://me:word@host/a.svs?token=word", "-o", "run"])
+    assert command_line() == "wsi tile https://host/a.svs?… -o run"
