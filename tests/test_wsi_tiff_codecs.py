@@ -154,6 +154,18 @@ def test_strips_of_any_height_are_read(tmp_path, rows, compression):
         assert patches_match(slide, 0, truth)
 
 
+@pytest.mark.parametrize("compression", ["zlib", None, "jpeg"])
+def test_a_last_strip_that_is_filled_up_is_read(tmp_path, compression):
+    padded = np.concatenate([IMAGE, IMAGE[:110]])  # 4 strips of 160 rows, of which the image has 530
+    path = write_tiff(tmp_path / "slide.tif", [padded], TiffOptions(compression, None, 160))
+    truth = tifffile.imread(path)[:530]
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages[0].tags[257].overwrite(530)
+    with open_slide(path, mpp=0.5) as slide:
+        assert slide.levels[0].height == 530
+        assert np.array_equal(whole(slide, 0), truth)
+
+
 def test_an_uncompressed_image_in_one_strip_is_read_in_bands(tmp_path):
     image = np.tile(tissue_like(1_000, 300), (9, 3, 1))
     path = write_tiff(tmp_path / "slide.tif", [image], TiffOptions(None, None, None))
@@ -237,6 +249,17 @@ def test_jpeg_2000_whose_packets_lie_otherwise_is_averaged(tmp_path):
     with open_slide(path) as slide:
         assert np.array_equal(whole(slide, 0), image)
         assert np.abs(whole(slide, 1).astype(int) - smaller(image, 2)).max() <= 1
+
+
+@pytest.mark.parametrize("mct", [True, False], ids=["transformed", "plain"])
+def test_a_jpeg_2000_code_of_aperio_means_only_the_codec_in_other_files(tmp_path, mct):
+    path = tmp_path / "slide.tif"
+    layout = {"shape": IMAGE.shape, "dtype": np.uint8, "tile": (256, 256), "compression": 33003}
+    tiles = [encode_j2k(tile, mct=mct) for tile in cut(IMAGE, 256)]
+    tifffile.imwrite(path, iter(tiles), **layout, photometric="rgb", metadata=None)
+    with open_slide(path, mpp=0.5) as slide:
+        assert slide.info.codec == "jpeg2000"
+        assert np.array_equal(whole(slide, 0), IMAGE)
 
 
 def test_jpeg_2000_with_half_the_colour_columns_is_left_to_openslide(tmp_path):

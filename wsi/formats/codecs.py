@@ -18,11 +18,12 @@ from .tilewise import BadTile
 
 # TIFF tag Compression -> name; those without a decoder are here to be named in a refusal
 COMPRESSIONS = {
-    1: "uncompressed", 5: "lzw", 6: "jpeg (old style)", 7: "jpeg", 8: "deflate", 33003: "jpeg2000", 33005: "jpeg2000",
-    34712: "jpeg2000", 34933: "png", 50000: "zstd", 50001: "webp", 50002: "jpeg-xl", 32773: "packbits",
-    32946: "deflate",
+    1: "uncompressed", 5: "lzw", 6: "jpeg (old style)", 7: "jpeg", 8: "deflate", 32773: "packbits", 32946: "deflate",
+    33003: "jpeg2000", 33004: "jpeg2000", 33005: "jpeg2000", 34712: "jpeg2000", 34933: "png", 50000: "zstd",
+    50001: "webp", 50002: "jpeg-xl",
 }  # fmt: skip
 JPEG, WEBP, J2K_YCBCR, J2K_RGB, J2K = 7, 50001, 33003, 33005, 34712
+J2K_OF_OTHERS = {33003, 33004, 33005}  # Bio-Formats means any JPEG 2000 by these, Aperio a colour space
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR = 0, 1, 2, 6  # TIFF tag PhotometricInterpretation
 
 
@@ -47,7 +48,7 @@ _UNPACK: dict[int, Callable[[bytes, Any], Any]] = {
 }
 WITH_PREDICTOR = {5, 8, 32946, 50000}
 LOSSLESS = set(_UNPACK)
-READ = LOSSLESS | {JPEG, WEBP, J2K_YCBCR, J2K_RGB, J2K}
+READ = LOSSLESS | {JPEG, WEBP, J2K} | J2K_OF_OTHERS
 
 
 def unpack(compression: int, data: bytes, size: int, surplus: int = 0) -> NDArray[np.uint8]:
@@ -106,8 +107,9 @@ def decoder_for(pixels: Pixels) -> Decoder:
     if pixels.compression == WEBP:
         return _WebpDecoder(pixels)
     if pixels.compression in (J2K_YCBCR, J2K_RGB, J2K):
-        stated = {J2K_YCBCR: True, J2K_RGB: False}.get(pixels.compression, pixels.photometric == YCBCR)
-        return _OnePart(Jpeg2000Decoder(stated), (2, 4, 8))
+        if pixels.compression == J2K:
+            return _OnePart(Jpeg2000Decoder(pixels.photometric == YCBCR, is_certain=False), (2, 4, 8))
+        return _OnePart(Jpeg2000Decoder(pixels.compression == J2K_YCBCR), (2, 4, 8))
     return _LosslessDecoder(pixels)
 
 

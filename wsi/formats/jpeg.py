@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from .tilewise import BadTile
 
 _SOI = b"\xff\xd8"
+_NEXT_IMAGE = b"\xff\xd9\xff\xd8"  # an end marker, and the start of the next image
 _HOLE = bytes(64)
 _TABLES, _START_OF_SCAN, _END_OF_IMAGE = 0xC4, 0xDA, 0xD9
 _PROGRESSIVE = 0xC2
@@ -34,6 +35,8 @@ class JpegDecoder:
         whole = self._head + _checked_body(data, self._channels)
         if _HOLE in data and _HOLE in data.rstrip(b"\0") and not _may_hold_zeros(whole):
             raise BadTile("it has a hole of zero bytes")
+        if _NEXT_IMAGE in data:  # no scan contains these bytes: the tile's place or size in the file is another's
+            raise BadTile("its bytes hold more than one image")
         return whole
 
     def decode(self, data: bytes, into: NDArray[np.uint8], factor: int = 1) -> None:

@@ -4,6 +4,7 @@ OpenJPEG decodes a stream cut in half, or with a hole of zeros, as if it were wh
 markers are walked first. Source: ITU-T T.800, Annex A (code stream syntax); JP2 boxes: Annex I.
 """
 
+import re
 from struct import error as struct_error
 from struct import pack_into, unpack_from
 from typing import NamedTuple
@@ -16,6 +17,8 @@ from .tilewise import BadTile
 
 _SOC, _SIZ, _COD, _QCD, _SOT = 0xFF4F, 0xFF51, 0xFF52, 0xFF5C, 0xFF90
 _SOD, _EOC = b"\xff\x93", b"\xff\xd9"
+_NEXT_STREAM = b"\xff\x4f\xff\x51"
+_MARKERS, _MARKERS_BUT_OF_PACKETS = re.compile(rb"\xff[\x90-\xff]"), re.compile(rb"\xff[\x90\x93-\xff]")
 _IN_OTHER_WAYS = {0xFF53, 0xFF5D, 0xFF5F, 0xFF55, 0xFF57, 0xFF60}  # COC, QCC, POC, TLM, PLM, PPM: by component, lengths
 _JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
 _LAYER_FIRST, _RESOLUTION_FIRST = 0, (1, 2)  # progression orders LRCP; RLCP and RPCL
@@ -32,40 +35,42 @@ class Segment(NamedTuple):
 class Jpeg2000Decoder:
     """Decodes tiles of one level. Thread-safe: it has no state.
 
-    is_ycbcr  the three components are Y, Cb, Cr (TIFF compression 33003) and not RGB (33005)
+    is_ycbcr    the three components are Y, Cb, Cr (Aperio's TIFF compression 33003) and not RGB (33005)
+    is_certain  a stream whose own colour transform says RGB contradicts that, and is damage; else the stream is right
     """
 
-    def __init__(self, is_ycbcr: bool):
-        self._is_ycbcr = is_ycbcr
+    def __init__(self, is_ycbcr: bool, is_certain: bool = True):
+        self._is_ycbcr, self._is_certain = is_ycbcr, is_certain
 
     def decode(self, data: bytes, into: NDArray[np.uint8], factor: int = 1) -> None:
         """Decode one tile into `into`, C-contiguous uint8 (rows, cols, 3). Raises BadTile.
 
-        factor  2, 4 or 8: the finest 1, 2 or 3 resolutions of the stream are left undecoded
+        factor  2, 4 or 8: the finest 1, 2 or 3 resolutions of the stream are left undecoded. That is the wavelet's
+                low-pass band, sharper than an average; its pixels lie on the first of `factor` stored ones, not in
+                their middle
         """
         stream = code_stream(data)
         try:
             head = main_header(stream)
-            _check_frame(stream, head, into.shape[1] * factor, into.shape[0] * factor, self._is_ycbcr)
+            _check_frame(stream, head, into.shape[1] * factor, into.shape[0] * factor)
             stream = _checked_parts(stream, head)
+            is_ycbcr = self._is_ycbcr and not self._says_rgb(stream, head)
         except (struct_error, KeyError, IndexError, StopIteration):
             raise BadTile("its JPEG 2000 header is damaged") from None
         steps = factor.bit_length() - 1
         smaller = without_finest(stream, head, steps) if steps else stream
         if smaller is None:
-            self._decode_and_average(stream, into, factor)
-            return
-        _decode(smaller, into)
-        if self._is_ycbcr:
+            _decode_and_average(stream, into, factor)
+        else:
+            _decode(smaller, into)
+        if is_ycbcr:
             into[...] = ycbcr_to_rgb(into)
 
-    def _decode_and_average(self, stream: bytes, into: NDArray[np.uint8], factor: int) -> None:
-        """For streams whose order of packets hides the coarse resolutions: slower, but the right size."""
-        whole = np.empty((into.shape[0] * factor, into.shape[1] * factor, 3), np.uint8)
-        _decode(stream, whole)
-        whole = ycbcr_to_rgb(whole) if self._is_ycbcr else whole
-        blocks = whole.reshape(into.shape[0], factor, into.shape[1], factor, 3)
-        into[...] = (blocks.sum(axis=(1, 3), dtype=np.uint32) + factor * factor // 2) // (factor * factor)
+    def _says_rgb(self, stream: bytes, head: list[Segment]) -> bool:
+        cod = next(part.start for part in head if part.marker == _COD)
+        if stream[cod + 8] == 1 and self._is_certain:
+            raise BadTile("its TIFF says YCbCr, its own code stream RGB")
+        return stream[cod + 8] == 1
 
 
 def code_stream(data: bytes) -> bytes:
@@ -103,8 +108,8 @@ def is_subsampled(stream: bytes) -> bool:
     return any(stream[siz + 41 + 3 * part : siz + 43 + 3 * part] != b"\1\1" for part in range(stream[siz + 39]))
 
 
-def _check_frame(stream: bytes, head: list[Segment], width: int, height: int, is_ycbcr: bool) -> None:
-    """Size, depth and colour of the stream are what the TIFF says, before the decoder allocates for them."""
+def _check_frame(stream: bytes, head: list[Segment], width: int, height: int) -> None:
+    """Size and depth of the stream are what the TIFF says, before the decoder allocates for them."""
     siz = head[0].start
     right, bottom, left, top = unpack_from(">4I", stream, siz + 6)
     channels = unpack_from(">H", stream, siz + 38)[0]
@@ -113,9 +118,6 @@ def _check_frame(stream: bytes, head: list[Segment], width: int, height: int, is
     parts = {stream[siz + 40 + 3 * part : siz + 43 + 3 * part] for part in range(min(channels, 4))}
     if channels != 3 or parts != {b"\7\1\1"}:
         raise BadTile(f"its {channels} components are not three of 8 bits and full size")
-    cod = next(part.start for part in head if part.marker == _COD)
-    if is_ycbcr and stream[cod + 8] == 1:
-        raise BadTile("its TIFF says YCbCr, its own code stream RGB")
 
 
 def _checked_parts(stream: bytes, head: list[Segment]) -> bytes:
@@ -123,19 +125,48 @@ def _checked_parts(stream: bytes, head: list[Segment]) -> bytes:
 
     A missing end marker alone is tolerated, and put there: sound slides without it exist.
     """
-    at = head[-1].start
+    at, tiles = head[-1].start, set()
     while stream[at : at + 2] == b"\xff\x90":
-        length = unpack_from(">I", stream, at + 6)[0]
-        end = at + length if length else len(stream)
+        tile, length = unpack_from(">HI", stream, at + 4)
+        last = stream.rfind(_EOC, at)
+        end = at + length if length else last if last > at else len(stream)
         if length and (length < 14 or end > len(stream)):
             raise BadTile(f"its code stream is cut: {max(0, end - len(stream)):,} bytes are missing")
+        if _never_in_packets(stream, head).search(stream, _packets(stream, at), end):
+            raise BadTile("its code stream has bytes in it that are none of its own")
+        tiles.add(tile)
         at = end
+    expected = _tile_count(stream, head)
+    if len(tiles) != expected:
+        raise BadTile(f"its code stream holds {len(tiles)} of {expected:,} parts of the image")
+    if stream.find(_NEXT_STREAM, at) >= 0:
+        raise BadTile("its bytes hold more than one code stream")
     kept = stream.rstrip(b"\0")
     if not kept.endswith(_EOC) and len(stream) - len(kept) > min(_empty_packets(stream, head) + 2, _HOLE_BYTES):
         raise BadTile(f"its code stream ends in {len(stream) - len(kept):,} zero bytes instead of its end marker")
     if bytes(_HOLE_BYTES + _empty_packets(stream, head)) in kept:
         raise BadTile("its code stream has a hole of zero bytes")
     return stream if stream[at : at + 2] == _EOC else stream[:at] + _EOC
+
+
+def _packets(stream: bytes, at: int) -> int:
+    """Where the packets of the tile-part at `at` begin, behind its header. Raises struct.error where it is cut."""
+    at += 12
+    while stream[at : at + 2] != _SOD:
+        at += 2 + max(2, int(unpack_from(">H", stream, at + 2)[0]))
+    return at + 2
+
+
+def _never_in_packets(stream: bytes, head: list[Segment]) -> re.Pattern[bytes]:
+    """Coded data holds no 0xFF90 to 0xFFFF (T.800, C.2 and B.10.1), but for markers between packets, if there are any."""
+    cod = next(part.start for part in head if part.marker == _COD)
+    return _MARKERS_BUT_OF_PACKETS if stream[cod + 4] & 6 else _MARKERS
+
+
+def _tile_count(stream: bytes, head: list[Segment]) -> int:
+    """Tiles of the code stream's own grid; TIFF tiles are one each."""
+    right, bottom, _, _, width, height, left, top = unpack_from(">8I", stream, head[0].start + 6)
+    return -(-(right - left) // max(1, width)) * -(-(bottom - top) // max(1, height))
 
 
 def _empty_packets(stream: bytes, head: list[Segment]) -> int:
@@ -191,6 +222,14 @@ def _is_one_part(stream: bytes, head: list[Segment]) -> bool:
     after = sot.start + unpack_from(">I", stream, sot.start + 6)[0]
     one_part = after == sot.start or stream[after : after + 2] != b"\xff\x90"
     return one_tile and not shifted and one_part and stream[sot.end : sot.end + 2] == _SOD
+
+
+def _decode_and_average(stream: bytes, into: NDArray[np.uint8], factor: int) -> None:
+    """For streams whose order of packets hides the coarse resolutions: slower, but the right size."""
+    whole = np.empty((into.shape[0] * factor, into.shape[1] * factor, 3), np.uint8)
+    _decode(stream, whole)
+    blocks = whole.reshape(into.shape[0], factor, into.shape[1], factor, 3)
+    into[...] = (blocks.sum(axis=(1, 3), dtype=np.uint32) + factor * factor // 2) // (factor * factor)
 
 
 def _decode(stream: bytes, into: NDArray[np.uint8]) -> None:

@@ -51,7 +51,10 @@ class TiffLevel:
         if rows == self._tiles.tile_height:
             self._decoder.decode(parts, into, factor)
             return
-        self._decoder.decode(parts, into[:rows])
+        try:
+            self._decoder.decode(parts, into[:rows])
+        except BadTile:
+            self._decoder.decode(parts, into)  # some writers fill the last strip up to the rows of the others
         into[rows:] = 255
 
     def prefetch(self, tiles: NDArray[np.int64]) -> None:

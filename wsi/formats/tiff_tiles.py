@@ -16,6 +16,7 @@ from .codecs import (
     BLACK_IS_ZERO,
     COMPRESSIONS,
     J2K,
+    J2K_OF_OTHERS,
     J2K_RGB,
     J2K_YCBCR,
     JPEG,
@@ -160,6 +161,8 @@ def _in_bands(level: TiledLevel, rows: int) -> TiledLevel:
 def _pixels(directory: Directory) -> Pixels:
     samples = directory.number(tags.SAMPLES, 1) or 1
     compression = directory.number(tags.COMPRESSION, 1) or 1
+    if compression in J2K_OF_OTHERS and not directory.text(tags.DESCRIPTION).startswith("Aperio"):
+        compression = J2K
     return Pixels(
         compression,
         directory.number(tags.PHOTOMETRIC, RGB) or 0,
