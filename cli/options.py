@@ -153,7 +153,7 @@ TILE = {
     "tissue": Setting(
         Annotated[
             str | None,
-            _option("otsu, hsv, entropy, fluorescence, learned, none; or a mask, or a folder of them", panel=_L),
+            _option("otsu, hsv, texture, fluorescence, learned, none; or a mask, or a folder of them", panel=_L),
         ],
         parse_tissue,
     ),
