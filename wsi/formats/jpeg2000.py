@@ -142,8 +142,9 @@ def _checked_parts(stream: bytes, head: list[Segment]) -> bytes:
     if stream.find(_NEXT_STREAM, at) >= 0:
         raise BadTile("its bytes hold more than one code stream")
     kept = stream.rstrip(b"\0")
-    if not kept.endswith(_EOC) and len(stream) - len(kept) > min(_empty_packets(stream, head) + 2, _HOLE_BYTES):
-        raise BadTile(f"its code stream ends in {len(stream) - len(kept):,} zero bytes instead of its end marker")
+    zeros = len(stream) - len(kept)
+    if not kept.endswith(_EOC) and zeros > min(_empty_packets(stream, head) + 2, _HOLE_BYTES):
+        raise BadTile(f"its code stream ends in {zeros:,} zero bytes instead of its end marker")
     if bytes(_HOLE_BYTES + _empty_packets(stream, head)) in kept:
         raise BadTile("its code stream has a hole of zero bytes")
     return stream if stream[at : at + 2] == _EOC else stream[:at] + _EOC
@@ -158,7 +159,7 @@ def _packets(stream: bytes, at: int) -> int:
 
 
 def _never_in_packets(stream: bytes, head: list[Segment]) -> re.Pattern[bytes]:
-    """Coded data holds no 0xFF90 to 0xFFFF (T.800, C.2 and B.10.1), but for markers between packets, if there are any."""
+    """Coded data holds no 0xFF90 to 0xFFFF (T.800, C.2 and B.10.1), but for markers between packets, if any."""
     cod = next(part.start for part in head if part.marker == _COD)
     return _MARKERS_BUT_OF_PACKETS if stream[cod + 4] & 6 else _MARKERS
 
