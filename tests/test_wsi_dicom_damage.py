@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.dicom_slides import DicomOptions, write_dicom
+from tests.dicom_slides import DicomOptions, encode, write_dicom
 from tests.slides import tissue_like
 from wsi import Region, SlideError, TileError, open_slide
+from wsi.formats.dicom_frames import choose_decoder
+from wsi.formats.tilewise import BadTile
 
 IMAGE = tissue_like(700, 460)
 WIDTH, HEIGHT = 700, 460
@@ -236,3 +238,45 @@ def test_forged_files_are_refused_in_little_time_and_memory(tmp_path, kind):
     )
     assert done.returncode == 0, done.stderr[-500:]
     assert "forged.dcm: " in done.stdout
+
+
+TILE = np.ascontiguousarray(IMAGE[:64, :64])
+RLE = encode(TILE, "rle", "RGB")
+STARTS = struct.unpack_from("<3I", RLE, 4)
+
+
+def _rle(*numbers: int, body: bytes = RLE[64:]) -> bytes:
+    return np.array([*numbers, *[0] * (16 - len(numbers))], "<u4").tobytes() + body
+
+
+@pytest.mark.parametrize(
+    ("codec", "data"),
+    [
+        ("rle", _rle(3, *STARTS, body=RLE[64:] + b"\x81\x00" * 100_000)),
+        ("rle", _rle(3, 64, STARTS[1], 1 << 31)),
+        ("rle", _rle(15, *[64] * 15)),
+        ("rle", _rle(3, 64, STARTS[2], STARTS[1])),
+        ("rle", RLE[:-40]),
+        ("rle", b"\3"),
+        ("uncompressed", bytes(64 * 64 * 3 - 1)),
+        ("uncompressed", bytes(64 * 64 * 3 + 1)),
+        ("jpeg-ls", encode(IMAGE[:128, :128].copy(), "jpeg-ls", "RGB")),
+        ("jpeg-ls", encode(TILE, "jpeg-ls", "RGB")[:-200]),
+        ("jpeg-ls", encode(TILE, "jpeg-ls", "RGB").replace(b"\x08\x00\x40\x00\x40\x03", b"\x08\xff\xff\xff\xff\x03")),
+        ("jpeg2000", encode(IMAGE[:128, :128].copy(), "jpeg2000", "RGB")),
+        ("jpeg2000", encode(TILE, "jpeg2000", "RGB")[:-200]),
+        ("jpeg2000", encode(TILE, "jpeg2000", "RGB").replace(bytes([0, 0, 0, 64] * 2), bytes([127, 0, 0, 64] * 2))),
+        ("htj2k", encode(TILE, "htj2k", "RGB")[:-200]),
+        ("jpeg", b""),
+    ],
+)  # fmt: skip
+def test_a_frame_that_is_not_exactly_the_tile_is_no_tile(codec, data):
+    choice = choose_decoder(codec, "RGB", [data])
+    assert not isinstance(choice, str)
+    with pytest.raises(BadTile):
+        choice.decoder.decode(data, np.empty((64, 64, 3), np.uint8))
+    choice = choose_decoder(codec, "RGB", [])
+    sound = encode(TILE, codec, "RGB")
+    into = np.empty((64, 64, 3), np.uint8)
+    choice.decoder.decode(sound, into)
+    assert codec == "jpeg" or np.array_equal(into, TILE)

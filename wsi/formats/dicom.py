@@ -14,7 +14,7 @@ from ..errors import SlideError, TileError
 from ..slide import SlideInfo
 from ..source import ByteSource, open_source
 from .dicom_files import file_meta
-from .dicom_frames import CODECS, unwrap
+from .dicom_frames import unwrap
 from .file_check import COPY_AGAIN
 from .jpeg import JpegDecoder
 from .match import Match
@@ -90,8 +90,6 @@ class DicomSlide(TiledSlide):
                 return Match(False, "no DICOM file")
             if not meta.is_slide:
                 return Match(False, "a DICOM file, but not of a whole-slide image")
-            if meta.syntax not in CODECS:
-                return Match(False, f"transfer syntax {meta.syntax}")
         from .dicom_series import read_series
 
         series = read_series(path)

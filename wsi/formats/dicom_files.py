@@ -86,6 +86,7 @@ def _several(folder: Path, slides: list[list[Path]]) -> SlideError:
 def _series_and_instance(path: Path) -> tuple[str, str]:
     """Series and SOP instance UID. Raises SlideError where the header's beginning is damaged."""
     from pydicom.filereader import read_partial
+    from pydicom.uid import UID
 
     from .dicom_parts import DAMAGE, damaged
 
@@ -93,7 +94,8 @@ def _series_and_instance(path: Path) -> tuple[str, str]:
     if not is_dicom:
         raise SlideError(path, "its name says DICOM, but it is no DICOM file", COPY_AGAIN)
     if syntax not in CODECS:  # checked before any parsing: a deflated header can unpack to any size
-        raise SlideError(path, f"its DICOM transfer syntax {syntax or '(none)'} is not read", _EXPORT_AGAIN)
+        problem = f"its DICOM transfer syntax is not read here, nor by OpenSlide: {UID(syntax).name or 'none'}"
+        raise SlideError(path, problem, _EXPORT_AGAIN)
     try:
         with path.open("rb") as file:
             header = read_partial(file, stop_when=lambda tag, vr, length: tag > _SERIES_UID)
