@@ -151,3 +151,13 @@ def test_a_damaged_coarse_level_is_read_around(tmp_path):
         thumbnail = read_thumbnail(slide, 16)
     assert not thumbnail.unread.any()
     assert np.abs(thumbnail.pixels - sound).mean() < 4
+
+
+def test_the_outline_of_a_huge_mask_is_coarser_and_encloses_the_same_area():
+    rows, cols = np.mgrid[:2400, :2100]
+    mask = (rows - 1200) ** 2 + (cols - 1000) ** 2 < 800**2
+    mask &= (rows - 1200) ** 2 + (cols - 1000) ** 2 > 200**2
+    outline = shape(tissue_outline(Tissue(mask, 32, 0.0)))
+    assert abs(outline.area / (mask.sum() * 32**2) - 1) < 0.005
+    assert len(outline.geoms) == 1
+    assert len(outline.geoms[0].interiors) == 1

@@ -105,9 +105,9 @@ def test_a_profile_that_is_damaged_or_not_of_rgb_is_refused(profile):
         in_srgb(ProfiledSlide(tissue_like(64, 64), profile))
 
 
-def test_a_real_slide_with_a_profile_changes_its_colours_a_little(data_dir):
+def test_a_real_slide_whose_profile_is_srgb_keeps_its_colours(data_dir):
     with open_slide(data_dir / "slides" / "TCGA-CR-7395-01A-01-TS1.svs") as slide:
-        assert len(slide.icc_profile()) == slide.info.icc_bytes > 0
+        assert len(slide.icc_profile()) == slide.info.icc_bytes == 3144  # Hewlett-Packard's sRGB profile
         region = Region(1000, 1000, 400, 300)
         plain, converted = slide.read(region, 0).astype(int), in_srgb(slide).read(region, 0)
-    assert 0.5 < np.abs(plain - converted).mean() < 40
+    assert np.abs(plain - converted).max() <= 1

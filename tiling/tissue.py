@@ -1,5 +1,6 @@
 """Find tissue on a thumbnail of fixed µm per pixel."""
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from .spec import TissueSpec
 from .thumbnail import Thumbnail, base_mpp, read_thumbnail
 from .tissue_methods import METHODS, Cleaning
 
+OUTLINE_PX = 2 << 20  # pixels of a mask whose outline is followed as it is
 DARK = 40  # brightness (0 to 255) below which a pixel cannot be the glass of a brightfield slide
 GLASS_GREY = 240  # what glass looks like, where there is none to see
 
@@ -134,12 +136,27 @@ def _given(slide: Slide, spec: TissueSpec) -> NDArray[np.bool_]:
     return read_mask(Path(str(spec.mask)), slide, max(1, round(spec.mpp / base_mpp(slide))))
 
 
+def _coarser(mask: NDArray[np.bool_], factor: int) -> NDArray[np.bool_]:
+    """Where most of each `factor` x `factor` pixels are set; beyond the mask's edge none are."""
+    rows, cols = (-(-extent // factor) for extent in mask.shape)
+    whole = np.zeros((rows * factor, cols * factor), np.uint8)
+    whole[: mask.shape[0], : mask.shape[1]] = mask
+    return np.asarray(2 * whole.reshape(rows, factor, cols, factor).sum(axis=(1, 3)) > factor**2)
+
+
 def tissue_outline(tissue: Tissue) -> dict[str, Any]:
-    """Outline of the tissue as a GeoJSON MultiPolygon in level-0 pixels, holes kept."""
+    """Outline of the tissue as a GeoJSON MultiPolygon in level-0 pixels, holes kept.
+
+    Of masks above 2 megapixels it is drawn from means of 2 x 2 pixels or more: it is for people, and finding it takes
+    fifty bytes a pixel.
+    """
     from contourpy import FillType, contour_generator
     from shapely import MultiPolygon, Polygon, make_valid
     from shapely.geometry import mapping
 
+    factor = math.ceil(math.sqrt(tissue.mask.size / OUTLINE_PX))
+    if factor > 1:
+        return tissue_outline(Tissue(_coarser(tissue.mask, factor), tissue.scale * factor, tissue.area_um2))
     padded = np.pad(tissue.mask.astype(np.float32), 1)  # so that outlines close at the slide's edge
     filled = contour_generator(z=padded, fill_type=FillType.OuterOffset).filled(0.5, np.inf)
     shapes = []

@@ -119,6 +119,12 @@ class TiffSlide(TiledSlide):
             reason = error.problem if isinstance(error, SlideError) else str(error)
             raise TileError(self.path, f"its {name} image cannot be decoded: {reason}", COPY_AGAIN) from error
 
+    def icc_profile(self) -> bytes:
+        """See Slide.icc_profile."""
+        base = self._pyramid.base
+        offset = base.places.get(tags.ICC_PROFILE)
+        return b"" if offset is None else self._source.read_at(offset, base.sizes[tags.ICC_PROFILE])
+
     def close(self) -> None:
         self._source.close()
 

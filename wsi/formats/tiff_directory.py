@@ -7,7 +7,7 @@ Note 1 (TIFF Trees).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,7 @@ class Directory:
     sizes   tag -> length in bytes, for every known tag present
     sub     place among the sub-directories of directory `index`, None in the chain itself
     offset  byte of the file where it lies
+    places  tag -> byte of the file where a value begins that was not read
     """
 
     index: int
@@ -57,6 +58,7 @@ class Directory:
     sizes: dict[int, int]
     sub: int | None = None
     offset: int = 0
+    places: dict[int, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -194,6 +196,7 @@ def _read_entry(source: ByteSource, layout: _Layout, entry: bytes, into: Directo
             extent = f"bytes {offset:,} to {offset + length:,}, but the file ends at byte {source.size:,}"
             raise SlideError(source.name, f"tag {tag} of {into.name} would lie at {extent}", COPY_AGAIN)
         if tag in _SIZE_ONLY:
+            into.places[tag] = offset
             return
         if tag in _TEXT:
             length = min(length, TEXT_LIMIT_BYTES)

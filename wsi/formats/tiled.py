@@ -126,6 +126,7 @@ class TiledSlide:
         if self.info.codec != "jpeg":
             return None
         tiles = corners[:, 1] // side * grid.columns + corners[:, 0] // side
+        view.stored.prefetch(tiles)
         return map(view.stored.jpeg, tiles.tolist())
 
     def associated(self, name: str) -> NDArray[np.uint8]:
