@@ -36,7 +36,8 @@ from .run import Outcome
 from .stored import stored_count
 
 TILE_VERSION = 2  # raised when the same settings begin to give other results
-COORDS_NAMES = ("{}.h5", "{}_patches.h5", "patches/{}.h5", "patches/{}_patches.h5")  # of CLAM and TRIDENT
+# of CLAM, and of TRIDENT whose job folder holds a folder for each scale and size
+COORDS_NAMES = ("{}.h5", "{}_patches.h5", "patches/{}.h5", "patches/{}_patches.h5", "*/patches/{}_patches.h5")
 
 
 @dataclass(frozen=True)
@@ -194,15 +195,17 @@ def _given_grid(record: SlideRecord, place: str, tile: TileSpec, slide: Slide, t
 
 
 def _coords_file(record: SlideRecord, place: str) -> Path:
+    """The one file of this slide at `place`: a run folder, or a folder of CLAM or TRIDENT."""
     store = RunFolder(Path(place)).tiles(record.slide_id)
-    candidates = [store, *(Path(place) / name.format(record.slide_id) for name in COORDS_NAMES)]
-    found = next((path for path in candidates if path.exists()), None)
-    if found is None:
-        names = ", ".join(name.format(record.slide_id) for name in COORDS_NAMES)
-        raise SpecError(
-            "coords", f"{place} has no tiles of {record.slide_id}", f"it may hold {names}, or be a run folder"
-        )
-    return found
+    if store.exists():
+        return store
+    names = [name.format(record.slide_id) for name in COORDS_NAMES]
+    found = sorted({path for name in names for path in Path(place).glob(name)})
+    if not found:
+        raise SpecError("coords", f"{place} has no tiles of {record.slide_id}", f"it needs {' or '.join(names)}")
+    if len(found) > 1:
+        raise SpecError("coords", f"{found[0]} and {found[1]} are both of {record.slide_id}", "name the folder of one")
+    return found[0]
 
 
 def _coords_digest(record: SlideRecord, place: str | None) -> str | None:
