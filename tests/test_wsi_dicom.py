@@ -14,6 +14,7 @@ import wsidicom
 from PIL import Image
 from pydicom import dcmread
 from pydicom.encaps import encapsulate
+from wsidicom.options import ConcatenationByFrames
 
 from tests.dicom_slides import PHI, SLIDE_CLASS, DicomOptions, cut, encode, write_dicom, write_pyramid
 from tests.slides import tissue_like
@@ -336,3 +337,16 @@ def test_sparse_frames_off_the_grid_or_on_one_another_are_not_guessed(tmp_path):
         match = DicomSlide.matches(path)
         assert not match.takes
         assert said in match.why
+
+
+def test_a_pyramid_of_concatenations_that_wsidicom_wrote_is_read_as_it_reads_it(data_dir, tmp_path):
+    source, folder = data_dir / "slides" / "google_wsi2dcm_jpeg2000.dcm", tmp_path / "written"
+    with wsidicom.WsiDicom.open(source) as written:
+        written.save(folder, add_missing_levels=True, concatenation=ConcatenationByFrames(5))
+    with open_slide(folder) as slide, wsidicom.WsiDicom.open(folder) as peer, open_slide(source) as before:
+        assert "in 5 files" in slide.info.why
+        assert np.array_equal(whole(slide), whole(before))
+        stored = [number for number, level in enumerate(slide.levels) if level.stored]
+        for number, level in zip(stored, peer.pyramid, strict=True):
+            pixels = peer.read_region((0, 0), level.level, level.size.to_tuple()).convert("RGB")
+            assert np.array_equal(whole(slide, number), np.asarray(pixels))
