@@ -27,6 +27,7 @@ from tests.tiff_slides import (
     write_tiff,
 )
 from wsi import Region, SlideError, TileError, open_slide
+from wsi.formats.match import Match
 from wsi.formats.tiff import TiffSlide
 
 IMAGE = tissue_like(500, 400)
@@ -119,18 +120,21 @@ def test_a_flat_jpeg_may_be_full_of_zeros(tmp_path):
         assert (slide.read(Region(100, 100, 400, 400), 0) == 255).all()
 
 
-@pytest.mark.parametrize("claimed", [*CODECS.values(), 1])
-@pytest.mark.parametrize("codec", [*CODECS, "none"])
+WRONG = [(codec, claimed) for codec in (*CODECS, "none") for claimed in (*CODECS.values(), 1)]
+
+
+@pytest.mark.parametrize(("codec", "claimed"), [(a, b) for a, b in WRONG if CODECS.get(a, 1) != b])
 def test_a_wrong_compression_tag_never_gives_pixels(sound, tmp_path, codec, claimed):
-    if CODECS.get(codec, 1) == claimed:
-        pytest.skip("the right tag")
     path = Path(shutil.copy(sound[codec], tmp_path / "copy.tif"))
     _set_tag(path, 259, claimed)
-    match = TiffSlide.matches(path)
+    try:
+        match = TiffSlide.matches(path)
+    except SlideError as refusal:  # uncompressed tiles would have other sizes
+        match = Match(False, refusal.problem)
     if match.takes:
         assert _read(path)[0] == [False, False, False]
     else:  # the rest of the tags rules the codec out
-        assert "not 8-bit RGB" in match.why
+        assert "not 8-bit RGB" in match.why or "claims uncompressed tiles" in match.why
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
