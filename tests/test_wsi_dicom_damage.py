@@ -119,14 +119,14 @@ def test_flipped_bytes_of_the_structure_give_no_wrong_pixels(tmp_path):
     path = tmp_path / "flips" / "a.dcm"
     path.parent.mkdir()
     opened = 0
-    for at in rng.choice(places, 120, replace=False).tolist():
+    for at in rng.choice(places, 50, replace=False).tolist():
         flipped = bytearray(data)
         flipped[at] ^= 1 << int(rng.integers(8))
         path.write_bytes(flipped)
         wrong = _silently_wrong(path, sound)
         assert wrong == [] or wrong == ["another size"], at  # 300 px may become 301 within the same frames
         opened += not wrong
-    assert opened > 50
+    assert opened > 20
 
 
 @pytest.mark.parametrize(
