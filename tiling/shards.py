@@ -55,7 +55,9 @@ def create_patches(group: zarr.Group, shape: tuple[int, int], per_shard: int, co
 
 
 def write_shard(folder: Path, number: int, per_shard: int, chunks: Sequence[Chunk | None]) -> None:
-    """Write one shard of the array in `folder`, whole; the file takes its name when it is on the disk.
+    """Write one shard of the array in `folder`, whole; the file takes its name when all of it is written.
+
+    Flushing to the disk is left to whoever publishes the store, once and for all of its files (publish.appear).
 
     chunks  what the array's codec makes of a patch: contiguous pixels, or a JPEG file; None where there is no patch,
             which then reads as zeros. At most `per_shard`
@@ -63,7 +65,8 @@ def write_shard(folder: Path, number: int, per_shard: int, chunks: Sequence[Chun
     """
     index = np.full((per_shard, 2), ABSENT, "<u8")
     offset = 0
-    with appear_file(folder / "c" / str(number) / "0" / "0" / "0") as draft, draft.open("wb") as stream:
+    target = folder / "c" / str(number) / "0" / "0" / "0"
+    with appear_file(target, flush=False) as draft, draft.open("wb") as stream:
         for place, chunk in enumerate(chunks):
             if chunk is None:
                 continue

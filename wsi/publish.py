@@ -45,13 +45,14 @@ def appear(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def appear_file(target: Path) -> Iterator[Path]:
-    """The same for a single file."""
+def appear_file(target: Path, flush: bool = True) -> Iterator[Path]:
+    """The same for a single file; `flush` False for one in a folder that is flushed when it is published."""
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = draft_of(target, uuid4().hex[:6])
     try:
         yield draft
-        _sync(draft)
+        if flush:
+            _sync(draft)
         os.replace(draft, target)
     finally:
         draft.unlink(missing_ok=True)
