@@ -170,6 +170,8 @@ def _unpack_jpegls(data: bytes, into: NDArray[np.uint8]) -> None:
     if (bits, channels) != (8, 3):
         raise BadTile(f"its JPEG-LS header claims {channels} channels of {bits} bits")
     _check_size((rows, cols), into)
+    if not data.rstrip(b"\0").endswith(b"\xff\xd9"):  # CharLS takes seconds to find out
+        raise BadTile("its JPEG-LS image ends too early")
     imagecodecs.jpegls_decode(data, out=into)
 
 
