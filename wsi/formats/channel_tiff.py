@@ -7,6 +7,7 @@ before, and the pixels are read and decoded by this project's own strict code.
 import re
 import struct
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -121,8 +122,9 @@ def _read_with_tifffile(path: Path, source: ByteSource, base: Directory, images:
     import tifffile
 
     # Under a name of its own, because tifffile reads any file called .ndpi as Hamamatsu's variant of TIFF.
-    with path.open("rb") as raw, tifffile.TiffFile(raw, name="slide.tif", _multifile=False) as file:
+    with path.open("rb") as raw, ExitStack() as stack:
         try:
+            file = stack.enter_context(tifffile.TiffFile(raw, name="slide.tif", _multifile=False))
             series = max(file.series, key=lambda entry: entry.keyframe.imagewidth * entry.keyframe.imagelength)
             sizes = [list(zip(one.get_axes(False), one.get_shape(False), strict=True)) for one in series.levels]
             levels_pages = [list(one.pages) for one in series.levels]

@@ -69,7 +69,7 @@ def files_of_slide(path: Path) -> list[Path]:
 def _candidates(folder: Path) -> list[Path]:
     """Files that are DICOM slides, and those whose name says DICOM though nothing in them does."""
     with os.scandir(folder) as entries:
-        files = sorted(Path(entry) for entry in entries if entry.is_file() and not entry.name.startswith("."))
+        files = sorted(Path(entry) for entry in entries if Path(entry).is_file() and not entry.name.startswith("."))
     metas = {file: file_meta(file) for file in files if os.access(file, os.R_OK)}
     return [
         file for file, meta in metas.items() if meta.is_slide or (not meta.is_dicom and file.suffix.lower() == ".dcm")

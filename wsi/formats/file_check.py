@@ -86,7 +86,7 @@ def _is_slide_folder(path: Path) -> bool:
         return True
     try:
         with os.scandir(path) as entries:
-            files = [entry.path for entry in entries if entry.is_file()]
+            files = [entry.path for entry in entries if Path(entry).is_file()]  # False for links in a circle
     except PermissionError:
         raise SlideError(path, "this user may not look into the folder", "ask its owner for permission") from None
     files.sort(key=lambda name: (not name.lower().endswith(".dcm"), name))

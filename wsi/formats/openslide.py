@@ -13,12 +13,12 @@ from ..errors import SlideError, TileError
 from ..geometry import Level, Region
 from ..slide import SlideInfo
 from ..source import open_source
-from .file_check import COPY_AGAIN
+from .file_check import COPY_AGAIN, check_file
 from .match import Match
 from .scale import Scale, as_objective, stated_scale
 from .tiff_directory import is_tiff, read_directories
 from .tiff_structure import first_codec
-from .tiff_tiles import read_all
+from .tiff_tiles import check_sense, read_all
 
 _MPP_SOURCE = {"dicom": "dicom", "generic-tiff": "tiff"}  # all others state it in the vendor's own words
 
@@ -168,7 +168,8 @@ def _on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _check_structure(path: Path) -> None:
-    """Of a file that is a TIFF: all of its directories, tiles and strips lie inside it. Raises SlideError.
+    """Of a file that is a TIFF: all of its directories, tiles and strips lie inside it, and tags do not contradict each
+    other. Raises SlideError.
 
     OpenSlide reads a truncated file as far as it goes, and finds out tile by tile.
     """
@@ -176,12 +177,15 @@ def _check_structure(path: Path) -> None:
     try:
         if is_tiff(source):
             chain = read_directories(source)
-            read_all(source, next(chain), list(chain))
+            for directory in read_all(source, next(chain), list(chain)):
+                if directory.is_tiled:
+                    check_sense(source, directory)
     finally:
         source.close()
 
 
 def _open(path: Path) -> openslide.OpenSlide:
+    check_file(path)  # to OpenSlide a file that has vanished is one of unknown format
     try:
         return openslide.OpenSlide(str(path))
     except openslide.OpenSlideError as error:

@@ -40,6 +40,8 @@ MAX_STRIP_PX = 100_000_000  # 286 MiB decoded; a compressed image in one strip i
 _BAND_PX = 1 << 20  # an uncompressed image in one strip is read in bands of so many pixels
 _ASPECT_TOLERANCE = 0.05  # levels are rounded to whole pixels, small ones show it
 CHANNELS = "give channels explicitly"
+_PALETTE = 3
+_IN_JPEG = (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, 5, YCBCR)  # 5: CMYK
 _ABSURD = -1  # in TiledLevel.counts: the file states a size that no encoder reaches
 
 
@@ -196,6 +198,28 @@ def _check_extents(source: ByteSource, directory: Directory) -> None:
         end = int(offsets[outside].max()) + int(counts[outside].max())
         lengths = f"the file has {source.size:,} bytes, where about {end:,} are needed"
         raise SlideError(source.name, f"only {inside} lie inside the file ({lengths})", COPY_AGAIN)
+
+
+def check_sense(source: ByteSource, directory: Directory) -> None:
+    """What a tiled image's tags say of its pixels can be true together.
+
+    For other readers, who take the tags' word: the direct one marks each tile that does not decode as the tags say.
+    """
+    compression, samples = directory.number(tags.COMPRESSION, 1), directory.number(tags.SAMPLES, 1)
+    photometric, bits = directory.number(tags.PHOTOMETRIC), directory.number(tags.BITS, 1) or 0
+    name = f"{directory.name} claims {compression_name(directory)} tiles"
+    if samples == 0 or (photometric == _PALETTE and samples != 1):
+        raise SlideError(source.name, f"{name} of {samples} samples with photometric {photometric}", COPY_AGAIN)
+    if compression in (JPEG, J2K, J2K_RGB, J2K_YCBCR) and photometric not in (None, *_IN_JPEG):
+        raise SlideError(source.name, f"{name} with photometric {photometric}, which there are none of", COPY_AGAIN)
+    counts = directory.arrays[tags.TILE_BYTES]
+    # planes have tiles of their own, and of YCbCr only brightness is kept for every pixel for certain
+    depth = 1 if directory.number(tags.PLANAR, 1) == 2 or photometric == YCBCR else samples or 1
+    row_bytes = -(-(directory.number(tags.TILE_WIDTH, 0) or 0) * depth * bits // 8)
+    whole = row_bytes * (directory.number(tags.TILE_HEIGHT, 0) or 0)
+    if compression == 1 and ((counts > 0) & (counts < whole)).any():
+        problem = f"{name} of {whole:,} bytes each, and {int((counts < whole).sum()):,} have fewer"
+        raise SlideError(source.name, problem, COPY_AGAIN)
 
 
 def _length(values: NDArray | None) -> int:
