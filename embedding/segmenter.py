@@ -6,6 +6,7 @@ ImageNet; class 1 is tissue. Its file is deeplabv3_seg_v4.ckpt, whose `state_dic
 auxiliary head that is not used. Weights of this architecture saved by others load as well.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,11 +54,14 @@ def load_segmenter(weights: Path, device: str = "cpu") -> "torch.nn.Module":
     return model.float().eval().requires_grad_(False).to(device)
 
 
-def segment_tissue(slide: Slide, weights: Path, device: str = "cpu", batch: int = BATCH) -> NDArray[np.bool_]:
+def segment_tissue(
+    slide: Slide, weights: Path, device: str = "cpu", batch: int = BATCH, progress: Callable[[], None] | None = None
+) -> NDArray[np.bool_]:
     """Tissue mask of the whole slide by the segmenter in `weights`: bool (rows, cols), which cover the slide's extent.
 
     One mask pixel is about 8 µm: it is tissue where the mean probability over its 8 x 8 pixels is above 0.5. A patch
-    that cannot be read counts as tissue, since it may be. Give the result to `find_tissue` as `outside`.
+    that cannot be read counts as tissue, since it may be. Give the result to `find_tissue` as `outside`. `progress`
+    is called after each batch.
     Raises SlideError without scale, SpecError for a slide coarser than 1 µm per pixel, and what `load_segmenter` does.
     """
     model = load_segmenter(weights, device)
@@ -76,6 +80,8 @@ def segment_tissue(slide: Slide, weights: Path, device: str = "cpu", batch: int 
         found = mask[number * batch : number * batch + len(part)]
         found[...] = tissue_probability(model, patches, device) > 0.5
         found[~ok] = True
+        if progress is not None:
+            progress()
     whole = mask.reshape(rows, columns, side, side).swapaxes(1, 2).reshape(rows * side, columns * side)
     cell = span / side  # level-0 pixels; the last patches reach over the slide's edge
     return whole[: max(1, round(base.height / cell)), : max(1, round(base.width / cell))]

@@ -30,7 +30,7 @@ from .config import RunSpec
 from .folder import RunFolder
 from .look import look_at_tissue
 from .manifest import SlideRecord
-from .progress import advance, alive
+from .progress import advance, alive, busy
 from .receipts import DONE, EMPTY, SKIPPED
 from .run import Outcome
 from .stored import stored_count
@@ -94,7 +94,8 @@ def tile_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome
     if spec.export is not None:
         from tiling.export import export_patches
 
-        export_patches(store, folder.root / "patches", spec.export, spec.jobs.thread_count())
+        with busy():  # reads no slide any more
+            export_patches(store, folder.root / "patches", spec.export, spec.jobs.thread_count())
     if there is not None:
         return Outcome(SKIPPED, mark, there)
     return Outcome(DONE if len(planned.grid) else EMPTY, mark, len(planned.grid), failed)
@@ -167,7 +168,7 @@ def _outside(record: SlideRecord, tile: TileSpec, slide: Slide) -> NDArray[np.bo
     if tile.tissue.method == "learned":
         from embedding.segmenter import segment_tissue
 
-        return segment_tissue(slide, Path(str(tile.tissue.weights)))
+        return segment_tissue(slide, Path(str(tile.tissue.weights)), progress=alive)
     file = _mask_file(record, tile)
     if file is None:
         return None

@@ -90,9 +90,10 @@ class Workers:
 
     def results(self) -> list[tuple[str, Any]]:
         """Wait a moment; (key, what `work` returned, or a Death) of each task that ended meanwhile."""
-        at_work = {worker.pipe: worker for worker in self._workers if worker.key is not None}
-        found = [self._take(at_work[pipe]) for pipe in wait(list(at_work), _POLL_S) if isinstance(pipe, Connection)]
-        return found + [late for worker in at_work.values() if (late := self._overdue(worker)) is not None]
+        at_work = [worker for worker in self._workers if worker.key is not None]
+        ready = wait([worker.pipe for worker in at_work], _POLL_S)
+        found = [self._take(worker) for worker in at_work if worker.pipe in ready]
+        return found + [late for worker in at_work if (late := self._overdue(worker)) is not None]
 
     def tiles(self) -> dict[str, tuple[int, int]]:
         """key → (done, total) tiles of the tasks that count them."""
@@ -105,17 +106,17 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for worker in self._workers:
+        workers, self._workers = self._workers, []
+        for worker in workers:
             worker.pipe.close()  # an idle worker ends by itself
             if kind is not None or worker.key is not None:
                 worker.process.kill()  # stores are published whole, so nothing half is left
-        for worker in self._workers:
+        for worker in workers:
             worker.process.join(_END_S)
             self._bury(worker)
             said = _read(worker.notes)
             if said:
                 _log.warning("%s", said)
-        self._workers = []
 
     def _start(self) -> _Worker:
         ours, theirs = _context.Pipe()

@@ -111,7 +111,11 @@ def test_keeping_pixels_or_another_limit_of_failures_does_not_embed_again(tmp_pa
     record = SlideRecord("s", tmp_path / "s.svs", "s", "s")
 
     def statuses(**tile: float) -> list[str]:
-        settings = {"jobs": {"executor": "serial"}, "keep_patches": bool(tile.pop("patches", 0)), "tile": tile}
+        settings = {
+            "jobs": {"executor": "serial"},
+            "patches": "raw" if tile.pop("patches", 0) else "none",
+            "tile": tile,
+        }
         stages = (tile_slide, embed_slide)
         return [
             run_stage(stage, [record], resolve(settings), RunFolder(tmp_path / "run"))[0].status for stage in stages

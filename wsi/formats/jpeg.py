@@ -35,7 +35,8 @@ class JpegDecoder:
         whole = self._head + _checked_body(data, self._channels)
         if _HOLE in data and _HOLE in data.rstrip(b"\0") and not _may_hold_zeros(whole):
             raise BadTile("it has a hole of zero bytes")
-        if _NEXT_IMAGE in data:  # no scan contains these bytes: the tile's place or size in the file is another's
+        # no scan contains these bytes: the tile's place or size in the file is another's
+        if data[-2:] != _NEXT_IMAGE[:2] and _NEXT_IMAGE in data:
             raise BadTile("its bytes hold more than one image")
         return whole
 
