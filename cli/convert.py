@@ -17,5 +17,5 @@ def convert(
 
     from .console import say
 
-    written, place = export_coords(RunFolder(run), to, out)
-    say(f"{written} slides: {place}")
+    written, places = export_coords(RunFolder(run), to, out)
+    say(f"{written} slides: {', '.join(map(str, places))}")

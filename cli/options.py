@@ -89,7 +89,10 @@ def parse_pairs(texts: list[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise SpecError("--set", f"{text!r} is no setting", "give KEY=VALUE, such as tile.tissue.mpp=4")
-        found[key.strip()] = yaml.safe_load(value)
+        try:
+            found[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise SpecError("--set", f"{value!r} is no value in YAML", "put it in quotes") from error
     return found
 
 

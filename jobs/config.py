@@ -12,6 +12,7 @@ import yaml
 from embedding.spec import EmbedSpec
 from mil.spec import TrainSpec
 from tiling.spec import TileSpec
+from wsi.channels import Channels
 from wsi.errors import SpecError
 
 from .executors import ExecSpec
@@ -69,6 +70,13 @@ class RunSpec:
                 )
         if self.export is not None and self.patches == "none":
             raise SpecError("export", "no patches are stored to export", "add --patches raw, jpeg or native")
+        regions, chosen = self.tile.regions, self.tile.max_tiles or self.tile.quality.exclude
+        if self.coords is not None and (regions.include or regions.exclude or chosen):
+            raise SpecError(
+                "coords",
+                "tiles that are given are all kept, so none can be chosen",
+                "leave out include, exclude, max_tiles and drop, or coords",
+            )
 
 
 Settings = dict[str, Any]
@@ -119,10 +127,12 @@ def check_keys(settings: Mapping[str, Any], spec: type, where: str) -> None:
 
 
 def set_option(settings: Settings, key: str, value: Any) -> None:
-    """Put a dotted key such as tile.tissue.mpp into nested settings; None leaves them as they are."""
-    if value is None:
-        return
+    """Put a dotted key such as tile.tissue.mpp into nested settings. Raises SpecError for a key that no spec has."""
     *sections, last = key.split(".")
+    nested: Any = value
+    for name in (last, *reversed(sections)):
+        nested = {name: nested}
+    check_keys(nested, RunSpec, key)
     for section in sections:
         settings = settings.setdefault(section, {})
     settings[last] = value
@@ -136,6 +146,8 @@ def resolve(settings: Settings, contract: Mapping[str, Any] | None = None) -> Ru
     """
     settings = {key: dict(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
     tile, embed = settings.setdefault("tile", {}), settings.setdefault("embed", {})
+    if isinstance(tile.get("channels"), str):
+        tile["channels"] = str(Channels.parse(tile["channels"]))  # one choice has one text: it is compared as text
     if contract is not None:
         for section, key, source in (
             (embed, "backbone", "backbone"),
@@ -144,7 +156,8 @@ def resolve(settings: Settings, contract: Mapping[str, Any] | None = None) -> Ru
             (tile, "icc", "icc"),
             (tile, "channels", "channels"),
         ):
-            if section.setdefault(key, contract[source]) != contract[source]:
+            # a model of an earlier version says nothing of colours; that it does not fit is said where contracts meet
+            if source in contract and section.setdefault(key, contract[source]) != contract[source]:
                 raise SpecError(
                     key,
                     f"{section[key]} was asked for, the model was trained on {contract[source]}",

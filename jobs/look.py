@@ -12,12 +12,13 @@ from wsi.errors import StoreError
 from .folder import RunFolder
 from .manifest import SlideRecord
 from .receipts import DONE, EMPTY, FAILED, Receipt
+from .stored import made_since
 
 
-def look_at_tissue(store: PatchStore, folder: RunFolder, anew: bool) -> None:
-    """Write tissue/<slide_id>.jpg and .geojson of a tiled slide, where they are missing or the store is new."""
+def look_at_tissue(store: PatchStore, folder: RunFolder) -> None:
+    """Write tissue/<slide_id>.jpg and .geojson of a tiled slide, where they are missing or older than the store."""
     picture, outlines = folder.tissue_picture(store.slide_id), folder.tissue_outlines(store.slide_id)
-    if not anew and picture.exists() and outlines.exists():
+    if made_since(picture, store) and made_since(outlines, store):
         return
     thumbnail, found = store.thumbnail, _tissue_map(store)
     outlines.parent.mkdir(parents=True, exist_ok=True)
@@ -68,5 +69,7 @@ def _card(record: SlideRecord, failed: dict[str, Receipt], folder: RunFolder) ->
         store.attrs["tissue_um2"] / 1e6,
         (slide["width"] * slide["mpp"] / 1000, slide["height"] * slide["mpp"] / 1000),
         tuple(flag_counts(store).items()),
+        tuple(store.notes.get("left_out", {}).items()),
+        store.grid.found,
         f"{unread:.1%} of it cannot be read" if unread else "",
     )

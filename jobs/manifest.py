@@ -4,7 +4,7 @@ import csv
 import io
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -171,7 +171,10 @@ def _mpp(where: str, text: str) -> float | None:
 
 
 def _slides_in(folder: Path) -> list[tuple[Path, str]]:
-    """Slides of a folder with the names they go by; a subfolder of DICOM instances or OME-Zarr is one slide."""
+    """Slides of a folder with the names they go by.
+
+    A subfolder of DICOM instances or OME-Zarr is one slide, and so are the files of one DICOM series.
+    """
     from wsi.formats import FORMATS
     from wsi.formats.ngff import is_ome_zarr
 
@@ -188,12 +191,26 @@ def _slides_in(folder: Path) -> list[tuple[Path, str]]:
                 found.append((entry, _without_suffix(entry.name)))
         elif entry.suffix.lower() in suffixes:
             found.append((entry, _without_suffix(entry.name)))
+    found = _one_a_series(folder, found)
     if not found:
         known = " ".join(sorted(suffixes))
         raise ManifestError(
             folder, "no slides are in this folder", f"slides end in {known}; others go into a manifest CSV"
         )
     return found
+
+
+def _one_a_series(folder: Path, found: list[tuple[Path, str]]) -> list[tuple[Path, str]]:
+    """The first file of every DICOM series for all of them; a folder with nothing but one goes by its own name."""
+    from wsi.identity import dicom_series
+
+    series = {path: dicom_series(path) for path, _ in found if path.parent == folder and path.suffix.lower() == ".dcm"}
+    counts = Counter(uid for uid in series.values() if uid)
+    firsts = {uid: path for path, uid in reversed(series.items())}
+    kept = [(path, name) for path, name in found if not series.get(path) or firsts[series[path]] == path]
+    if len(kept) == 1 and counts and counts.most_common(1)[0][1] > 1:
+        return [(kept[0][0], _without_suffix(folder.name))]
+    return kept
 
 
 def _slides_behind(url: str) -> list[str]:
@@ -216,6 +233,7 @@ def left_in(source: Path | str, records: Sequence[SlideRecord]) -> int:
         return 0
     taken = {Path(record.path) for record in records}
     files = [entry for entry in source.iterdir() if entry.is_file() and not entry.name.startswith(".")]
+    files = [entry for entry in files if entry.suffix.lower() != ".dcm"]  # each is of some slide
     stems = {_without_suffix(path.name) for path in taken}
     return sum(entry not in taken and entry.name.partition(".")[0] not in stems for entry in files)
 

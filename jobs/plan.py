@@ -1,9 +1,10 @@
-"""What a run would do and cost, from thumbnails alone: for --dry-run."""
+"""What a run would do and cost, from thumbnails alone (and quality, where tiles are left out): for --dry-run."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tiling.patches import open_patches
+from tiling.pixels import check_native
 from wsi.errors import EngineError
 from wsi.identity import slide_identity
 
@@ -74,4 +75,9 @@ def _tiles(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> tuple[int, 
         there = tiles_there(folder.tiles(record.slide_id), mark, spec)
         if there is not None:
             return there, True
-        return len(plan_slide(record, spec, slide).grid), False
+        quality = spec.tile.quality
+        looked = replace(quality, measure=bool(quality.exclude))  # it reads the tiles: only where it decides
+        grid = plan_slide(record, replace(spec, tile=replace(spec.tile, quality=looked)), slide).grid
+        if spec.patches == "native":
+            check_native(slide, grid)
+        return len(grid), False

@@ -73,7 +73,8 @@ def _embed(record: SlideRecord, spec: RunSpec, store: PatchStore) -> Any:
     if total == 0:
         return Embedded(np.zeros((0, spec.embed.entry().dim), np.float16), np.zeros(0, bool))
     embedder = load_embedder(spec.embed)
-    with open_record(record, spec) as slide:
+    # pixels as they were tiled: the colours are the store's, whatever this command was told
+    with open_record(record, replace(spec, tile=limited)) as slide:
         if slide_identity(record.path) != store.identity:
             raise SlideError(record.path, "it is not the slide that was tiled: its content differs", TILE_AGAIN)
         if store.has_patches:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from tiling.patches import PatchStore
 from wsi.errors import StoreError
 
 
@@ -19,3 +20,8 @@ def stored_count(path: Path, mark: str, max_failed: float) -> int | None:
     if not complete or attrs.get("fingerprint") != mark or complete["failed"] > max_failed * complete["tiles"]:
         return None
     return int(complete["tiles"])
+
+
+def made_since(path: Path, store: PatchStore) -> bool:
+    """Whether the file or folder at `path` was written after the store: then it shows what is in it."""
+    return path.exists() and path.stat().st_mtime_ns >= (store.path / "zarr.json").stat().st_mtime_ns

@@ -1,7 +1,7 @@
 """The tile stage: one slide in, its tissue, tiles and their quality out, and what a person looks at."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +16,8 @@ from tiling.outside import read_mask
 from tiling.patches import PatchRequest, open_patches, write_patches
 from tiling.quality import TileQuality, measure_quality
 from tiling.regions import load_regions, region_file, regions_digest
-from tiling.spec import TileSpec
+from tiling.spec import FLAGS, TileSpec
+from tiling.thumbnail import base_mpp
 from tiling.tissue import Tissue, find_tissue
 from wsi import open_slide
 from wsi.channels import Channels
@@ -27,6 +28,7 @@ from wsi.publish import fingerprint
 from wsi.slide import Slide
 
 from .config import RunSpec
+from .convert import export_slide
 from .folder import RunFolder
 from .look import look_at_tissue
 from .manifest import SlideRecord
@@ -42,11 +44,16 @@ COORDS_NAMES = ("{}.h5", "{}_patches.h5", "patches/{}.h5", "patches/{}_patches.h
 
 @dataclass(frozen=True)
 class Planned:
-    """What one slide gets; quality is None where it was not measured."""
+    """What one slide gets.
+
+    quality   of the grid's tiles, None where it was not measured
+    left_out  flag → tiles with it that were left out of the grid; one with several flags counts for each
+    """
 
     tissue: Tissue
     grid: TileGrid
     quality: TileQuality | None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 def open_record(record: SlideRecord, spec: RunSpec) -> Slide:
@@ -72,16 +79,16 @@ def tile_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome
         there = tiles_there(path, grid_mark, spec)
         if there is None:
             planned = plan_slide(record, spec, slide)
-            pixels, threads = spec.patches, spec.jobs.thread_count()
             request = PatchRequest(
                 record.slide_id,
                 mark,
                 grid_mark,
                 identity,
-                pixels,
-                threads,
+                spec.patches,
+                spec.jobs.thread_count(),
                 memory=spec.jobs.read_bytes,
                 progress=advance,
+                notes={"left_out": dict(planned.left_out)},
             )
             extra = _quality_arrays(planned, spec.tile)
             failed = write_patches(path, slide, planned.grid, planned.tissue, request, extra)
@@ -90,12 +97,10 @@ def tile_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome
                     record.path, "it changed while it was read", "run again when it is no longer written to"
                 )
     store = open_patches(path)
-    look_at_tissue(store, folder, anew=there is None)
+    look_at_tissue(store, folder)
     if spec.export is not None:
-        from tiling.export import export_patches
-
         with busy():  # reads no slide any more
-            export_patches(store, folder.root / "patches", spec.export, spec.jobs.thread_count())
+            export_slide(store, folder, spec.export, spec.jobs.thread_count())
     if there is not None:
         return Outcome(SKIPPED, mark, there)
     return Outcome(DONE if len(planned.grid) else EMPTY, mark, len(planned.grid), failed)
@@ -117,7 +122,9 @@ def plan_slide(record: SlideRecord, spec: RunSpec, slide: Slide) -> Planned:
     if spec.coords is not None or not left_out.any():  # tiles that were given are all kept
         return Planned(tissue, grid, quality)
     kept = replace(grid, xy=grid.xy[~left_out], tissue=grid.tissue[~left_out])
-    return Planned(tissue, kept, quality.of(~left_out))
+    flags = quality.flags(tile.quality)
+    counts = {flag: int(flags[flag].sum()) for flag in FLAGS if flag in tile.quality.exclude}
+    return Planned(tissue, kept, quality.of(~left_out), {flag: count for flag, count in counts.items() if count})
 
 
 def tile_spec(record: SlideRecord, spec: TileSpec) -> TileSpec:
@@ -190,8 +197,12 @@ def _given_grid(record: SlideRecord, place: str, tile: TileSpec, slide: Slide, t
     """The tiles that another tool cut, or about the same centres as those of another run."""
     file = _coords_file(record, place)
     if file.suffix == ".zarr":
-        other = open_patches(file).grid
-        return replace(plan_scales(other, slide.levels, [tile.mpp])[0], spec=tile)
+        other, base = open_patches(file), slide.levels[0]
+        if (other.attrs["slide"]["width"], other.attrs["slide"]["height"]) != (base.width, base.height):
+            problem = f"its tiles are not of this slide, of {base.width} x {base.height} px"
+            raise SpecError(file, problem, "name a run on this slide")
+        given = replace(other.grid, spec=tile, mpp=base_mpp(slide) * other.grid.span_px / tile.tile_px)
+        return replace(plan_scales(given, slide.levels, [tile.mpp])[0], spec=tile)
     return grid_from_coords(slide.levels, read_coords(file, slide.levels[0].mpp), tile, tissue)
 
 

@@ -11,6 +11,7 @@ from jobs.receipts import Receipt, append_receipt
 from tests.conftest import Trained
 from tests.slides import SvsOptions, tissue_like, write_svs
 from tests.test_cli_run import table, wsi
+from tiling import open_patches
 from wsi.synthetic import SyntheticSpec, write_synthetic_slide
 
 
@@ -108,7 +109,7 @@ def none_of_it(tmp_path: Path) -> Path:
 def test_a_slides_own_scale_is_kept_and_stored_patches_survive_a_run_without(tmp_path):
     write_svs(tmp_path / "s[red]x.svs", tissue_like(600, 600), SvsOptions(downsamples=(1,)))
     options = ["-o", tmp_path / "o[/b]x", "--executor", "serial"]  # names that rich would take for markup
-    text = wsi("tile", tmp_path / "s[red]x.svs", *options, "--slide-mpp", "0.25", "--patches")
+    text = wsi("tile", tmp_path / "s[red]x.svs", *options, "--slide-mpp", "0.25", "--patches", "raw")
     assert "1 done" in text
     store = tmp_path / "o[/b]x" / "tiles" / "s_red_x.zarr"
     attributes = json.loads((store / "zarr.json").read_text())["attributes"]
@@ -125,7 +126,10 @@ def test_a_dry_run_knows_what_is_there(run):
     text = wsi("train", run.manifest, "-o", run.run, "-n", "x", "--dry-run")
     assert "12 slides of 10 patients (" in text
     assert not (run.run / "models" / "x").exists()
-    assert "12 slides with 136 tiles to do" in wsi("heatmap", run.manifest, "-m", run.model, "-o", run.run, "--dry-run")
+    tiles = sum(len(open_patches(path).grid) for path in (run.run / "tiles").iterdir())
+    assert f"12 slides with {tiles} tiles to do" in wsi(
+        "heatmap", run.manifest, "-m", run.model, "-o", run.run, "--dry-run"
+    )
     absent = run.run.with_name("absent")
     assert "12 not ready" in wsi("embed", run.manifest, "-o", absent, "--dry-run", code=1)
     assert not absent.exists()

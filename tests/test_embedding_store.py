@@ -84,23 +84,28 @@ def test_embeddings_that_are_not_finite_are_never_stored():
 
 def test_a_contract_changes_with_everything_that_determines_an_embedding():
     entry = BACKBONES["virchow"]
-    base = make_contract(entry, "aa", 224, 0.5)
+    tile = TileSpec(tile_px=224, mpp=0.5)
+    base = make_contract(entry, "aa", tile)
     others = [
-        *(make_contract(entry, *changed) for changed in (("ab", 224, 0.5), ("aa", 256, 0.5), ("aa", 224, 1.0))),
-        *(make_contract(replace(entry, **change), "aa", 224, 0.5) for change in (
+        make_contract(entry, "ab", tile),
+        *(make_contract(entry, "aa", replace(tile, **change)) for change in (
+            {"tile_px": 256}, {"mpp": 1.0}, {"icc": "srgb"}, {"channels": "0=FF0000"}, {"channels": "0=FF0000:0-9"},
+        )),
+        *(make_contract(replace(entry, **change), "aa", tile) for change in (
             {"pooling": "cls"}, {"resize_px": 256}, {"input_px": 196}, {"norm": ((0.5,) * 3, (0.5,) * 3)},
             {"precision": "fp32"}, {"dim": 1280}, {"options": {}}, {"arch": "vit_large_patch16_224"},
         )),
     ]  # fmt: skip
-    assert make_contract(entry, "aa", 224, 0.5) == base
-    assert len({contract["hash"] for contract in [base, *others]}) == 12
+    same = {"stride_px": 100, "min_tissue": 0.5, "max_tiles": 9, "tissue": TissueSpec(method="hsv")}
+    assert make_contract(entry, "aa", replace(tile, **same)) == base  # which tiles, not what they look like
+    assert len({contract["hash"] for contract in [base, *others]}) == len(others) + 1 == 15
     assert contract_name(base) == f"virchow-{base['hash'][:8]}"
 
 
 def test_a_store_reads_back_and_a_damaged_one_is_refused(tmp_path):
     rng = np.random.default_rng(0)
     embedded = Embedded(rng.normal(size=(9, 4)).astype(np.float16), np.arange(9) != 3)
-    contract = make_contract(BACKBONES["uni"], "aa", 256, 0.5)
+    contract = make_contract(BACKBONES["uni"], "aa", TileSpec())
     xy = np.arange(18).reshape(9, 2)
     facts = {"slide_id": "s", "fingerprint": "f", "identity": "i", "contract": contract, "span_px": 512}
     write_embeddings(tmp_path / "s.zarr", embedded, xy, facts)

@@ -32,7 +32,7 @@ def recipe(tmp_path, text):
         ("tile: 256", "'tile' is a section"),
         ("- a\n- b", "not a table of settings"),
         ("tile: {", "not valid YAML"),
-        ("zzz: 1", "it knows tile, keep_patches"),
+        ("zzz: 1", "it knows tile, patches, export, coords"),
         ("a: 1\nb: {c", "line 2"),
     ],
 )
@@ -80,16 +80,20 @@ def test_tile_size_and_scale_are_the_backbones_unless_given():
 def test_options_lie_over_the_recipe(tmp_path):
     settings = load_recipe(recipe(tmp_path, "tile:\n  mpp: 1.0\n  min_tissue: 0.4"))
     set_option(settings, "tile.mpp", 2.0)
-    set_option(settings, "tile.min_tissue", None)
     set_option(settings, "tile.tissue.mpp", 16.0)
     tile = resolve(settings).tile
     assert (tile.mpp, tile.min_tissue, tile.tissue.mpp) == (2.0, 0.4, 16.0)
 
 
 def test_a_models_contract_sets_backbone_and_tiles_and_refuses_others():
-    contract = {"backbone": "resnet50", "tile_px": 300, "mpp": 1.0}
-    spec = resolve({}, contract)
+    contract = {"backbone": "resnet50", "tile_px": 300, "mpp": 1.0, "icc": "srgb", "channels": "DAPI=0000FF"}
+    spec = resolve({"tile": {"channels": " DAPI=0000ff "}}, contract)
     assert (spec.embed.backbone, spec.tile.tile_px, spec.tile.mpp) == ("resnet50", 300, 1.0)
+    assert (spec.tile.icc, spec.tile.channels) == ("srgb", "DAPI=0000FF")
+    with pytest.raises(SpecError, match="icc: none was asked for, the model was trained on srgb"):
+        resolve({"tile": {"icc": "none"}}, contract)
+    older = {key: contract[key] for key in ("backbone", "tile_px", "mpp")}
+    assert resolve({}, older).tile.icc == "none"
     with pytest.raises(SpecError, match="uni was asked for, the model was trained on resnet50"):
         resolve({"embed": {"backbone": "uni"}}, contract)
 

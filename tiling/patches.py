@@ -45,7 +45,8 @@ class PatchStore(Store):
         attrs = self.attrs
         spec = TileSpec.from_plain(attrs["spec"])
         grid = attrs["grid"]
-        return TileGrid(spec, grid["level"], grid["span_px"], grid["mpp"], self.array("xy"), self.array("tissue"))
+        xy, tissue = self.array("xy"), self.array("tissue")
+        return TileGrid(spec, grid["level"], grid["span_px"], grid["mpp"], xy, tissue, grid.get("found"))
 
     @property
     def mask_scale(self) -> int:
@@ -69,6 +70,11 @@ class PatchStore(Store):
     def extra(self) -> dict[str, NDArray[Any]]:
         """What else is known of each tile, by name: arrays (n, ...)."""
         return {name: self.array(name) for name in self.attrs["extra"]}
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the maker of the store wanted kept, as it was given: see PatchRequest."""
+        return dict(self.attrs.get("notes", {}))
 
     @cached_property
     def shards(self) -> PatchShards:
@@ -147,13 +153,14 @@ def write_patches(
                 "identity": request.identity,
                 "slide": {"width": slide.levels[0].width, "height": slide.levels[0].height, **info, "levels": levels},
                 "spec": asdict(grid.spec),
-                "grid": {"level": grid.level, "span_px": grid.span_px, "mpp": grid.mpp},
+                "grid": {"level": grid.level, "span_px": grid.span_px, "mpp": grid.mpp, "found": grid.found},
                 "mask_scale": tissue.scale,
                 "thumbnail_scale": thumbnail.scale,
                 "tissue_um2": tissue.area_um2,
                 "tissue_outline": outline,
                 "pixels": request.pixels,
                 "extra": sorted(extra),
+                "notes": dict(request.notes or {}),
                 "complete": {"tiles": len(grid), "failed": failed, "files": count_files(draft)},
             }
         )

@@ -1,12 +1,12 @@
 """Write the pixels of a grid's tiles, one batch a shard, while the next batch is read."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from math import log
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import zarr
@@ -43,6 +43,7 @@ class PatchRequest:
                       native: the slide's own JPEG tiles, copied, where the grid is theirs
     threads           that read, and as many that encode
     memory            bytes that reading may hold, see iter_patches
+    notes             plain values to keep in the store's attributes, such as how many tiles were left out
     progress          is told (tiles done, of all) whenever pixels are written
     """
 
@@ -55,6 +56,7 @@ class PatchRequest:
     quality: int = QUALITY
     progress: Callable[[int, int], None] | None = None
     memory: int = MEMORY_BYTES
+    notes: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.pixels not in MODES:

@@ -106,6 +106,12 @@ def _is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
+def dicom_series(path: Path) -> str | None:
+    """The series UID of a DICOM file, by which the files of one slide are known; None for what is none."""
+    uid = _series(path) if _is_dicom(path) else None
+    return None if uid is None else uid.decode("ascii")
+
+
 def _series(path: Path) -> bytes | None:
     """DICOM series UID as written in the header, None where it is not found there."""
     with path.open("rb") as file:
