@@ -228,8 +228,10 @@ def _slides_behind(url: str) -> list[str]:
 
 def left_in(source: Path | str, records: Sequence[SlideRecord]) -> int:
     """Files in a folder given as source that are none of its slides, hidden ones and slides' companions aside."""
+    from wsi.formats.ngff import is_ome_zarr
+
     source = place_of(source)
-    if isinstance(source, str) or not source.is_dir():
+    if isinstance(source, str) or not source.is_dir() or is_ome_zarr(source):
         return 0
     taken = {Path(record.path) for record in records}
     files = [entry for entry in source.iterdir() if entry.is_file() and not entry.name.startswith(".")]
