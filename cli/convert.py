@@ -7,9 +7,9 @@ import typer
 
 
 def convert(
-    run: Annotated[Path, typer.Argument(help="Run folder whose slides are tiled")],
-    to: Annotated[str, typer.Option("--to", help="trident or clam: their folders of HDF5 coordinates")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write")],
+    run: Annotated[Path, typer.Argument(help="Run folder whose slides are tiled", metavar="RUN")],
+    to: Annotated[str, typer.Option("--to", help="trident or clam: their folders of HDF5 coordinates", metavar="KIND")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write", metavar="FOLDER")],
 ) -> None:
     """Write the tile coordinates of a run for TRIDENT or CLAM. The other way: wsi tile --coords FOLDER."""
     from jobs.convert import export_coords

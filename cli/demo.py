@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for slides and results")] = Path("demo"),
-    patients: Annotated[int, typer.Option(help="Synthetic patients, an even number", min=10)] = 24,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for slides and results", metavar="FOLDER")] = Path(
+        "demo"
+    ),
+    patients: Annotated[int, typer.Option(help="Synthetic patients, an even number", min=10, metavar="N")] = 24,
 ) -> None:
     """Make a SYNTHETIC cohort, run every stage on it, and end with a report. No network, no GPU."""
     from jobs.config import load_recipe, resolve

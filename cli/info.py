@@ -12,11 +12,15 @@ if TYPE_CHECKING:
 
 
 def info(
-    slides: Annotated[list[str], typer.Argument(help="Slide files, or URLs such as s3://bucket/a.svs")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a slide")] = False,
-    measure: Annotated[bool, typer.Option("--measure", help="Read for two seconds and say how fast it went")] = False,
+    slides: Annotated[
+        list[str], typer.Argument(help="Slide files, or URLs such as s3://bucket/a.svs", metavar="SLIDE")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a slide", metavar="")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Read for two seconds and say how fast it went", metavar="")
+    ] = False,
     channels: Annotated[
-        str | None, typer.Option(help="Channels of a fluorescence or 16-bit file, such as DAPI=0000FF:100-4000")
+        str | None, typer.Option(help="Of a fluorescence or 16-bit file: DAPI=0000FF:100-4000", metavar="TEXT")
     ] = None,
 ) -> None:
     """Show format, scale, levels, codec and associated images of slides."""

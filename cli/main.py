@@ -28,9 +28,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more", metavar="")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version", metavar="")
     ] = False,
 ) -> None:
     from .console import start_logging

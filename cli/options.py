@@ -19,17 +19,34 @@ if TYPE_CHECKING:
 TILING, LOOKING, COMPUTING, MODEL = "Tiling", "Tissue, quality and regions", "Computing", "Model"
 
 Source = Annotated[
-    str, typer.Argument(help="A slide, a folder of slides, a manifest CSV (slide_id,path,…), or a URL of one")
+    str,
+    typer.Argument(
+        help="A slide, a folder of slides, a manifest CSV (slide_id,path,…), or a URL of one", metavar="SOURCE"
+    ),
 ]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder: results go there, and a re-run continues there")]
+Out = Annotated[
+    Path,
+    typer.Option("--out", "-o", help="Run folder: results go there, and a re-run continues there", metavar="FOLDER"),
+]
 SlideMpp = Annotated[
-    float | None, typer.Option(help="µm per level-0 pixel of slides whose file does not say it", rich_help_panel=TILING)
+    float | None,
+    typer.Option(
+        help="µm per level-0 pixel of slides whose file does not say it", rich_help_panel=TILING, metavar="MPP"
+    ),
 ]
 ModelDir = Annotated[
     Path,
-    typer.Option("--model", "-m", help="A trained model's folder, such as run/models/tumor", rich_help_panel=MODEL),
+    typer.Option(
+        "--model",
+        "-m",
+        help="A trained model's folder, such as run/models/tumor",
+        rich_help_panel=MODEL,
+        metavar="FOLDER",
+    ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what it would cost; do nothing")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be done and what it would cost; do nothing", metavar="")
+]
 
 
 class Setting(NamedTuple):
@@ -96,8 +113,9 @@ def parse_pairs(texts: list[str]) -> dict[str, Any]:
     return found
 
 
-def _option(help_text: str, *names: str, panel: str | None = None) -> Any:
-    return typer.Option(*names, help=help_text, rich_help_panel=panel)
+def _option(help_text: str, *names: str, panel: str | None = None, takes: str = "") -> Any:
+    """An option whose value the help page calls `takes`; a switch takes none."""
+    return typer.Option(*names, help=help_text, rich_help_panel=panel, metavar=takes)
 
 
 def _at(key: str, convert: Callable[[Any], Any] = lambda value: value) -> Callable[[Any], dict[str, Any]]:
@@ -111,125 +129,153 @@ def _words(value: list[str]) -> list[str]:
 _T, _L, _C = TILING, LOOKING, COMPUTING
 TILE = {
     "tile_px": Setting(
-        Annotated[int | None, _option("Side of a patch in pixels; by default the backbone's", panel=_T)],
+        Annotated[int | None, _option("Side of a patch in pixels; by default the backbone's", panel=_T, takes="N")],
         _at("tile.tile_px"),
     ),
     "tile_mpp": Setting(
-        Annotated[str | None, _option("µm per patch pixel, or 20x; by default the backbone's", panel=_T)],
+        Annotated[str | None, _option("µm per patch pixel, or 20x; by default the backbone's", panel=_T, takes="MPP")],
         _at("tile.mpp", parse_mpp),
     ),
     "stride_px": Setting(
-        Annotated[int | None, _option("Distance between tiles in patch pixels; by default no overlap", panel=_T)],
+        Annotated[
+            int | None, _option("Distance between tiles in patch pixels; by default no overlap", panel=_T, takes="N")
+        ],
         _at("tile.stride_px"),
     ),
     "max_tiles": Setting(
-        Annotated[int | None, _option("At most so many tiles a slide, drawn by --seed", panel=_T)],
+        Annotated[int | None, _option("At most so many tiles a slide, drawn by --seed", panel=_T, takes="N")],
         _at("tile.max_tiles"),
     ),
-    "seed": Setting(Annotated[int | None, _option("Of the draw", panel=_T)], _at("tile.seed")),
+    "seed": Setting(Annotated[int | None, _option("Of that draw", panel=_T, takes="N")], _at("tile.seed")),
     "coords": Setting(
-        Annotated[Path | None, _option("Take the tiles of CLAM or TRIDENT (a folder), or another run's", panel=_T)],
+        Annotated[Path | None, _option("Take the tiles of CLAM, TRIDENT or another run", panel=_T, takes="FOLDER")],
         _at("coords"),
     ),
     "cheap_levels": Setting(
         Annotated[
             bool | None,
-            _option("Read reduced levels as the decoder makes them", "--cheap-levels/--no-cheap-levels", panel=_T),
+            _option("Read JPEG at 1/2, 1/4, 1/8: faster; by default on", "--cheap-levels/--no-cheap-levels", panel=_T),
         ],
         _at("tile.cheap_levels"),
     ),
-    "icc": Setting(Annotated[str | None, _option("srgb: apply the slides' ICC profile", panel=_T)], _at("tile.icc")),
+    "icc": Setting(
+        Annotated[str | None, _option("srgb: apply the slides' ICC profile", panel=_T, takes="KIND")], _at("tile.icc")
+    ),
     "channels": Setting(
-        Annotated[str | None, _option("Show fluorescence or 16-bit slides so: DAPI=0000FF:100-4000", panel=_T)],
+        Annotated[str | None, _option("Show a fluorescence slide so: DAPI=0000FF:100-4000", panel=_T, takes="TEXT")],
         _at("tile.channels"),
     ),
     "patches": Setting(
-        Annotated[str | None, _option("Store the pixels too: raw, jpeg or native", panel=_T)], _at("patches")
+        Annotated[str | None, _option("Store the pixels too: raw, jpeg or native", panel=_T, takes="KIND")],
+        _at("patches"),
     ),
     "export": Setting(
-        Annotated[str | None, _option("The stored patches as files: png, jpg or tar", panel=_T)], _at("export")
+        Annotated[str | None, _option("The stored patches also as files: png, jpg or tar", panel=_T, takes="KIND")],
+        _at("export"),
     ),
     "min_tissue": Setting(
-        Annotated[float | None, _option("Share of a tile that must be tissue; by default 0.25", panel=_L)],
+        Annotated[
+            float | None, _option("Share of a tile that must be tissue; by default 0.25", panel=_L, takes="SHARE")
+        ],
         _at("tile.min_tissue"),
     ),
     "tissue": Setting(
         Annotated[
             str | None,
-            _option("otsu, hsv, texture, fluorescence, learned, none; or a mask, or a folder of them", panel=_L),
+            _option(
+                "otsu, hsv, texture, fluorescence, learned, none; or a mask, or a folder of masks",
+                panel=_L,
+                takes="METHOD",
+            ),
         ],
         parse_tissue,
     ),
     "tissue_weights": Setting(
-        Annotated[Path | None, _option("Weights of the learned segmenter", panel=_L)], _at("tile.tissue.weights")
+        Annotated[Path | None, _option("Weights of the learned segmenter", panel=_L, takes="FILE")],
+        _at("tile.tissue.weights"),
     ),
     "pen": Setting(
-        Annotated[bool | None, _option("Find pen marks and take them out", "--pen/--no-pen", panel=_L)],
+        Annotated[bool | None, _option("Take pen marks out of the tissue; by default on", "--pen/--no-pen", panel=_L)],
         _at("tile.tissue.pen"),
     ),
     "qc": Setting(
-        Annotated[bool | None, _option("Measure every tile's quality", "--qc/--no-qc", panel=_L)],
+        Annotated[bool | None, _option("Measure blur, folds, pen and more; by default on", "--qc/--no-qc", panel=_L)],
         _at("tile.quality.measure"),
     ),
     "drop": Setting(
-        Annotated[list[str] | None, _option("Leave out tiles with: blur, fold, pen, dark, bubble", panel=_L)],
+        Annotated[
+            list[str] | None, _option("Leave out tiles with blur, fold, pen, dark, bubble", panel=_L, takes="FLAG")
+        ],
         _at("tile.quality.exclude", _words),
     ),
     "include": Setting(
-        Annotated[Path | None, _option("Only tiles in these regions: GeoJSON or XML, or a folder", panel=_L)],
+        Annotated[
+            Path | None, _option("Only tiles in these regions: GeoJSON, XML or a folder", panel=_L, takes="FILE")
+        ],
         _at("tile.regions.include"),
     ),
     "include_class": Setting(
-        Annotated[list[str] | None, _option("Only regions of this class", panel=_L)],
+        Annotated[list[str] | None, _option("Of those, only this class", panel=_L, takes="NAME")],
         _at("tile.regions.include_classes", list),
     ),
     "exclude": Setting(
-        Annotated[Path | None, _option("No tiles in these regions", panel=_L)], _at("tile.regions.exclude")
+        Annotated[Path | None, _option("No tiles in these regions", panel=_L, takes="FILE")],
+        _at("tile.regions.exclude"),
     ),
     "exclude_class": Setting(
-        Annotated[list[str] | None, _option("Only regions of this class", panel=_L)],
+        Annotated[list[str] | None, _option("Of those, only this class", panel=_L, takes="NAME")],
         _at("tile.regions.exclude_classes", list),
     ),
     "memory": Setting(
-        Annotated[str | None, _option("That reading one slide may hold; by default 1GiB", panel=_C)],
+        Annotated[str | None, _option("Memory to read one slide in; by default 1GiB", panel=_C, takes="SIZE")],
         _at("jobs.read_mib", parse_memory),
     ),
     "timeout": Setting(
-        Annotated[float | None, _option("Seconds without progress after which a slide is given up", panel=_C)],
+        Annotated[
+            float | None, _option("Seconds without progress that fail a slide; by default 120", panel=_C, takes="S")
+        ],
         _at("jobs.deadline_s"),
     ),
 }
 BACKBONE = {
     "backbone": Setting(
-        Annotated[str | None, _option("By default efficientnet-lite0", "--backbone", "-b", panel=_C)],
+        Annotated[str | None, _option("By default efficientnet-lite0", "--backbone", "-b", panel=_C, takes="NAME")],
         _at("embed.backbone"),
     ),
 }
 EMBED = {
     **BACKBONE,
     "weights": Setting(
-        Annotated[Path | None, _option("File or folder with the backbone's weights", panel=_C)], _at("embed.weights")
+        Annotated[Path | None, _option("File or folder with the backbone's weights", panel=_C, takes="FILE")],
+        _at("embed.weights"),
     ),
-    "device": Setting(Annotated[str | None, _option("auto, cpu, cuda, cuda:1 or mps", panel=_C)], _at("embed.device")),
+    "device": Setting(
+        Annotated[str | None, _option("auto, cpu, cuda, cuda:1 or mps", panel=_C, takes="NAME")], _at("embed.device")
+    ),
     "batch": Setting(
-        Annotated[int | None, _option("Patches a step; by default suits the device", panel=_C)], _at("embed.batch")
+        Annotated[int | None, _option("Patches a step; by default suits the device", panel=_C, takes="N")],
+        _at("embed.batch"),
     ),
 }
 EXECUTOR = {
-    "executor": Setting(Annotated[str | None, _option("processes or serial", panel=_C)], _at("jobs.executor")),
+    "executor": Setting(
+        Annotated[str | None, _option("processes or serial", panel=_C, takes="KIND")], _at("jobs.executor")
+    ),
 }
 WORKERS = {
     **EXECUTOR,
     "workers": Setting(
-        Annotated[int | None, _option("Processes; by default one a core", panel=_C)], _at("jobs.workers")
+        Annotated[int | None, _option("Processes; by default one a core", panel=_C, takes="N")], _at("jobs.workers")
     ),
 }
 _RECIPE = {
     "config": Annotated[
-        str | None, typer.Option("--config", "-c", help="Recipe: a YAML file, or the name of a shipped one")
+        str | None,
+        typer.Option("--config", "-c", help="Recipe: a YAML file, or the name of a shipped one", metavar="FILE"),
     ],
     "set_": Annotated[
-        list[str] | None, typer.Option("--set", help="Any key of a recipe: tile.tissue.mpp=4; may be given again")
+        list[str] | None,
+        typer.Option("--set", help="Any key of a recipe, such as tile.tissue.mpp=4", metavar="KEY=VALUE"),
     ],
 }
 

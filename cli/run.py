@@ -17,6 +17,7 @@ OptionalModel = Annotated[
         "-m",
         help="A trained model's folder; without one the run stops after the embeddings",
         rich_help_panel=MODEL,
+        metavar="FOLDER",
     ),
 ]
 

@@ -10,12 +10,14 @@ _T = {name: TILE[name] for name in ("tile_px", "tile_mpp", "icc", "channels")}
 _B = {name: EMBED[name] for name in ("backbone", "weights")}
 
 
-def _train(kind: Any, text: str, key: str) -> Setting:
-    return Setting(Annotated[kind, typer.Option(help=text, rich_help_panel=MODEL)], lambda value: {key: value})
+def _train(kind: Any, text: str, key: str, takes: str = "N") -> Setting:
+    return Setting(
+        Annotated[kind, typer.Option(help=text, rich_help_panel=MODEL, metavar=takes)], lambda value: {key: value}
+    )
 
 
 TRAIN = {
-    "head": _train(str | None, "abmil, mean or max; by default abmil", "train.head"),
+    "head": _train(str | None, "abmil, mean or max; by default abmil", "train.head", "NAME"),
     "folds": _train(int | None, "Cross-validation folds; by default 5", "train.folds"),
     "epochs": _train(int | None, "Epochs at most", "train.epochs"),
     "seed": _train(int | None, "Seed of splits and training", "train.seed"),
@@ -27,7 +29,7 @@ def train(
     source: Source,
     out: Out,
     name: Annotated[
-        str, typer.Option("--name", "-n", help="Name of the model: run/models/NAME", rich_help_panel=MODEL)
+        str, typer.Option("--name", "-n", help="Of the model: run/models/NAME", rich_help_panel=MODEL, metavar="NAME")
     ],
     settings: dict[str, Any],
     dry_run: DryRun = False,

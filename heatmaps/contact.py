@@ -1,4 +1,4 @@
-"""The contact sheet: every slide's tissue, pen and tiles at a glance, so that a person reviews a hundred in a minute."""
+"""The contact sheet: every slide's tissue, pen and tiles at a glance: a person reviews a hundred in a minute."""
 
 import os
 from collections.abc import Sequence

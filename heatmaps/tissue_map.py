@@ -52,8 +52,8 @@ def draw_tissue(thumbnail: NDArray[np.uint8], scale: float, found: TissueMap, pa
         colour = FLAGGED if bad else TILE
         box = (x / scale, y / scale, x / scale + side - 1, y / scale + side - 1)
         draw.rectangle(box, fill=(*colour, 70 if bad else 26), outline=(*colour, 190) if side >= _CELL_PX else None)
-    for rings in _polygons(found.pen, scale):
-        draw.polygon(rings[0], fill=(*PEN, 120))
+    pen = _filled(_polygons(found.pen, scale), picture.size)
+    veil.paste((*PEN, 120), mask=pen)
     width = max(2, round(max(picture.size) / 500))
     for rings in _polygons(found.outline, scale):
         for ring in rings:
@@ -82,6 +82,18 @@ def _feature(slide_id: str, name: str, rgb: tuple[int, int, int], shape: Mapping
     }
     ident = str(uuid.uuid5(_SPACE, f"{slide_id}/{name}"))
     return {"type": "Feature", "id": ident, "geometry": dict(shape), "properties": properties}
+
+
+def _filled(polygons: list[list[list[tuple[float, float]]]], size: tuple[int, int]) -> Image.Image:
+    """Where the polygons are, holes left out: a mask of this size. A closed stroke does not cover what it surrounds."""
+    mask = Image.new("1", size)
+    draw = ImageDraw.Draw(mask)
+    # from large to small: what lies in a hole is drawn after it
+    for outer, *holes in sorted(polygons, key=lambda rings: -np.ptp(rings[0], axis=0).prod()):
+        draw.polygon(outer, fill=1)
+        for hole in holes:
+            draw.polygon(hole, fill=0)
+    return mask
 
 
 def _polygons(shape: Mapping[str, Any] | None, scale: float) -> list[list[list[tuple[float, float]]]]:
