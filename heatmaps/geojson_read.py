@@ -122,9 +122,17 @@ def _broken_rule(feature: Any, seen: set[int], colours: dict[str, list[int]]) ->
 
 
 def _broken_geometry(geometry: Any) -> str | None:
-    if not isinstance(geometry, dict) or geometry.get("type") != "Polygon":
-        return "geometry is no Polygon"
-    rings = geometry.get("coordinates")
+    if not isinstance(geometry, dict) or geometry.get("type") not in ("Polygon", "MultiPolygon"):
+        return "geometry is no Polygon or MultiPolygon"
+    coordinates = geometry.get("coordinates")
+    if geometry["type"] == "Polygon":
+        return _broken_polygon(coordinates)
+    if not isinstance(coordinates, list) or not coordinates:
+        return "multipolygon without polygons"
+    return next(filter(None, map(_broken_polygon, coordinates)), None)
+
+
+def _broken_polygon(rings: Any) -> str | None:
     if not isinstance(rings, list) or not rings:
         return "polygon without rings"
     for ring in rings:

@@ -257,6 +257,8 @@ def broken(**changes: Any) -> list[Any]:
         (broken(geometry__coordinates=[[[0, 0], [4, 0], [4, 4], [0, 4]]]), "not closed"),
         (broken(geometry__coordinates=[[[0, 0], [4.5, 0], [4, 4], [0, 0]]]), "not two integers"),
         (broken(geometry__type="Point"), "no Polygon"),
+        (broken(geometry={"type": "MultiPolygon", "coordinates": []}), "without polygons"),
+        (broken(geometry={"type": "MultiPolygon", "coordinates": [[[[0, 0], [4, 0], [4, 4], [0, 4]]]]}), "not closed"),
         (broken(properties__measurements={"s": "NaN"}), "not a finite number"),
         (broken(properties__measurements={"s": True}), "not a finite number"),
         (broken(properties__measurements={"s": float("nan")}), "not JSON"),
