@@ -32,11 +32,14 @@ def run(
     dry_run: DryRun = False,
 ) -> None:
     """Tile, embed, predict and draw every slide, and write the report. A re-run does only what is missing."""
+    from jobs.tile_stage import check_files
+
     from .stages import end_dry_run, start
 
     if model is not None:
         settings["model"] = str(model)
     job = start(source, out, settings, slide_mpp, settings.get("model"), embeds=not dry_run)
+    check_files(job.spec)
     if dry_run:
         end_dry_run(job)
     job.folder.prepare()

@@ -30,9 +30,10 @@ def tile(
     source: Source, out: Out, settings: dict[str, Any], slide_mpp: SlideMpp = None, dry_run: DryRun = False
 ) -> None:
     """Find tissue and plan the tile grid of every slide, for a look at; with --patches, store the pixels."""
-    from jobs.tile_stage import tile_slide
+    from jobs.tile_stage import check_files, tile_slide
 
     job = start(source, out, settings, slide_mpp)
+    check_files(job.spec)
     if dry_run:
         end_dry_run(job)
     _finish(job, tile_slide)

@@ -69,6 +69,21 @@ def open_record(record: SlideRecord, spec: RunSpec) -> Slide:
     return in_srgb(slide) if spec.tile.icc == "srgb" else slide
 
 
+def check_files(spec: RunSpec) -> None:
+    """Raise SpecError for a file or folder that the settings name and that is not there."""
+    tissue, regions = spec.tile.tissue, spec.tile.regions
+    named = {
+        "coords": spec.coords,
+        "tissue.mask": tissue.mask,
+        "tissue.weights": tissue.weights,
+        "regions.include": regions.include,
+        "regions.exclude": regions.exclude,
+    }
+    for key, place in named.items():
+        if place is not None and not Path(place).exists():
+            raise SpecError(key, f"there is no file or folder {place}", "check the path")
+
+
 def tile_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
     """Tissue and tile grid of one slide (and its patches, if they are kept) → tiles/<slide_id>.zarr."""
     path = folder.tiles(record.slide_id)

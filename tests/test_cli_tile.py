@@ -138,6 +138,10 @@ def test_tissue_is_a_method_a_mask_or_a_folder_of_masks(tmp_path):
         (["--set", "tile.mpp=wide"], "mpp: 'wide' does not fit"),
         (["--set", "tile.channels=3"], "channels: 3 does not fit"),
         (["--coords", "nowhere", "--max-tiles", "3"], "tiles that are given are all kept"),
+        (["--coords", "nowhere"], "coords: there is no file or folder nowhere"),
+        (["--include", "nowhere.xml"], "regions.include: there is no file or folder nowhere.xml"),
+        (["--exclude", "nowhere"], "regions.exclude: there is no file or folder nowhere"),
+        (["--tissue", "learned", "--tissue-weights", "no.ckpt"], "tissue.weights: there is no file or folder no.ckpt"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
