@@ -10,29 +10,34 @@ from tests.commands import section, slides, wsi
 from tests.slides import SvsOptions, write_svs
 
 
+def large(folder):
+    """Three megapixels, so that there is something to measure."""
+    return write_svs(folder / "a.svs", section(2048, 1536), SvsOptions(downsamples=(1,)))
+
+
 def test_measuring_says_how_fast_pixels_came_and_reads_nothing_unasked(tmp_path):
-    slide = slides(tmp_path, "a") / "a.svs"
+    slide = large(tmp_path)
     assert "speed" not in wsi("info", slide)
     text = wsi("info", slide, "--measure")
     assert "MP/s on one thread" in text
     assert "could not be read" not in text
     speed = json.loads(wsi("info", slide, "--measure", "--json"))["speed"]
-    assert set(speed) == {"megapixels", "per_second", "per_cpu_second", "unreadable"}
-    assert 0.5 < speed["megapixels"] < 1200 * 960 / 1e6
-    assert speed["per_second"] > 0
+    assert 2 < speed["megapixels"] <= 2048 * 1536 / 1e6
+    assert 0 < speed["per_second"]
+    assert 0 < speed["per_cpu_second"]
     assert speed["unreadable"] == 0
 
 
 def test_measuring_counts_patches_that_cannot_be_read(tmp_path):
-    slide = slides(tmp_path, "a", options=SvsOptions(downsamples=(1,))) / "a.svs"
+    slide = large(tmp_path)
     with tifffile.TiffFile(slide) as file:
         page = file.pages[0]
         offset, size = page.dataoffsets[7], page.databytecounts[7]
     with slide.open("r+b") as stream:
         stream.seek(offset)
         stream.write(b"\xff" * size)
-    assert json.loads(wsi("info", slide, "--measure", "--json"))["speed"]["unreadable"] == 4
-    assert "; 4 patches could not be read" in wsi("info", slide, "--measure")
+    assert json.loads(wsi("info", slide, "--measure", "--json"))["speed"]["unreadable"] == 2
+    assert "; 2 patches could not be read" in wsi("info", slide, "--measure")
 
 
 @pytest.mark.parametrize("size", [(100, 80), (3000, 120)])
