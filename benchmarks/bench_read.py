@@ -100,8 +100,8 @@ def _compare(path: Path, tile: int, case: Case, repeats: int) -> None:
         calls, same = _count_decodes(slide, grid), _compare_pixels(slide, peer, grid)
 
         def read_vips() -> None:
-            image = pyvips.Image.tiffload(str(path))
-            _peer(grid, lambda x, y, side: pyvips.Region.new(image).fetch(x, y, side, side))
+            region = pyvips.Region.new(pyvips.Image.tiffload(str(path)))
+            _peer(grid, lambda x, y, side: region.fetch(x, y, side, side))
 
         def read_fast() -> None:
             fast.set_cache(1 << 30)  # anew: what is left of the round before would be no reading

@@ -92,10 +92,12 @@ def _speed(slide: "Slide") -> str:
     from wsi.speed import measure_reading
 
     speed = measure_reading(slide)
+    if speed.megapixels < 1:
+        return "too small to measure"
     lost = f"; {speed.unreadable} patches could not be read" if speed.unreadable else ""
     return (
         f"{speed.per_second:.0f} MP/s on one thread ({speed.per_cpu_second:.0f} per CPU-second; "
-        f"{speed.megapixels:.0f} MP of level 0 in patches of 256 px){lost}"
+        f"{speed.megapixels:.3g} MP of level 0 in patches of {speed.patch_px} px){lost}"
     )
 
 

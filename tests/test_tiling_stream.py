@@ -1,6 +1,7 @@
 """Patches come as a stream in bounded memory, and no stored tile is decoded twice for them."""
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import cv2
@@ -14,6 +15,7 @@ from tiling.stream import BATCH_BYTES, _Buffers, batch_tiles
 from wsi import Region, open_slide
 from wsi.errors import SlideError
 from wsi.formats.tiled import TiledSlide
+from wsi.formats.tilewise import DecodeOnce
 from wsi.resample import pick_level
 
 
@@ -172,3 +174,46 @@ def test_an_error_in_a_reading_thread_reaches_the_user(slide_file):
     slide.close()
     with pytest.raises((SlideError, ValueError), match="closed"):
         list(iter_patches(slide, grid, 2))
+
+
+def test_any_error_of_a_shared_tile_reaches_every_thread_that_waits_for_it():
+    def broken(tile, into):
+        raise ConnectionError("the store does not answer")
+
+    once = DecodeOnce(broken, np.array([3]), 1 << 20)
+    into = np.empty((4, 4, 3), np.uint8)
+    with ThreadPoolExecutor(2) as pool:
+        for found in [pool.submit(once, 0, into) for _ in range(3)]:
+            with pytest.raises(ConnectionError):
+                found.result(timeout=10)
+
+
+@pytest.mark.parametrize("size", [(1500, 1300), (1441, 1302), (1447, 1207), (1446, 1206)])
+def test_a_patch_at_the_edge_of_a_cheap_level_has_no_white_and_no_padding(tmp_path, size):
+    # tiles reach beyond the picture in garish green (tests.slides), the picture itself is all but one pink
+    pink = np.full((size[1], size[0], 3), (200, 120, 160), np.uint8)
+    path = write_svs(tmp_path / "edge.svs", pink, SvsOptions(240, (1,), "444", mpp="0.25"))
+    with open_slide(path) as slide:
+        for number, level in enumerate(slide.levels):
+            side = 64
+            span = round(side * level.downsample)
+            out = np.empty((1, side, side, 3), np.uint8)
+            assert slide.read_many(np.array([[size[0] - span, size[1] - span]]), number, out).all()
+            if level.stored:
+                continue  # there, the last block of a tile is shared with its padding, as in every JPEG
+            assert np.abs(out[0, :-1, :-1].astype(int) - (200, 120, 160)).max() < 40
+            assert np.abs(out[0].astype(int) - (200, 120, 160)).max() < 90
+
+
+def test_tiles_read_much_larger_than_they_come_out_are_read_few_at_a_time(tmp_path):
+    path = write_svs(tmp_path / "wide.svs", tissue_like(2400, 1200, 4), SvsOptions(240, (1,), "444", mpp="0.25"))
+    with open_slide(path) as slide:
+        grid = grid_of(slide, mpp=1.75, cheap_levels=False)
+        assert stream_module._at_once(slide, grid, 2 << 20, 250) == 3
+        calls = counted(slide, grid)
+        little, plenty = (
+            np.concatenate([batch.patches for batch in iter_patches(slide, grid, 1, memory)])
+            for memory in (16 << 20, 1 << 30)
+        )
+    assert np.array_equal(little, plenty)
+    assert set(calls.values()) == {2}  # once in each of the two readings

@@ -1,11 +1,14 @@
 """The plan of a batch: every pixel inside the slide is moved exactly once, each tile is decoded once."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from wsi import Level, Region, SpecError
 from wsi.formats.tilewise import BadTile, Grid, fill_patches, plan_pieces, stream_patches
+from wsi.geometry import shape_to_read
 
 sides = st.integers(1, 70)
 corners = st.lists(st.tuples(st.integers(-90, 160), st.integers(-90, 160)), max_size=12)
@@ -61,3 +64,20 @@ def test_only_the_patches_of_a_bad_tile_are_not_ok():
     assert (streamed_ok.tolist(), streamed_faults) == (ok.tolist(), faults)
     assert sorted(taken) == [0, 3]
     assert all(np.array_equal(taken[number], out[number]) for number in taken)
+
+
+@pytest.mark.parametrize(
+    ("region", "level", "problem"),
+    [
+        (Region(0, 0, 100_000, 100_000), 0, "read at once"),
+        (Region(0, 0, 0, 5), 0, "no area"),
+        (Region(0, 0, 5, -5), 0, "no area"),
+        (Region(0, 0, 5, 5), -1, "levels 0 to 1"),
+        (Region(0, 0, 5, 5), 2, "levels 0 to 1"),
+        (Region(10**19, 0, 5, 5), 0, "no slide reaches"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_before_anything_is_allocated(region, level, problem):
+    levels = [Level(1000, 1000, 1.0, 0.5), Level(500, 500, 2.0, 1.0)]
+    with pytest.raises(SpecError, match=problem):
+        shape_to_read(region, levels, level)

@@ -44,13 +44,17 @@ def iter_patches(slide: Slide, grid: TileGrid, threads: int = 2, memory: int = M
     count = batch_tiles(size)
     starts = deque(range(0, len(grid), count))
     threads = max(1, min(threads, int(0.75 * memory / (count * size * size * 3)) - 2))
-    batches = [grid.xy[start : start + count] for start in starts]
-    reader = reader_for(slide, batches, grid.span_px, grid.level, memory // 4)
+    group = _at_once(slide, grid, memory // (4 * threads), count)
+    parts = [grid.xy[i : i + group] for start in starts for i in range(start, min(start + count, len(grid)), group)]
+    reader = reader_for(slide, parts, grid.span_px, grid.level, memory // 4)
 
     def read(start: int) -> PatchBatch:
         xy = grid.xy[start : start + count]
         patches = _BUFFERS.take(count * size * size * 3)[: len(xy) * size * size * 3].reshape(len(xy), size, size, 3)
-        return PatchBatch(start, patches, read_tiles(reader, xy, grid.span_px, grid.level, patches))
+        ok = np.empty(len(xy), np.bool_)
+        for part in (slice(i, i + group) for i in range(0, len(xy), group)):
+            ok[part] = read_tiles(reader, xy[part], grid.span_px, grid.level, patches[part])
+        return PatchBatch(start, patches, ok)
 
     with ThreadPoolExecutor(threads, thread_name_prefix="read") as pool:
         ahead: deque[Future[PatchBatch]] = deque()
@@ -62,6 +66,15 @@ def iter_patches(slide: Slide, grid: TileGrid, threads: int = 2, memory: int = M
         finally:
             for future in ahead:  # the user stopped early: do not read on
                 future.cancel()
+
+
+def _at_once(slide: Slide, grid: TileGrid, memory: int, count: int) -> int:
+    """How many patches of a batch are read together: all, or fewer where they are read large and shrunk, so that those
+    in the making fit into `memory`."""
+    stored = round(grid.span_px / slide.levels[grid.level].downsample)
+    if stored <= grid.spec.tile_px:
+        return count
+    return min(count, max(1, memory // (stored * stored * 3)))
 
 
 def batch_tiles(tile_px: int) -> int:

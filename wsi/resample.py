@@ -64,7 +64,7 @@ def reader_for(
 def pick_level(levels: Sequence[Level], mpp: float, tolerance: float = 0.01, cheap: bool = True) -> int:
     """Index of the coarsest level that is at least as fine as `mpp` µm per pixel (or coarser by `tolerance`, relative).
 
-    cheap  also of the levels that the decoder makes (`Level.stored` False)
+    cheap  also of the levels that the decoder makes (`Level.stored` False); not of those for overviews
     Raises SpecError if even the finest level is coarser than asked, SlideError if the slide has no known pixel size.
     """
     if not np.isfinite(mpp) or mpp <= 0:
@@ -73,7 +73,7 @@ def pick_level(levels: Sequence[Level], mpp: float, tolerance: float = 0.01, che
     for index, level in enumerate(levels):
         if level.mpp is None:
             raise SlideError("slide", "its pixel size is not known", _GIVE_MPP)
-        fits = level.mpp <= mpp * (1 + tolerance) and (cheap or level.stored)
+        fits = level.mpp <= mpp * (1 + tolerance) and (cheap or level.stored) and not level.overview
         if fits and (best is None or level.downsample >= levels[best].downsample):
             best = index
     if best is None:
@@ -82,15 +82,15 @@ def pick_level(levels: Sequence[Level], mpp: float, tolerance: float = 0.01, che
     return best
 
 
-def read_at(slide: Slide, region: Region, mpp: float, tolerance: float = 0.01) -> NDArray[np.uint8]:
+def read_at(slide: Slide, region: Region, mpp: float, tolerance: float = 0.01, cheap: bool = True) -> NDArray[np.uint8]:
     """RGB pixels of `region` at `mpp` µm per pixel: uint8 (rows, cols, 3).
 
     A level within `tolerance` (relative) of `mpp` is read as it is; otherwise the next finer level is averaged down to
-    the region's size in µm divided by `mpp`. Raises what `pick_level` and `slide.read` raise.
+    the region's size in µm divided by `mpp`. `cheap` as in `pick_level`, which raises what this does, as `slide.read`.
     """
     if slide.info.mpp is None:
         raise SlideError(slide.path, slide.info.mpp_problem or "its pixel size is not known", _GIVE_MPP)
-    index = pick_level(slide.levels, mpp, tolerance)
+    index = pick_level(slide.levels, mpp, tolerance, cheap)
     level = slide.levels[index]
     pixels = slide.read(region, index)
     if level.mpp is None or abs(level.mpp / mpp - 1) <= tolerance:

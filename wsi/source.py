@@ -35,35 +35,41 @@ class ByteSource(Protocol):
     def close(self) -> None: ...
 
 
+class _Descriptor:
+    """An open file; closed when nothing refers to it any more, so not under a read that is at work in a thread."""
+
+    def __init__(self, path: Path):
+        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
 class LocalFile:
     """A file on this machine or a mounted disk."""
 
     def __init__(self, path: Path):
         self.name: Path | str = path
-        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
-        self.size = os.fstat(self._descriptor).st_size
+        self._descriptor: _Descriptor | None = _Descriptor(path)
+        self.size = os.fstat(self._descriptor.number).st_size
         self._turn = threading.Lock()  # only where the system has no read at an offset
 
     def read_at(self, offset: int, count: int) -> bytes:
-        if self._descriptor < 0:
+        descriptor = self._descriptor
+        if descriptor is None:
             raise ValueError(f"{self.name}: the slide is closed")
         if hasattr(os, "pread"):
-            return os.pread(self._descriptor, count, offset)
+            return os.pread(descriptor.number, count, offset)
         with self._turn:  # Windows
-            os.lseek(self._descriptor, offset, os.SEEK_SET)
-            return os.read(self._descriptor, count)
+            os.lseek(descriptor.number, offset, os.SEEK_SET)
+            return os.read(descriptor.number, count)
 
     def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Nothing to do: the system's page cache reads ahead."""
 
     def close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-
-    def __del__(self) -> None:
-        if getattr(self, "_descriptor", -1) >= 0:
-            self.close()
+        self._descriptor = None
 
 
 def open_source(path: Path | str) -> ByteSource:

@@ -17,6 +17,7 @@ from .dicom_files import file_meta
 from .dicom_frames import unwrap
 from .file_check import COPY_AGAIN
 from .jpeg import JpegDecoder
+from .jpeg2000 import Jpeg2000Decoder
 from .match import Match
 from .scale import Scale, stated_scale
 from .tiled import TiledSlide
@@ -34,6 +35,7 @@ class DicomLevel:
     def __init__(self, picture: "Picture", sources: dict[Path, ByteSource]):
         self.grid, self.factors = picture.grid, picture.factors
         self._decoder = picture.decoder
+        self.overview = isinstance(self._decoder, Jpeg2000Decoder)
         self._frames, self._sources = picture.frames, [sources[file] for file in picture.files]
         self._header = 8 if picture.wrapped else 0  # bytes of the item header before a frame
 

@@ -10,7 +10,7 @@ import openslide
 from numpy.typing import NDArray
 
 from ..errors import SlideError, TileError
-from ..geometry import Level, Region
+from ..geometry import Level, Region, shape_to_read
 from ..slide import SlideInfo
 from ..source import open_source
 from .file_check import COPY_AGAIN, check_file
@@ -67,7 +67,7 @@ class OpenSlideSlide:
 
     def read(self, region: Region, level: int) -> NDArray[np.uint8]:
         """See Slide.read. The region's corner is rounded to whole pixels of the level."""
-        rows, cols = region.shape_at(self.levels[level].downsample)
+        rows, cols = shape_to_read(region, self.levels, level)
         rgba = self._read_rgba(self._snap(region.x, region.y, level), level, (rows, cols))
         if self._lacks_pixels(rgba, region.x, region.y, level):
             where = f"level {level} at ({region.x}, {region.y})"

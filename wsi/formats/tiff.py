@@ -16,6 +16,7 @@ from . import tiff_directory as tags
 from .codecs import JPEG, YCBCR, decoder_for
 from .file_check import COPY_AGAIN
 from .jpeg import JpegDecoder, size_of
+from .jpeg2000 import Jpeg2000Decoder
 from .match import Match
 from .scale import Scale, as_objective, resolution_to_mpp, stated_scale
 from .tiff_structure import Pyramid, read_pyramid
@@ -32,6 +33,7 @@ class TiffLevel:
     def __init__(self, source: ByteSource, tiles: TiledLevel):
         self.grid = Grid(tiles.width, tiles.height, tiles.tile_width, tiles.tile_height, tiles.columns)
         self._decoder = decoder_for(tiles.pixels)
+        self.overview = isinstance(self._decoder, Jpeg2000Decoder)
         whole = () if tiles.is_striped else self._decoder.factors
         self.factors = tuple(f for f in whole if tiles.tile_width % f == 0 and tiles.tile_height % f == 0)
         self._source, self._tiles = source, tiles

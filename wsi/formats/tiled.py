@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import TileError
-from ..geometry import Level, Region
+from ..geometry import Level, Region, shape_to_read
 from ..slide import SlideInfo
 from .file_check import COPY_AGAIN
 from .tilewise import (
@@ -35,7 +35,8 @@ class TileLevel(Protocol):
 
     grid     its size and its tiles', in its own pixels; tiles are numbered in raster order
     factors  reductions that `decode` makes cheaper than decoding all and averaging: of 2, 4 and 8; () for none.
-             Tile width and height are multiples of each
+             Tile width and height are multiples of each. A level whose reduced pixels are no likeness of averaged
+             ones has an attribute `overview`, True
     """
 
     grid: Grid
@@ -66,7 +67,18 @@ class View(NamedTuple):
     grid: Grid
 
     def decode(self, tile: int, into: NDArray[np.uint8]) -> None:
+        """The tile in this level's pixels."""
         self.stored.decode(tile, into, self.factor)
+        if self.factor == 1:
+            return
+        # A last pixel partly outside the picture is made from what pads the tile: its neighbour takes its place.
+        row, column = divmod(tile, self.grid.columns)
+        whole = self.stored.grid.height // self.factor - row * self.grid.tile_height
+        if 0 < whole < len(into) and whole < self.grid.height - row * self.grid.tile_height:
+            into[whole] = into[whole - 1]
+        whole = self.stored.grid.width // self.factor - column * self.grid.tile_width
+        if 0 < whole < into.shape[1] and whole < self.grid.width - column * self.grid.tile_width:
+            into[:, whole] = into[:, whole - 1]
 
 
 class TiledSlide:
@@ -81,7 +93,7 @@ class TiledSlide:
 
     def read(self, region: Region, level: int) -> NDArray[np.uint8]:
         """See Slide.read. The region's corner is rounded to whole pixels of the level."""
-        rows, cols = region.shape_at(self.levels[level].downsample)
+        rows, cols = shape_to_read(region, self.levels, level)
         out = np.empty((1, rows, cols, 3), np.uint8)
         _, faults = self._fill(np.array([[region.x, region.y]], np.int64), level, out)
         if faults:
@@ -204,6 +216,7 @@ def _level(view: View, base: Grid, mpp: float | None) -> Level:
     grid = view.stored.grid
     # Philips states it; else as OpenSlide defines it.
     stated: float | None = getattr(view.stored, "downsample", None)
+    overview = view.factor > 1 and getattr(view.stored, "overview", False)
     downsample = (stated or (base.width / grid.width + base.height / grid.height) / 2) * view.factor
     scale = None if mpp is None else mpp * downsample
-    return Level(view.grid.width, view.grid.height, downsample, scale, view.factor == 1)
+    return Level(view.grid.width, view.grid.height, downsample, scale, view.factor == 1, overview)

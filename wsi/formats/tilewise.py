@@ -4,6 +4,7 @@ Whole-slide readers that answer patch by patch decode a tile again for each patc
 for patches that do not fit the tile grid). Here the batch is planned at once, as integer arithmetic on arrays.
 """
 
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -34,9 +35,18 @@ class Grid(NamedTuple):
         return cls(width, height, tile_width, tile_height, -(-width // tile_width))
 
     def reduced(self, factor: int) -> "Grid":
-        """The same tiles, each made smaller `factor` times; only whole pixels of the level count."""
-        width, height = self.width // factor, self.height // factor
+        """The same tiles, each made smaller `factor` times.
+
+        A last pixel that lies partly outside the level counts, too, unless its tile has no whole pixel.
+        """
+        width = _reduced(self.width, self.tile_width, factor)
+        height = _reduced(self.height, self.tile_height, factor)
         return Grid(width, height, self.tile_width // factor, self.tile_height // factor, self.columns)
+
+
+def _reduced(extent: int, tile: int, factor: int) -> int:
+    in_last = extent % tile or tile
+    return -(-extent // factor) if in_last >= factor else extent // factor
 
 
 class Plan(NamedTuple):
@@ -156,12 +166,11 @@ class DecodeOnce:
             return
         try:
             self._decode(tile, into)
-        except BadTile as fault:
             if fresh is not None:
-                fresh.set_exception(fault)
-            raise
-        if fresh is not None:
-            fresh.set_result(into.copy())
+                fresh.set_result(into.copy())
+        finally:
+            if fresh is not None and not fresh.done():  # whatever it was, the others that wait for the tile must know
+                fresh.set_exception(sys.exc_info()[1])
 
 
 def fill_patches(
