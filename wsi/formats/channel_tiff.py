@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -123,38 +123,63 @@ def _read_with_tifffile(path: Path, source: ByteSource, base: Directory, images:
 
     # Under a name of its own, because tifffile reads any file called .ndpi as Hamamatsu's variant of TIFF.
     with path.open("rb") as raw, ExitStack() as stack:
-        try:
+        try:  # around all that is asked of its pages, which read tags when asked, and tags that nobody has checked
             file = stack.enter_context(tifffile.TiffFile(raw, name="slide.tif", _multifile=False))
-            series = max(file.series, key=lambda entry: entry.keyframe.imagewidth * entry.keyframe.imagelength)
-            sizes = [list(zip(one.get_axes(False), one.get_shape(False), strict=True)) for one in series.levels]
-            levels_pages = [list(one.pages) for one in series.levels]
+            stored = _stored_levels(path, source, file)
         except _UNREADABLE as error:
             return f"tifffile finds no image in it ({type(error).__name__}: {error})"
-        first = series.keyframe
-        if first.dtype == np.uint8 and first.samplesperpixel in (3, 4) and int(first.photometric) in (2, 6):
-            return "an RGB image of 8 bits"
-        counts = [_count_channels(path, level) for level in sizes]
-        if len(set(counts)) > 1:
-            raise SlideError(path, f"its levels have {' and '.join(map(str, counts))} channels", COPY_AGAIN)
-        levels = tuple(_level(path, source, pages, counts[0]) for pages in levels_pages)
-        is_qpi = bool(file.is_qpi)
-        descriptions = [page.description for page in levels_pages[0] if isinstance(page, tifffile.TiffPage)]
-    _check_levels(path, [layout for layout, _ in levels])
-    width, height = levels[0][0].width, levels[0][0].height
+    if isinstance(stored, str):
+        return stored
+    _check_levels(path, [layout for layout, _ in stored.levels])
+    width, height = stored.levels[0][0].width, stored.levels[0][0].height
     mine = [image for image in images if (image.width, image.height) == (width, height)]
-    names, colours = _qpi_channels(descriptions) if is_qpi else _ome_channels(base, width, height) if mine else ((), ())
-    if len(names) != counts[0]:
-        names = _COLOUR_SAMPLES[: counts[0]] if counts[0] in (3, 4) and first.samplesperpixel > 1 else ("",) * counts[0]
+    is_qpi, count = stored.is_qpi, len(stored.levels[0][1])
+    names, colours = (
+        _qpi_channels(stored.descriptions) if is_qpi else _ome_channels(base, width, height) if mine else ((), ())
+    )
+    if len(names) != count:
+        names = _COLOUR_SAMPLES[:count] if count in (3, 4) and stored.samples > 1 else ("",) * count
         colours = ()
-    found = FileChannels(names, levels[0][0].dtype.newbyteorder("="), colours)
+    found = FileChannels(names, stored.levels[0][0].dtype.newbyteorder("="), colours)
     if mine:
-        return _Series("ome-tiff", found, levels, mine[0].mpp, "ome", as_objective(mine[0].objective))
+        return _Series("ome-tiff", found, stored.levels, mine[0].mpp, "ome", as_objective(mine[0].objective))
     unit = base.number(tags.RESOLUTION_UNIT)
     mpp = tuple(resolution_to_mpp(base.rational(tag), unit) for tag in (tags.X_RESOLUTION, tags.Y_RESOLUTION))
     # The objective of a QPTIFF is the lens, 10x for 0.5 µm per pixel; the scan's magnification is what others state.
-    scan = re.search(r"<ScanResolution\b.*?<Magnification>([^<]*)<", descriptions[0], re.DOTALL) if is_qpi else None
+    first = stored.descriptions[0] if is_qpi else ""
+    scan = re.search(r"<ScanResolution\b.*?<Magnification>([^<]*)<", first, re.DOTALL)
     vendor = "perkinelmer-qptiff" if is_qpi else "generic-tiff"
-    return _Series(vendor, found, levels, (mpp[0], mpp[1]), "tiff", as_objective(scan.group(1)) if scan else None)
+    return _Series(
+        vendor, found, stored.levels, (mpp[0], mpp[1]), "tiff", as_objective(scan.group(1)) if scan else None
+    )
+
+
+class _Stored(NamedTuple):
+    """What tifffile's pages say. levels: as in _Series; samples: of a page; descriptions: of level 0's pages."""
+
+    levels: tuple[tuple[Layout, tuple[Plane, ...]], ...]
+    samples: int
+    is_qpi: bool
+    descriptions: tuple[str, ...]
+
+
+def _stored_levels(path: Path, source: ByteSource, file: Any) -> _Stored | str:
+    """The largest series of an open tifffile.TiffFile, or why it needs no channels. Raises SlideError, and anything
+    that tifffile does."""
+    from tifffile import TiffPage
+
+    series = max(file.series, key=lambda entry: entry.keyframe.imagewidth * entry.keyframe.imagelength)
+    sizes = [list(zip(one.get_axes(False), one.get_shape(False), strict=True)) for one in series.levels]
+    levels_pages = [list(one.pages) for one in series.levels]
+    first = series.keyframe
+    if first.dtype == np.uint8 and first.samplesperpixel in (3, 4) and int(first.photometric) in (2, 6):
+        return "an RGB image of 8 bits"
+    counts = [_count_channels(path, level) for level in sizes]
+    if len(set(counts)) > 1:
+        raise SlideError(path, f"its levels have {' and '.join(map(str, counts))} channels", COPY_AGAIN)
+    levels = tuple(_level(path, source, pages, counts[0]) for pages in levels_pages)
+    descriptions = tuple(page.description for page in levels_pages[0] if isinstance(page, TiffPage))
+    return _Stored(levels, int(first.samplesperpixel), bool(file.is_qpi), descriptions)
 
 
 def _count_channels(path: Path, sizes: Sequence[tuple[str, int]]) -> int:

@@ -26,10 +26,22 @@ OLYMPUS, ICC_PROFILE, NDPI_FORMAT = 33560, 34675, 65420
 
 _KEPT = {value for name, value in list(globals().items()) if name.isupper() and isinstance(value, int)}
 _TEXT = {DESCRIPTION, MAKE, MODEL, SOFTWARE, JPEG_TABLES, XMP}  # kept as bytes
-_SIZE_ONLY = {ICC_PROFILE, OLYMPUS}  # that they are there, and how long, is all that is asked
+_SIZE_ONLY = {ICC_PROFILE, OLYMPUS, NDPI_FORMAT}  # that they are there, and how long, is all that is asked
+_RATIONAL = {X_RESOLUTION, Y_RESOLUTION}
 TEXT_LIMIT_BYTES = 16 << 20  # a longer description is cut; Philips keeps label and macro in it, some MB
 _MAX_DIRECTORIES = 1_000
 _MAX_ENTRIES = 4_096
+_MAX_PARTS = 1 << 24  # tiles or strips of an image: 1.1e12 px in tiles of 256 px
+
+# Every other kept tag is of whole numbers: tag -> the most values that it may have. A tag's claimed length is read
+# whole, and what follows from the values takes their number and kind for granted.
+_MOST = (
+    dict.fromkeys(_KEPT - _TEXT - _SIZE_ONLY - _RATIONAL, 1)
+    | dict.fromkeys((BITS, COMPRESSION, EXTRA_SAMPLES, SAMPLE_FORMAT), 65_535)  # one a sample, whose number is 16 bits
+    | dict.fromkeys((STRIP_OFFSETS, STRIP_BYTES, TILE_OFFSETS, TILE_BYTES), _MAX_PARTS)
+    | {SUB_DIRECTORIES: _MAX_DIRECTORIES}
+)
+_MAY_BE_EMPTY = {EXTRA_SAMPLES, SUB_DIRECTORIES}  # then as absent
 
 # TIFF type code -> (numpy type without byte order, values per element)
 _TYPES = {
@@ -37,6 +49,8 @@ _TYPES = {
     9: ("i4", 1), 10: ("i4", 2), 11: ("f4", 1), 12: ("f8", 1), 13: ("u4", 1), 16: ("u8", 1), 17: ("i8", 1),
     18: ("u8", 1),
 }  # fmt: skip
+_RATIONAL_TYPES = {5, 10}
+_WHOLE_TYPES = set(_TYPES) - _RATIONAL_TYPES - {2, 7, 11, 12}  # no text, no opaque bytes, no floating point
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,7 @@ class Directory:
     """One image of a TIFF file.
 
     index   place in the chain of directories; of a sub-directory, that of the directory it belongs to
-    arrays  tag -> values; rationals are (n, 2) numerator and denominator
+    arrays  tag -> values: one or more whole numbers, none negative; or (1, 2), a rational's numerator and denominator
     texts   tag -> bytes
     sizes   tag -> length in bytes, for every known tag present
     sub     place among the sub-directories of directory `index`, None in the chain itself
@@ -183,10 +197,10 @@ def _read_directory(source: ByteSource, layout: _Layout, into: Directory) -> tup
 
 def _read_entry(source: ByteSource, layout: _Layout, entry: bytes, into: Directory) -> None:
     tag, code = (int(value) for value in np.frombuffer(entry, layout.order + "u2", 2))
-    if tag not in _KEPT or code not in _TYPES:
+    count = _integer(entry[4:], layout.order + layout.offset, source)
+    if tag not in _KEPT or not _is_of_use(source, into, tag, code, count):
         return
     kind, width = _TYPES[code]
-    count = _integer(entry[4:], layout.order + layout.offset, source)
     length = count * width * int(kind[1:])
     into.sizes[tag] = length
     field = entry[4 + layout.offset_bytes :]
@@ -203,9 +217,25 @@ def _read_entry(source: ByteSource, layout: _Layout, entry: bytes, into: Directo
         field = source.read_at(offset, length)
     if tag in _TEXT:
         into.texts[tag] = field[:length]
-    else:
+    elif tag not in _SIZE_ONLY:
         values = np.frombuffer(field[:length], layout.order + kind)
+        if tag in _MOST and kind.startswith("i") and (values < 0).any():
+            raise SlideError(source.name, f"tag {tag} of {into.name} is negative", COPY_AGAIN)
         into.arrays[tag] = values.reshape(-1, 2) if width == 2 else values
+
+
+def _is_of_use(source: ByteSource, into: Directory, tag: int, code: int, count: int) -> bool:
+    """Whether a kept tag has values of its kind; one that can as well be absent is, any other is damage."""
+    if tag in _RATIONAL:
+        return code in _RATIONAL_TYPES and count == 1
+    if tag not in _MOST:
+        return code in _TYPES
+    if tag in _MAY_BE_EMPTY and count == 0:
+        return False
+    if code not in _WHOLE_TYPES or not 0 < count <= _MOST[tag]:
+        problem = f"tag {tag} of {into.name} claims {count:,} values of TIFF type {code}, which it never has"
+        raise SlideError(source.name, problem, COPY_AGAIN)
+    return True
 
 
 def _integer(data: bytes, dtype: str, source: ByteSource) -> int:

@@ -158,8 +158,9 @@ def read_planes(source: ByteSource, page: Any, layout: Layout, samples: int) -> 
     if len(offsets) != needed * groups or len(counts) != len(offsets):
         problem = f"directory {page.index} needs {needed * groups:,} tiles or strips and lists {len(offsets):,}"
         raise SlideError(source.name, f"implausible size: {problem}", COPY_AGAIN)
-    if (offsets + counts > source.size).any() or (counts < 0).any():
-        inside = f"{int((offsets + counts <= source.size).sum()):,} of {len(offsets):,} tiles or strips"
+    outside = (offsets < 0) | (counts < 0) | (counts > source.size - offsets)  # a sum could wrap
+    if outside.any():
+        inside = f"{int((~outside).sum()):,} of {len(offsets):,} tiles or strips"
         raise SlideError(source.name, f"only {inside} of directory {page.index} lie inside the file", COPY_AGAIN)
     planes = []
     for group in range(groups):
