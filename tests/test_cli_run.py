@@ -210,8 +210,8 @@ def test_info_prints_what_is_known_and_the_reason_for_the_reader(real_slide):
         assert word in text
     facts = json.loads(wsi("info", real_slide, "--json"))
     assert (facts["mpp"], facts["reader"]) == (0.499, "tiff")
-    levels = [(level["width"], level["stored"]) for level in facts["levels"]]
-    assert levels == [(2220, True), (1110, False), (555, False), (277, False)]
+    assert [level["width"] for level in facts["levels"] if level["stored"]] == [2220]
+    assert len(facts["levels"]) == 4  # the others are made by the decoder
 
 
 def test_doctor_finds_this_machine_sound():

@@ -19,6 +19,7 @@ from wsi.synthetic import SyntheticSpec, write_synthetic_slide
 def run(trained, tmp_path) -> Trained:
     """A copy of the trained run, with predictions, that a test may spoil; its slides are copied too."""
     shutil.copytree(trained.run.parent, tmp_path / "all")
+    shutil.rmtree(tmp_path / "all" / "run" / "heatmaps", ignore_errors=True)  # another test may have drawn some
     copy = Trained(
         tmp_path / "all" / "slides" / "manifest.csv", tmp_path / "all" / "run", tmp_path / "all/run/models/tumor"
     )
