@@ -18,6 +18,7 @@ from tiling.quality import TileQuality, measure_quality
 from tiling.regions import load_regions, region_file, regions_digest
 from tiling.spec import FLAGS, TileSpec
 from tiling.thumbnail import base_mpp
+from tiling.stream import Reading
 from tiling.tissue import Tissue, find_tissue
 from wsi import open_slide
 from wsi.channels import Channels
@@ -132,7 +133,8 @@ def plan_slide(record: SlideRecord, spec: RunSpec, slide: Slide) -> Planned:
         grid = plan_grid(slide.levels, tile, tissue, load_regions(tile.regions, record.slide_id))
     if not tile.quality.measure or len(grid) == 0:
         return Planned(tissue, grid, None)
-    quality = measure_quality(slide, grid, tissue, tile.quality, spec.jobs.thread_count(), alive)
+    reading = Reading(spec.jobs.thread_count(), spec.jobs.read_bytes, alive)
+    quality = measure_quality(slide, grid, tissue, tile.quality, reading)
     left_out = quality.excluded(tile.quality)
     if spec.coords is not None or not left_out.any():  # tiles that were given are all kept
         return Planned(tissue, grid, quality)

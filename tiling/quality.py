@@ -5,7 +5,6 @@ each one catches and misses stands with it. They are reported for every tile; on
 `QualitySpec.exclude` leave tiles out.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -17,7 +16,7 @@ from wsi.slide import Slide
 from .grid import TileGrid, tissue_fraction
 from .pen import Channels, channels_of, keep_large, near, smoothed
 from .spec import QualitySpec
-from .stream import iter_patches
+from .stream import Reading, iter_patches
 from .thumbnail import base_mpp, read_thumbnail
 from .tissue import Tissue
 
@@ -68,13 +67,12 @@ def measure_quality(
     grid: TileGrid,
     tissue: Tissue,
     spec: QualitySpec,
-    threads: int = 2,
-    tick: Callable[[], None] = lambda: None,
+    reading: Reading = Reading(),
 ) -> TileQuality:
     """Quality of every tile of `grid`; reads a thumbnail at the scale of `tissue`, and the tiles once at `blur_mpp`.
 
     Shares are 0 for what was not looked for: pen where `tissue.pen` is None, and all of them with fluorescence, whose
-    background is dark and grey. `tick` is called now and then, as a sign of life.
+    background is dark and grey.
     """
     thumbnail = read_thumbnail(slide, tissue.scale)
     pixel_um = tissue.scale * base_mpp(slide)
@@ -89,12 +87,10 @@ def measure_quality(
         name: tissue_fraction(mask & ~thumbnail.unread, grid.xy, grid.span_px, tissue.scale).astype(np.float32)
         for name, mask in masks.items()
     }
-    return TileQuality(measure_sharpness(slide, grid, spec.blur_mpp, threads, tick), **shares)
+    return TileQuality(measure_sharpness(slide, grid, spec.blur_mpp, reading), **shares)
 
 
-def measure_sharpness(
-    slide: Slide, grid: TileGrid, mpp: float, threads: int = 2, tick: Callable[[], None] = lambda: None
-) -> NDArray[np.float32]:
+def measure_sharpness(slide: Slide, grid: TileGrid, mpp: float, reading: Reading = Reading()) -> NDArray[np.float32]:
     """Variance of the Laplacian of grey at `mpp` µm per pixel inside each tile: float32 (n,), NaN where unreadable.
 
     Each stored tile of the coarsest level that is fine enough is decoded once. A slide coarser than `mpp` is measured
@@ -108,8 +104,8 @@ def measure_sharpness(
     level = pick_level(slide.levels, grid.span_px * base / side)
     small = replace(grid, spec=replace(grid.spec, tile_px=side), level=level)
     sharpness = np.full(len(grid), np.nan, np.float32)
-    for batch in iter_patches(slide, small, threads):
-        tick()
+    for batch in iter_patches(slide, small, reading.threads, reading.memory):
+        reading.tick()
         for number in np.flatnonzero(batch.ok).tolist():
             grey = cv2.cvtColor(batch.patches[number], cv2.COLOR_RGB2GRAY)
             edges = cv2.Laplacian(grey, cv2.CV_16S)[1:-1, 1:-1]  # not the border, where pixels are made up

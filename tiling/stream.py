@@ -3,7 +3,7 @@
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -31,6 +31,16 @@ class PatchBatch:
     start: int
     patches: NDArray[np.uint8]
     ok: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a slide is read: on so many threads, holding so many bytes (see iter_patches), and calling `tick` now and then
+    as a sign of life."""
+
+    threads: int = 2
+    memory: int = MEMORY_BYTES
+    tick: Callable[[], None] = lambda: None
 
 
 def iter_patches(slide: Slide, grid: TileGrid, threads: int = 2, memory: int = MEMORY_BYTES) -> Iterator[PatchBatch]:
