@@ -3,6 +3,7 @@
 import numpy as np
 import openslide
 import pytest
+import simplejpeg
 import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
@@ -273,3 +274,30 @@ def test_jpeg_2000_with_half_the_colour_columns_is_left_to_openslide(tmp_path):
         assert slide.info.reader == "openslide"
         assert "tiff declined: JPEG 2000 tiles with half the colour columns" in slide.info.why
         assert np.abs(whole(slide, 0).astype(int) - _smooth(600, 600)).max() <= 6
+
+
+def _segment(marker: int, content: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"\xff",  # fill bytes before a marker, ITU-T T.81, B.1.1.2
+        b"\xff" * 9,
+        _segment(0xFE, bytes(100)),
+        _segment(0xFE, b"\xff\xd9\xff\xd8"),
+        _segment(0xE1, b"Exif\0\0" + b"\xff\xd8\xff\xd9\xff\xd8\xff\xd9" + bytes(100)),
+        b"\xff\xff" + _segment(0xE0, bytes(80)) + b"\xff\xff",
+    ],
+    ids=["fill byte", "fill bytes", "comment of zeros", "comment of markers", "thumbnail", "fill and zeros"],
+)
+def test_what_the_standard_allows_before_a_scan_is_no_damage(tmp_path, before):
+    tiles = [simplejpeg.encode_jpeg(np.ascontiguousarray(tile), 90, "RGB", "444") for tile in cut(IMAGE, 256)]
+    shape = {"shape": IMAGE.shape, "dtype": np.uint8, "tile": (256, 256), "compression": "jpeg", "subsampling": (1, 1)}
+    padded = [tile[:2] + before + tile[2:] + bytes(2) for tile in tiles]
+    for name, content in (("plain", tiles), ("padded", padded)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", iter(content), **shape, photometric="ycbcr", metadata=None)
+    with open_slide(tmp_path / "plain.tif") as plain, open_slide(tmp_path / "padded.tif") as slide:
+        assert slide.info.reader == "tiff"
+        assert np.array_equal(whole(slide, 0), whole(plain, 0))

@@ -1,5 +1,7 @@
 """Decode the JPEG tiles of a TIFF strictly, in the colours that the TIFF says they have."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
@@ -9,7 +11,7 @@ from .tilewise import BadTile
 _SOI = b"\xff\xd8"
 _NEXT_IMAGE = b"\xff\xd9\xff\xd8"  # an end marker, and the start of the next image
 _HOLE = bytes(64)
-_TABLES, _START_OF_SCAN, _END_OF_IMAGE = 0xC4, 0xDA, 0xD9
+_HUFFMAN, _START_OF_SCAN, _END_OF_IMAGE = 0xC4, 0xDA, 0xD9
 _PROGRESSIVE = 0xC2
 _FRAMES = {0xC0, 0xC1, _PROGRESSIVE}  # baseline, extended, progressive: what libjpeg decodes in 8 bits
 _APPLICATION = range(0xE0, 0xF0)
@@ -28,15 +30,17 @@ class JpegDecoder:
         # libjpeg guesses the colour space from markers and component numbers, and guesses wrong for RGB tiles that
         # carry no marker (Aperio writes such). The TIFF knows: say it in an Adobe marker and drop the tile's own.
         adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\x01" if is_ycbcr else b"\x00")
-        self._head = _SOI + (adobe if channels == 3 else b"") + _segments(tables)
+        self._head = _SOI + (adobe if channels == 3 else b"") + _tables(tables)
 
     def whole(self, data: bytes) -> bytes:
         """A stored tile as a JPEG file of its own, not re-encoded. Raises BadTile unless it has so many channels."""
-        whole = self._head + _checked_body(data, self._channels)
-        if _HOLE in data and _HOLE in data.rstrip(b"\0") and not _may_hold_zeros(whole):
+        body, scan = _checked_body(data, self._channels)
+        whole = self._head + body
+        hole = data.find(_HOLE, scan)  # a comment before the scan may be zeros
+        if hole > 0 and _HOLE in data[hole:].rstrip(b"\0") and not _may_hold_zeros(whole):
             raise BadTile("it has a hole of zero bytes")
         # no scan contains these bytes: the tile's place or size in the file is another's
-        if data[-2:] != _NEXT_IMAGE[:2] and _NEXT_IMAGE in data:
+        if data[-2:] != _NEXT_IMAGE[:2] and data.find(_NEXT_IMAGE, scan) > 0:
             raise BadTile("its bytes hold more than one image")
         return whole
 
@@ -60,23 +64,33 @@ class JpegDecoder:
 
 def size_of(data: bytes) -> tuple[int, int]:
     """(width, height) as a JPEG's frame header states. Raises BadTile where there is none."""
-    at = 2
-    while data[:2] == _SOI and at + 9 < len(data) and data[at] == 0xFF:
-        if data[at + 1] in _FRAMES:
+    for marker, at, _ in _segments(data) if data[:2] == _SOI else ():
+        if marker in _FRAMES and at + 9 < len(data):
             return data[at + 7] << 8 | data[at + 8], data[at + 5] << 8 | data[at + 6]
-        at += 2 + (data[at + 2] << 8 | data[at + 3])
     raise BadTile("its bytes are no JPEG image")
 
 
-def _segments(tables: bytes) -> bytes:
-    """JPEGTables without its start, end and application markers."""
-    kept, at = b"", 2
-    while at + 4 <= len(tables) and tables[at] == 0xFF and tables[at + 1] != _END_OF_IMAGE:
-        end = at + 2 + (tables[at + 2] << 8 | tables[at + 3])
-        if tables[at + 1] not in _APPLICATION:
-            kept += tables[at:end]
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, start, end) of the segments after the start marker, to the first scan's header or as far as they go.
+
+    Any number of fill bytes FF may stand before a marker (ITU-T T.81, B.1.1.2).
+    """
+    at, marker = len(_SOI), 0
+    while at + 4 <= len(data) and data[at] == 0xFF and marker != _START_OF_SCAN:
+        marker = data[at + 1]
+        if marker == 0xFF:
+            at += 1
+            continue
+        if marker == _END_OF_IMAGE:
+            return
+        end = at + 2 + (data[at + 2] << 8 | data[at + 3])
+        yield marker, at, end
         at = end
-    return kept
+
+
+def _tables(tables: bytes) -> bytes:
+    """JPEGTables without its start, end and application markers."""
+    return b"".join(tables[at:end] for marker, at, end in _segments(tables) if marker not in _APPLICATION)
 
 
 def _may_hold_zeros(whole: bytes) -> bool:
@@ -85,46 +99,37 @@ def _may_hold_zeros(whole: bytes) -> bool:
     It does in tables made for one image; in the standard's luminance table zeros mean a coefficient each, and a run of
     them is no picture but bytes that were lost. ITU-T T.81, Annexes C and K.
     """
-    at = 2
-    while at + 4 <= len(whole) and whole[at] == 0xFF and whole[at + 1] != _START_OF_SCAN:
-        end = at + 2 + (whole[at + 2] << 8 | whole[at + 3])
-        if whole[at + 1] == _PROGRESSIVE:
+    for marker, at, end in _segments(whole):
+        if marker == _PROGRESSIVE:
             return True
         table = at + 4
-        while whole[at + 1] == _TABLES and table + 17 < end:
+        while marker == _HUFFMAN and table + 17 < min(end, len(whole)):
             if whole[table] >> 4 == 1 and whole[table + 17] != 0:  # of coefficients; its first symbol is no end
                 return False
             table += 17 + sum(whole[table + 1 : table + 17])
-        at = end
     return True
 
 
-def _checked_body(data: bytes, expected: int) -> bytes:
-    """A tile after its start marker, without application markers. Raises BadTile unless it is a JPEG so deep."""
+def _checked_body(data: bytes, expected: int) -> tuple[bytes, int]:
+    """A tile after its start marker, without application markers, and where in `data` its scan begins.
+
+    Raises BadTile unless it is a JPEG so deep.
+    """
     if not data:
         raise BadTile("the file holds no bytes for it")
     if data[:2] != _SOI:
         raise BadTile("its bytes are no JPEG image")
-    dropped: list[tuple[int, int]] = []
-    channels, at, length = 0, 2, len(data)
-    while at + 4 <= length and data[at] == 0xFF:
-        marker = data[at + 1]
+    kept, start, channels, scan = b"", len(_SOI), 0, 0
+    for marker, at, end in _segments(data):
         if marker == _START_OF_SCAN:
-            break
-        end = at + 2 + (data[at + 2] << 8 | data[at + 3])
-        if marker in _FRAMES and at + 9 < length:
+            scan = at
+        elif marker in _FRAMES and at + 9 < len(data):
             channels = data[at + 9]
         elif marker in _APPLICATION:
-            dropped.append((at, end))
-        at = end
-    else:
+            kept += data[start:at]
+            start = end
+    if not scan:
         raise BadTile("its JPEG header is damaged")
     if channels != expected:
         raise BadTile(f"its JPEG header claims {channels} channels instead of {expected}")
-    if not dropped:
-        return data[2:]
-    kept, start = b"", 2
-    for begin, end in dropped:
-        kept += data[start:begin]
-        start = end
-    return kept + data[start:]
+    return kept + data[start:], scan
