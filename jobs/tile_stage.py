@@ -17,8 +17,8 @@ from tiling.patches import PatchRequest, open_patches, write_patches
 from tiling.quality import TileQuality, measure_quality
 from tiling.regions import load_regions, region_file, regions_digest
 from tiling.spec import FLAGS, TileSpec
-from tiling.thumbnail import base_mpp
 from tiling.stream import Reading
+from tiling.thumbnail import base_mpp
 from tiling.tissue import Tissue, find_tissue
 from wsi import open_slide
 from wsi.channels import Channels

@@ -16,7 +16,7 @@ from wsi.slide import Slide
 from .grid import TileGrid, tissue_fraction
 from .pen import Channels, channels_of, keep_large, near, smoothed
 from .spec import QualitySpec
-from .stream import Reading, iter_patches
+from .stream import READING, Reading, iter_patches
 from .thumbnail import base_mpp, read_thumbnail
 from .tissue import Tissue
 
@@ -67,7 +67,7 @@ def measure_quality(
     grid: TileGrid,
     tissue: Tissue,
     spec: QualitySpec,
-    reading: Reading = Reading(),
+    reading: Reading = READING,
 ) -> TileQuality:
     """Quality of every tile of `grid`; reads a thumbnail at the scale of `tissue`, and the tiles once at `blur_mpp`.
 
@@ -90,7 +90,7 @@ def measure_quality(
     return TileQuality(measure_sharpness(slide, grid, spec.blur_mpp, reading), **shares)
 
 
-def measure_sharpness(slide: Slide, grid: TileGrid, mpp: float, reading: Reading = Reading()) -> NDArray[np.float32]:
+def measure_sharpness(slide: Slide, grid: TileGrid, mpp: float, reading: Reading = READING) -> NDArray[np.float32]:
     """Variance of the Laplacian of grey at `mpp` µm per pixel inside each tile: float32 (n,), NaN where unreadable.
 
     Each stored tile of the coarsest level that is fine enough is decoded once. A slide coarser than `mpp` is measured

@@ -35,12 +35,15 @@ class PatchBatch:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a slide is read: on so many threads, holding so many bytes (see iter_patches), and calling `tick` now and then
+    """How a slide is read: on how many threads, holding how many bytes (see iter_patches); `tick` is called now and then
     as a sign of life."""
 
     threads: int = 2
     memory: int = MEMORY_BYTES
     tick: Callable[[], None] = lambda: None
+
+
+READING = Reading()
 
 
 def iter_patches(slide: Slide, grid: TileGrid, threads: int = 2, memory: int = MEMORY_BYTES) -> Iterator[PatchBatch]:
