@@ -35,8 +35,8 @@ class PatchBatch:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a slide is read: on how many threads, holding how many bytes (see iter_patches); `tick` is called now and then
-    as a sign of life."""
+    """How a slide is read: on how many threads, holding how many bytes (see iter_patches); `tick` is called now and
+    then, as a sign of life."""
 
     threads: int = 2
     memory: int = MEMORY_BYTES
