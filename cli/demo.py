@@ -19,6 +19,7 @@ def demo(
     """Make a SYNTHETIC cohort, run every stage on it, and end with a report. No network, no GPU."""
     from jobs.config import load_recipe, resolve
     from jobs.folder import RunFolder, command_line, run_facts, write_run
+    from jobs.look import make_contact_sheet
     from jobs.model_stages import heatmap_slide, predict_slide
     from jobs.pipeline import Job
     from jobs.report import DEMO_MODEL, make_report
@@ -50,6 +51,7 @@ def demo(
     figures = _judge(job)
     facts["settings"] = settings_of(job)
     write_run(folder, facts)
+    make_contact_sheet(job.records, job.failed(), folder, facts["command"])
     report = make_report(job, facts, figures, "slidestream demo: a synthetic cohort")
     _say(figures, time.monotonic() - started)
     say(f"\nOpen {report}", style="bold")
