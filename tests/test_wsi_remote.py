@@ -1,5 +1,6 @@
 """A slide behind a URL is read as if it lay here: the same bytes, few requests, plain words when a store fails."""
 
+import struct
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -325,6 +326,21 @@ def test_a_flavour_that_is_not_read_directly_is_read_in_tiffslides_eyes(data_dir
             theirs = [level_of(oracle, downsample, corner) for corner in xy.tolist()]
             assert (patches == theirs).all()
         assert slide.associated("macro").shape[2] == 3
+
+
+@pytest.mark.filterwarnings("ignore:hamamatsu")
+def test_its_colour_profile_is_there_if_its_record_says_so(data_dir, tmp_path):
+    import tifffile
+
+    data = (data_dir / "slides" / "stritt_test3-DAPI-2-387.ndpi").read_bytes()
+    with tifffile.TiffFile(data_dir / "slides" / "stritt_test3-DAPI-2-387.ndpi") as file:
+        entry = file.pages[0].tags["DateTime"].offset
+    # the profile takes the place of the date; its bytes are appended
+    put = struct.pack("<HHII", 34675, 7, len(DATA[:500]), len(data))
+    (tmp_path / "a.ndpi").write_bytes(data[:entry] + put + data[entry + 12 :] + DATA[:500])
+    with range_server(tmp_path) as server, open_slide(server.url("a.ndpi")) as slide:
+        assert (slide.info.reader, slide.info.icc_bytes) == ("tiffslide", 500)
+        assert slide.icc_profile() == DATA[:500]
 
 
 def level_of(oracle, downsample, corner):

@@ -159,6 +159,11 @@ class TiffSlideSlide(TiledSlide):
             self._opened.check()
             raise TileError(self.path, f"its {name} image cannot be decoded: {error}", COPY_AGAIN) from None
 
+    def icc_profile(self) -> bytes:
+        """See Slide.icc_profile."""
+        profile = self._opened.pages[0].tags.get(_ICC_PROFILE)
+        return b"" if profile is None else self._source.read_at(profile.valueoffset, profile.count)
+
     def close(self) -> None:
         self._source.close()
 
