@@ -172,8 +172,19 @@ def test_a_file_of_the_slide_that_cannot_be_read_is_named(tmp_path):
     write_dicom(tmp_path / "a.dcm", IMAGE)
     write_dicom(tmp_path / "b.dcm", IMAGE[::2, ::2].copy())
     (tmp_path / "b.dcm").write_bytes(bytes(5_000))
-    with pytest.raises(SlideError, match=r"b.dcm: its name says DICOM, but it is no DICOM file"):
+    said = r"b.dcm: its name says DICOM, but it is no DICOM file \(found while collecting the series of a.dcm\)"
+    with pytest.raises(SlideError, match=said):
         open_slide(tmp_path / "a.dcm")
+
+
+def test_a_stray_file_of_another_kind_beside_a_named_slide_is_none_of_it(tmp_path):
+    write_dicom(tmp_path / "a.dcm", IMAGE)
+    (tmp_path / "notes.dcm").write_text("hello")
+    with open_slide(tmp_path / "a.dcm") as slide:
+        assert (slide.info.reader, slide.levels[0].width) == ("dicom", IMAGE.shape[1])
+    said = r"notes.dcm: its name says DICOM.*\(found while collecting the series of .*move it to another folder"
+    with pytest.raises(SlideError, match=said):  # a folder is taken whole
+        open_slide(tmp_path)
 
 
 def _nested(depth: int) -> bytes:

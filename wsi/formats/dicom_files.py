@@ -21,6 +21,7 @@ class Meta(NamedTuple):
     is_dicom: bool
     is_slide: bool
     syntax: str
+    is_zeros: bool = False  # as an interrupted copy leaves, or nothing at all
 
 
 def file_meta(path: Path) -> Meta:
@@ -28,7 +29,7 @@ def file_meta(path: Path) -> Meta:
     with path.open("rb") as file:
         head = file.read(4096)
     if head[128:132] != b"DICM":
-        return Meta(False, False, "")
+        return Meta(False, False, "", not any(head))
     texts: dict[int, str] = {}
     at = 132
     while at + 12 <= len(head) and head[at : at + 2] == b"\x02\x00":  # always explicit VR, little endian
@@ -46,6 +47,7 @@ def files_of_slide(path: Path) -> list[Path]:
     """The files of the series that a file belongs to, or that a folder holds, by name; one for each SOP instance.
 
     Raises SlideError if the folder holds several slides, or a file whose header cannot be read and may be this slide's.
+    Beside a file that is named, what is of another kind than its name says is not: only a file of zeros may be.
     """
     by_series: dict[str, dict[str, Path]] = defaultdict(dict)
     unreadable: list[SlideError] = []
@@ -53,12 +55,14 @@ def files_of_slide(path: Path) -> list[Path]:
     if not path.is_dir():
         named, instance = _series_and_instance(path)
         by_series[named][instance] = path
-    for file in _candidates(path if path.is_dir() else path.parent):
+    for file in _candidates(path):
         try:
             series, instance = _series_and_instance(file)
             by_series[series].setdefault(instance, file)
         except SlideError as error:
-            unreadable.append(error)
+            problem = f"{error.problem} (found while collecting the series of {path.name})"
+            remedy = f"{error.args[2]}; if it is none of the slide's, move it to another folder"
+            unreadable.append(SlideError(file, problem, remedy))
     if named is None and len(by_series) > 1:
         raise _several(path, [sorted(files.values()) for files in by_series.values()])
     if unreadable and len(by_series) <= 1:  # among the files of several slides nobody knows whose it is
@@ -66,13 +70,16 @@ def files_of_slide(path: Path) -> list[Path]:
     return sorted(by_series[named or next(iter(by_series))].values()) if by_series else []
 
 
-def _candidates(folder: Path) -> list[Path]:
-    """Files that are DICOM slides, and those whose name says DICOM though nothing in them does."""
-    with os.scandir(folder) as entries:
+def _candidates(path: Path) -> list[Path]:
+    """Files in a folder, or beside a file, that are DICOM slides, and those that could be one that was lost."""
+    beside = not path.is_dir()
+    with os.scandir(path.parent if beside else path) as entries:
         files = sorted(Path(entry) for entry in entries if Path(entry).is_file() and not entry.name.startswith("."))
-    metas = {file: file_meta(file) for file in files if os.access(file, os.R_OK)}
+    metas = {file: file_meta(file) for file in files if os.access(file, os.R_OK) and file != path}
     return [
-        file for file, meta in metas.items() if meta.is_slide or (not meta.is_dicom and file.suffix.lower() == ".dcm")
+        file
+        for file, meta in metas.items()
+        if meta.is_slide or (not meta.is_dicom and file.suffix.lower() == ".dcm" and (meta.is_zeros or not beside))
     ]
 
 
@@ -90,11 +97,11 @@ def _series_and_instance(path: Path) -> tuple[str, str]:
 
     from .dicom_parts import DAMAGE, damaged
 
-    is_dicom, _, syntax = file_meta(path)
-    if not is_dicom:
+    meta = file_meta(path)
+    if not meta.is_dicom:
         raise SlideError(path, "its name says DICOM, but it is no DICOM file", COPY_AGAIN)
-    if syntax not in CODECS:  # checked before any parsing: a deflated header can unpack to any size
-        problem = f"its DICOM transfer syntax is not read here, nor by OpenSlide: {UID(syntax).name or 'none'}"
+    if meta.syntax not in CODECS:  # checked before any parsing: a deflated header can unpack to any size
+        problem = f"its DICOM transfer syntax is not read here, nor by OpenSlide: {UID(meta.syntax).name or 'none'}"
         raise SlideError(path, problem, _EXPORT_AGAIN)
     try:
         with path.open("rb") as file:
