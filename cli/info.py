@@ -27,7 +27,6 @@ def info(
     from wsi import open_slide
     from wsi.channels import Channels
     from wsi.errors import EngineError
-    from wsi.source import place_of
 
     from .console import err, out
 
@@ -35,7 +34,7 @@ def info(
     failed = 0
     for path in slides:
         try:
-            with open_slide(place_of(path), channels=chosen) as slide:
+            with open_slide(path, channels=chosen) as slide:
                 out.print_json(data=_facts(slide, measure)) if as_json else _show(slide, measure)
         except EngineError as error:
             failed += 1

@@ -82,3 +82,7 @@ def test_an_unreadable_slide_among_others_costs_only_itself(tmp_path):
     text = wsi("info", folder / "b.svs", folder / "a.svs", code=1)
     assert "1,200 × 960 px" in text
     assert "error" in text
+
+
+def test_an_empty_name_is_not_the_current_folder():
+    assert "no file is named" in wsi("info", "", code=2)

@@ -275,6 +275,8 @@ def test_a_truncated_file_is_refused(tmp_path, share):
         ({"compression": "jpeg2000"}, "stored as jpeg2000"),
         ({"photometric": "miniswhite"}, "photometric 0"),
         ({"compression": "deflate", "predictor": 3, "dtype": "float32"}, "predictor 3"),
+        ({"compression": "lzma"}, "stored as lzma; convert it"),
+        ({"dtype": "bool"}, "it is a 1-bit TIFF; convert it to 8-bit RGB"),
     ],
 )
 def test_what_is_not_read_is_said(tmp_path, options, problem):

@@ -139,3 +139,8 @@ def test_a_generic_tiff_with_deflate_tiles_is_read_directly(tmp_path):
         out = np.empty((1, 256, 256, 3), np.uint8)
         assert slide.read_many(np.array([[100, 100]]), 0, out).all()
         assert np.array_equal(out[0], image[100:356, 100:356])
+
+
+def test_an_empty_name_is_not_the_current_folder():
+    with pytest.raises(SlideError, match="no file is named"):
+        open_slide("")

@@ -154,6 +154,32 @@ def test_what_is_no_rgb_slide_is_declined_with_the_reason(tmp_path, make, reason
     assert reason in match.why
 
 
+@pytest.mark.parametrize("compression", ["jpegxl", "lzma", "png", "lerc"])
+@pytest.mark.parametrize("tile", [(256, 256), None])
+def test_a_codec_of_no_reader_is_named_and_the_remedy_is_conversion(tmp_path, compression, tile):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, IMAGE, compression=compression, tile=tile, photometric="rgb", metadata=None)
+    named = compression.replace("xl", "-xl")
+    with pytest.raises(SlideError, match=f"its pixels are stored as {named}, not read here; convert it"):
+        open_slide(path)
+
+
+def test_other_colours_than_rgb_are_named_and_the_remedy_is_conversion(tmp_path):
+    _palette(tmp_path / "palette.tif")
+    cmyk = np.dstack([IMAGE, IMAGE[..., 0]])
+    tifffile.imwrite(tmp_path / "CMYK.tif", cmyk, photometric="separated", metadata=None)
+    for name in ("palette", "CMYK"):
+        with pytest.raises(SlideError, match=f"it is a {name} TIFF; convert it to 8-bit RGB"):
+            open_slide(tmp_path / f"{name}.tif")
+
+
+def test_an_olympus_file_is_told_what_it_is_by_every_reader(tmp_path):
+    path = tmp_path / "a.vsi"
+    _olympus(path)
+    with pytest.raises(SlideError, match=r"channel_tiff declined: Olympus VSI.*; no reader here knows Olympus VSI"):
+        open_slide(path)
+
+
 def test_small_levels_in_strips_count_if_they_show_the_same_picture(tmp_path):
     half, eighth = smaller(IMAGE, 2), smaller(IMAGE, 8)
     thumbnail = np.full((60, 200, 3), 7, np.uint8)

@@ -86,6 +86,7 @@ FORMATS = (
 _COMPANIONS = {
     ".mrxs": "a MIRAX slide needs the folder of the same name beside it",
     ".vms": "a VMS slide needs the files it names beside it",
+    ".vsi": "no reader here knows Olympus VSI: convert it, with Bio-Formats, to a tiled pyramidal TIFF or OME-TIFF",
     ".vmu": "a VMU slide needs the files it names beside it",
 }
 
@@ -102,6 +103,8 @@ def open_slide(
     RemoteError if the store behind a URL does not answer; SpecError for an absurd mpp, channels that the file does not
     have, or any channels for an RGB file.
     """
+    if not str(path):
+        raise SlideError("''", "no file is named", "give the path or URL of a slide")
     path = place_of(path)
     override = None if mpp is None else user_scale(mpp, mpp_source)
     head = check_file(path)

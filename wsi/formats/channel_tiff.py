@@ -28,6 +28,7 @@ from .match import Match
 from .scale import Number, Scale, as_objective, resolution_to_mpp, stated_scale
 from .tiff_directory import Directory, is_tiff, read_directories
 from .tiff_planes import Layout, Plane, PlaneLevel, read_layout, read_planes
+from .tiff_structure import OLYMPUS_VSI
 from .tiff_tiles import is_same_picture
 from .tiled import TiledSlide
 
@@ -109,6 +110,8 @@ def _read(path: Path) -> _Series | str:
         if not is_tiff(source):
             return "no TIFF file"
         directories = list(read_directories(source))  # strictly: tifffile makes a cut file a shorter one
+        if tags.OLYMPUS in directories[0].sizes:
+            return OLYMPUS_VSI
         description = directories[0].text(tags.DESCRIPTION)
         images = ome.read_images(description) if ome.is_ome(description) else []
         if isinstance(images, str):

@@ -19,12 +19,14 @@ from .tilewise import BadTile
 # TIFF tag Compression -> name; those without a decoder are here to be named in a refusal
 COMPRESSIONS = {
     1: "uncompressed", 5: "lzw", 6: "jpeg (old style)", 7: "jpeg", 8: "deflate", 32773: "packbits", 32946: "deflate",
-    33003: "jpeg2000", 33004: "jpeg2000", 33005: "jpeg2000", 34712: "jpeg2000", 34933: "png", 50000: "zstd",
-    50001: "webp", 50002: "jpeg-xl",
+    33003: "jpeg2000", 33004: "jpeg2000", 33005: "jpeg2000", 34712: "jpeg2000", 34887: "lerc", 34925: "lzma",
+    34933: "png", 50000: "zstd", 50001: "webp", 50002: "jpeg-xl", 52546: "jpeg-xl",
 }  # fmt: skip
+OF_NO_READER = {34887, 34925, 34933, 50002, 52546}  # neither here nor in OpenSlide
 JPEG, WEBP, J2K_YCBCR, J2K_RGB, J2K = 7, 50001, 33003, 33005, 34712
 J2K_OF_OTHERS = {33003, 33004, 33005}  # Bio-Formats means any JPEG 2000 by these, Aperio a colour space
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR = 0, 1, 2, 6  # TIFF tag PhotometricInterpretation
+OTHER_COLOURS = {3: "palette", 5: "CMYK", 8: "CIE L*a*b*", 9: "CIE L*a*b*", 32803: "raw camera"}
 
 
 _HOLE = bytes(64)  # no run of zeros so long is in WebP data: flat pictures, too, have none beyond 8 bytes

@@ -12,7 +12,18 @@ from numpy.typing import NDArray
 from ..channels import Blend
 from ..errors import SlideError
 from ..source import ByteSource
-from .codecs import BLACK_IS_ZERO, COMPRESSIONS, JPEG, LOSSLESS, RGB, WITH_PREDICTOR, Pixels, decoder_for, unpack
+from .codecs import (
+    BLACK_IS_ZERO,
+    COMPRESSIONS,
+    JPEG,
+    LOSSLESS,
+    OTHER_COLOURS,
+    RGB,
+    WITH_PREDICTOR,
+    Pixels,
+    decoder_for,
+    unpack,
+)
 from .file_check import COPY_AGAIN
 from .tilewise import BadTile, Grid
 
@@ -116,6 +127,9 @@ def read_layout(path: Path, page: Any) -> Layout:
     """How a page of tifffile's is stored. Raises SlideError where it is in no way that is read here."""
     compression, predictor, photometric = int(page.compression), int(page.predictor), int(page.photometric)
     dtype = np.dtype(page.dtype or np.void)
+    kind = "1-bit" if page.bitspersample == 1 else OTHER_COLOURS.get(photometric)
+    if kind is not None:
+        raise SlideError(path, f"it is a {kind} TIFF", "convert it to 8-bit RGB")
     reason = None
     if dtype.kind not in "iuf" or page.bitspersample != dtype.itemsize * 8:
         reason = f"its values have {page.bitspersample} bits"

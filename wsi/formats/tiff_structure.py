@@ -13,6 +13,7 @@ from ..errors import SlideError
 from ..source import ByteSource, open_source
 from . import ome, philips
 from . import tiff_directory as tags
+from .codecs import OF_NO_READER
 from .file_check import COPY_AGAIN
 from .scale import Number
 from .tiff_directory import Directory, is_tiff, read_directories
@@ -30,6 +31,7 @@ from .tiff_tiles import (
 )
 
 # tag, text in it, whose file it is: flavours with a layout of their own, which other readers know
+OLYMPUS_VSI = "Olympus VSI, whose slide lies in a folder beside it"
 _FOREIGN = (
     (tags.DESCRIPTION, b"leica-microsystems.com/scn", "Leica SCN"),
     (tags.DESCRIPTION, b"<PerkinElmer-QPI", "PerkinElmer QPTIFF"),
@@ -122,6 +124,9 @@ def _read_pyramid(source: ByteSource) -> Pyramid | str:
         return choice
     for entry in choice.levels:
         reason = unreadable(entry)
+        if reason and CHANNELS not in reason and entry.number(tags.COMPRESSION, 1) in OF_NO_READER:
+            remedy = "convert it to a tiled pyramidal TIFF with JPEG or deflate tiles"
+            raise SlideError(source.name, f"its pixels are stored as {compression_name(entry)}, not read here", remedy)
         if reason is not None:
             return reason
     levels = [read_tiles(source, entry) for entry in choice.levels]
@@ -148,7 +153,7 @@ def _foreign_flavour(base: Directory) -> str | None:
     if tags.NDPI_FORMAT in base.sizes:
         return "Hamamatsu NDPI"
     if tags.OLYMPUS in base.sizes:
-        return "Olympus VSI, whose slide lies in a folder beside it"
+        return OLYMPUS_VSI
     for tag, needle, name in _FOREIGN:
         if needle in base.texts.get(tag, b"")[:100_000]:
             return name

@@ -21,6 +21,7 @@ from .codecs import (
     J2K_YCBCR,
     JPEG,
     LOSSLESS,
+    OTHER_COLOURS,
     READ,
     RGB,
     WEBP,
@@ -107,7 +108,8 @@ def unreadable(directory: Directory) -> str | None:
         grey, alpha = ((BLACK_IS_ZERO,) if compression == JPEG else ()), ((RGB,) if compression == WEBP else ())
         kinds = {1: grey, 3: (RGB, YCBCR), 4: alpha}.get(samples, ())
     if photometric not in kinds or (planar == 2 and compression not in LOSSLESS and samples > 1):
-        layout = f"{samples} samples of 8 bits, photometric {photometric}{', planar' if planar == 2 else ''}"
+        colours = OTHER_COLOURS.get(photometric or 0, f"photometric {photometric}")
+        layout = f"{samples} samples of 8 bits, {colours}{', planar' if planar == 2 else ''}"
         return f"pixels that are not 8-bit RGB or grey ({layout}, {compression_name(directory)})"
     if compression in WITH_PREDICTOR and directory.number(tags.PREDICTOR, 1) not in (1, 2):
         return f"predictor {directory.number(tags.PREDICTOR)}"
