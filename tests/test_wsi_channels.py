@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import tifffile
 
+from tests.range_server import range_server
 from tests.slides import tissue_like, write_svs
 from wsi import Region, SlideError, SpecError, TileError, open_slide
 from wsi.channels import Blend, Channels, FileChannels
+from wsi.errors import RemoteError
+from wsi.formats.channel_tiff import ChannelTiffReader
+from wsi.source import LocalFile
 
 FOUND = FileChannels(("DAPI", "CD3", "", "1"), np.dtype(np.uint16))
 
@@ -284,3 +288,45 @@ def test_what_is_not_read_is_said(tmp_path, options, problem):
     tifffile.imwrite(tmp_path / "a.tif", values[0], **{"photometric": "minisblack", **options})
     with pytest.raises(SlideError, match=problem):
         open_slide(tmp_path / "a.tif")
+
+
+def test_channels_are_chosen_behind_a_url_as_they_are_here(tmp_path):
+    values = np.moveaxis(tissue_like(700, 500), 2, 0).astype(np.uint16) * 100
+    tifffile.imwrite(tmp_path / "a.ome.tif", values, tile=(128, 128), compression="deflate", metadata={"axes": "CYX"})
+    chosen, region = Channels.parse("0=FF0000:0-20000,2=00FF00:0-20000"), Region(50, 60, 400, 300)
+    with range_server(tmp_path) as server:
+        with pytest.raises(SlideError, match=r"3 channels of uint16.*such as --channels 0=0000FF"):
+            open_slide(server.url("a.ome.tif"))
+        with (
+            open_slide(server.url("a.ome.tif"), channels=chosen) as slide,
+            open_slide(tmp_path / "a.ome.tif", channels=chosen) as here,
+        ):
+            assert slide.info.reader == "channel_tiff"
+            assert np.array_equal(slide.read(region, 0), here.read(region, 0))
+            assert slide.read(region, 0).any()
+
+
+class FailingLater(LocalFile):
+    """A file whose store answers so many times."""
+
+    answers = 10**9
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        FailingLater.answers -= 1
+        if FailingLater.answers < 0:
+            raise RemoteError(self.name, "no answer", "try again")
+        return super().read_at(offset, count)
+
+
+def test_a_store_that_fails_at_any_point_is_not_taken_for_the_end_of_the_file(tmp_path, monkeypatch):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for _ in range(3):
+            file.write(np.zeros((600, 700), np.uint16), metadata=None)
+    monkeypatch.setattr("wsi.formats.channel_tiff.open_source", FailingLater)
+    reader = ChannelTiffReader(Channels.parse("0=FF0000"))
+    assert reader.matches(tmp_path / "a.tif").takes
+    needed = 10**9 - FailingLater.answers
+    for answers in range(needed):
+        FailingLater.answers = answers
+        with pytest.raises(RemoteError, match="no answer"):
+            reader.matches(tmp_path / "a.tif")

@@ -94,7 +94,7 @@ class FileChannels(NamedTuple):
         return ",".join(f"{name}={colour}:{low:.12g}-{high:.12g}" for name, colour in zip(named, own, strict=False))
 
 
-def refusal(path: Path, found: FileChannels) -> SlideError:
+def refusal(path: Path | str, found: FileChannels) -> SlideError:
     """The error for a file that needs a choice of channels and got none."""
     problem = f"it is no RGB image but has {found}: how they look in RGB must be said"
     return SlideError(

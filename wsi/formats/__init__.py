@@ -65,7 +65,7 @@ _TIFF = (".tif", ".tiff", ".qptiff", ".btf", ".tf8", ".tf2")
 # Order is detection order among formats that do not claim the suffix.
 FORMATS = (
     Format("tiff", (".svs", *_TIFF), "wsi.formats.tiff:TiffSlide", places=("here", "url")),
-    Format("channel_tiff", _TIFF, "wsi.formats.channel_tiff:ChannelTiffReader", channels=True),
+    Format("channel_tiff", _TIFF, "wsi.formats.channel_tiff:ChannelTiffReader", channels=True, places=("here", "url")),
     Format("dicom", (".dcm",), "wsi.formats.dicom:DicomSlide", folders=True),
     Format(
         "openslide",

@@ -4,10 +4,10 @@ tifffile says which directory is which channel and level, in each vendor's way; 
 before, and the pixels are read and decoded by this project's own strict code.
 """
 
+import io
 import re
 import struct
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -26,6 +26,7 @@ from .codecs import COMPRESSIONS
 from .file_check import COPY_AGAIN
 from .match import Match
 from .scale import Number, Scale, as_objective, resolution_to_mpp, stated_scale
+from .source_reader import SourceReader
 from .tiff_directory import Directory, is_tiff, read_directories
 from .tiff_planes import Layout, Plane, PlaneLevel, read_layout, read_planes
 from .tiff_structure import OLYMPUS_VSI
@@ -53,7 +54,7 @@ class _Series:
 class ChannelTiffSlide(TiledSlide):
     """An open TIFF with a choice of channels. Reads are thread-safe."""
 
-    def __init__(self, path: Path, series: _Series, channels: Channels, why: str, override: Scale | None):
+    def __init__(self, path: Path | str, series: _Series, channels: Channels, why: str, override: Scale | None):
         blend = Blend(channels, series.found)
         scale = override or stated_scale(*series.mpp, series.mpp_source, series.objective)
         base = series.levels[0][0]
@@ -86,7 +87,7 @@ class ChannelTiffReader:
 
     channels: Channels | None
 
-    def matches(self, path: Path) -> Match:
+    def matches(self, path: Path | str) -> Match:
         series = _read(path)
         if isinstance(series, str):
             return Match(False, series)
@@ -96,14 +97,14 @@ class ChannelTiffReader:
             raise refusal(path, series.found)
         return Match(True, f"{series.found} in a TIFF file")
 
-    def __call__(self, path: Path, why: str, override: Scale | None) -> ChannelTiffSlide:
+    def __call__(self, path: Path | str, why: str, override: Scale | None) -> ChannelTiffSlide:
         series = _read(path)
         if isinstance(series, str) or self.channels is None:
             raise SlideError(path, "this is no TIFF file with chosen channels", "open it with open_slide")
         return ChannelTiffSlide(path, series, self.channels, why, override)
 
 
-def _read(path: Path) -> _Series | str:
+def _read(path: Path | str) -> _Series | str:
     """The series of a TIFF that is not 8-bit RGB, or why it is none. Raises SlideError for stacks and for damage."""
     source = open_source(path)
     try:
@@ -116,24 +117,25 @@ def _read(path: Path) -> _Series | str:
         images = ome.read_images(description) if ome.is_ome(description) else []
         if isinstance(images, str):
             return images
-        return _read_with_tifffile(path, source, directories[0], images)
+        return _read_with_tifffile(source, directories[0], images)
     finally:
         source.close()
 
 
-def _read_with_tifffile(path: Path, source: ByteSource, base: Directory, images: list[ome.OmeImage]) -> _Series | str:
+def _read_with_tifffile(source: ByteSource, base: Directory, images: list[ome.OmeImage]) -> _Series | str:
     import tifffile
 
     # Under a name of its own, because tifffile reads any file called .ndpi as Hamamatsu's variant of TIFF.
-    with path.open("rb") as raw, ExitStack() as stack:
-        try:  # around all that is asked of its pages, which read tags when asked, and tags that nobody has checked
-            file = stack.enter_context(tifffile.TiffFile(raw, name="slide.tif", _multifile=False))
-            stored = _stored_levels(path, source, file)
-        except _UNREADABLE as error:
-            return f"tifffile finds no image in it ({type(error).__name__}: {error})"
+    reader = SourceReader(source)
+    try:  # around all that is asked of its pages, which read tags when asked, and tags that nobody has checked
+        with tifffile.TiffFile(io.BufferedReader(reader), name="slide.tif", _multifile=False) as file:
+            stored = _stored_levels(source, file)
+    except _UNREADABLE as error:
+        stored = f"tifffile finds no image in it ({type(error).__name__}: {error})"
+    reader.check()
     if isinstance(stored, str):
         return stored
-    _check_levels(path, [layout for layout, _ in stored.levels])
+    _check_levels(source, [layout for layout, _ in stored.levels])
     width, height = stored.levels[0][0].width, stored.levels[0][0].height
     mine = [image for image in images if (image.width, image.height) == (width, height)]
     is_qpi, count = stored.is_qpi, len(stored.levels[0][1])
@@ -166,7 +168,7 @@ class _Stored(NamedTuple):
     descriptions: tuple[str, ...]
 
 
-def _stored_levels(path: Path, source: ByteSource, file: Any) -> _Stored | str:
+def _stored_levels(source: ByteSource, file: Any) -> _Stored | str:
     """The largest series of an open tifffile.TiffFile, or why it needs no channels. Raises SlideError, and anything
     that tifffile does."""
     from tifffile import TiffPage
@@ -177,42 +179,42 @@ def _stored_levels(path: Path, source: ByteSource, file: Any) -> _Stored | str:
     first = series.keyframe
     if first.dtype == np.uint8 and first.samplesperpixel in (3, 4) and int(first.photometric) in (2, 6):
         return "an RGB image of 8 bits"
-    counts = [_count_channels(path, level) for level in sizes]
+    counts = [_count_channels(source, level) for level in sizes]
     if len(set(counts)) > 1:
-        raise SlideError(path, f"its levels have {' and '.join(map(str, counts))} channels", COPY_AGAIN)
-    levels = tuple(_level(path, source, pages, counts[0]) for pages in levels_pages)
+        raise SlideError(source.name, f"its levels have {' and '.join(map(str, counts))} channels", COPY_AGAIN)
+    levels = tuple(_level(source, pages, counts[0]) for pages in levels_pages)
     descriptions = tuple(page.description for page in levels_pages[0] if isinstance(page, TiffPage))
     return _Stored(levels, int(first.samplesperpixel), bool(file.is_qpi), descriptions)
 
 
-def _count_channels(path: Path, sizes: Sequence[tuple[str, int]]) -> int:
+def _count_channels(source: ByteSource, sizes: Sequence[tuple[str, int]]) -> int:
     """Planes of a series, by its axes as tifffile names them. Raises SlideError where they are more than channels."""
     for axis, size in sizes:
         if axis in _STACKS and size > 1:
-            raise SlideError(path, f"it has {size} {_STACKS[axis]}", "write one of them to a file of its own")
+            raise SlideError(source.name, f"it has {size} {_STACKS[axis]}", "write one of them to a file of its own")
     return prod(size for axis, size in sizes if axis not in "YX")
 
 
-def _level(path: Path, source: ByteSource, pages: Sequence[Any], channels: int) -> tuple[Layout, tuple[Plane, ...]]:
+def _level(source: ByteSource, pages: Sequence[Any], channels: int) -> tuple[Layout, tuple[Plane, ...]]:
     """The channels of one level out of tifffile's pages, None among them for what the file lacks."""
     present = [page for page in pages if page is not None]
     samples = present[0].keyframe.samplesperpixel if present else 1
     if len(present) * samples != channels:
         problem = f"of {channels} channels {len(present) * samples} have a directory of their own in the file"
-        raise SlideError(path, problem, COPY_AGAIN)
-    layout = read_layout(path, present[0].keyframe)
-    if any(read_layout(path, page) != layout for page in present if page.keyframe is page):
-        raise SlideError(path, "its channels are stored each in another way", "convert it to an OME-TIFF")
+        raise SlideError(source.name, problem, COPY_AGAIN)
+    layout = read_layout(source, present[0].keyframe)
+    if any(read_layout(source, page) != layout for page in present if page.keyframe is page):
+        raise SlideError(source.name, "its channels are stored each in another way", "convert it to an OME-TIFF")
     return layout, tuple(plane for page in present for plane in read_planes(source, page, layout, samples))
 
 
-def _check_levels(path: Path, layouts: Sequence[Layout]) -> None:
+def _check_levels(source: ByteSource, layouts: Sequence[Layout]) -> None:
     base = layouts[0]
     for number, (finer, layout) in enumerate(pairwise(layouts), start=1):
         same = is_same_picture((base.width, base.height), (layout.width, layout.height))
         if layout.width >= finer.width or not same:
             sizes = f"{layout.width:,} x {layout.height:,} px after {finer.width:,} x {finer.height:,} px"
-            raise SlideError(path, f"its level {number} is no smaller picture of the same ({sizes})", COPY_AGAIN)
+            raise SlideError(source.name, f"its level {number} is no smaller picture of the same ({sizes})", COPY_AGAIN)
 
 
 def _qpi_channels(descriptions: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -25,6 +25,7 @@ from .file_check import COPY_AGAIN
 from .jpeg import JpegDecoder
 from .match import Match
 from .scale import Scale, as_objective, stated_scale
+from .source_reader import SourceReader
 from .tiled import TiledSlide
 from .tilewise import BadTile, Grid
 
@@ -40,40 +41,6 @@ _LIBRARY = (
     ValueError, RuntimeError, LookupError, ArithmeticError, TypeError, AttributeError, AssertionError, MemoryError,
     EOFError, OSError, struct.error, zlib.error, lzma.LZMAError,
 )  # fmt: skip
-
-
-class SourceReader(io.RawIOBase):
-    """A ByteSource as an open file, for libraries that read from one; one user at a time.
-
-    fault  the first error of the source: a lenient library takes it for the end of the file and goes on
-    """
-
-    def __init__(self, source: ByteSource):
-        self._source, self._at = source, 0
-        self.fault: EngineError | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._source.size}[whence]
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            data = self._source.read_at(self._at, memoryview(buffer).nbytes)
-        except EngineError as error:
-            self.fault = self.fault or error
-            raise
-        memoryview(buffer).cast("B")[: len(data)] = data
-        self._at += len(data)
-        return len(data)
 
 
 class PageLevel:
@@ -188,9 +155,8 @@ class _Opened:
         self.check()
 
     def check(self) -> None:
-        """Raises what the source raised, if a library has swallowed it."""
-        if self._reader.fault is not None:
-            raise self._reader.fault
+        """See SourceReader.check."""
+        self._reader.check()
 
     def _why_not(self) -> str | None:
         base = self.pages[0]

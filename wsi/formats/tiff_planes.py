@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import imagecodecs
@@ -123,13 +122,13 @@ class PlaneLevel:
         return imagecodecs.delta_decode(values, axis=1) if layout.predictor else values
 
 
-def read_layout(path: Path, page: Any) -> Layout:
+def read_layout(source: ByteSource, page: Any) -> Layout:
     """How a page of tifffile's is stored. Raises SlideError where it is in no way that is read here."""
     compression, predictor, photometric = int(page.compression), int(page.predictor), int(page.photometric)
     dtype = np.dtype(page.dtype or np.void)
     kind = "1-bit" if page.bitspersample == 1 else OTHER_COLOURS.get(photometric)
     if kind is not None:
-        raise SlideError(path, f"it is a {kind} TIFF", "convert it to 8-bit RGB")
+        raise SlideError(source.name, f"it is a {kind} TIFF", "convert it to 8-bit RGB")
     reason = None
     if dtype.kind not in "iuf" or page.bitspersample != dtype.itemsize * 8:
         reason = f"its values have {page.bitspersample} bits"
@@ -142,7 +141,7 @@ def read_layout(path: Path, page: Any) -> Layout:
     elif int(page.fillorder) != 1 or int(page.tags.valueof(274, default=1)) != 1:
         reason = "rows or bits lie in another order (TIFF Orientation, FillOrder)"
     if reason is not None:
-        raise SlideError(path, reason, "convert it to an OME-TIFF with deflate or LZW tiles")
+        raise SlideError(source.name, reason, "convert it to an OME-TIFF with deflate or LZW tiles")
     planar = int(page.planarconfig or 1) == 2
     height, width = page.imagelength, page.imagewidth
     part = (page.tilewidth, page.tilelength) if page.is_tiled else (width, min(page.rowsperstrip or height, height))
@@ -160,7 +159,7 @@ def read_layout(path: Path, page: Any) -> Layout:
     limit = _MAX_TILE_PX if page.is_tiled else _MAX_STRIP_PX
     if min(width, height, *part) < 1 or (part[0] * part[1] > limit and (page.is_tiled or compression != 1)):
         shape = f"{width:,} x {height:,} px in parts of {part[0]:,} x {part[1]:,}"
-        raise SlideError(path, f"implausible size: {shape}", COPY_AGAIN)
+        raise SlideError(source.name, f"implausible size: {shape}", COPY_AGAIN)
     return layout
 
 
