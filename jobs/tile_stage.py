@@ -167,7 +167,7 @@ def grid_fingerprint(record: SlideRecord, spec: RunSpec, identity: str, slide: S
         tile,
         max_failed_tiles=0.0,
         tissue=replace(tile.tissue, mask=tile.tissue.mask and "", weights=tile.tissue.weights and ""),
-        regions=replace(tile.regions, include=None, exclude=None),
+        regions=replace(tile.regions, include=tile.regions.include and "", exclude=tile.regions.exclude and ""),
     )
     return fingerprint(TILE_VERSION, plain, identity, info.mpp, info.mpp_source, info.channels, info.colour, files)
 

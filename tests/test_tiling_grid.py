@@ -164,7 +164,15 @@ def test_a_scale_that_the_slide_does_not_have_is_refused():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("tile_px", 8), ("mpp", 0.0), ("stride_px", 0), ("min_tissue", 1.5), ("tolerance", 0.5), ("max_failed_tiles", -1)],
+    [
+        ("tile_px", 8),
+        ("mpp", 0.0),
+        ("stride_px", 0),
+        ("min_tissue", 1.5),
+        ("tolerance", 0.5),
+        ("max_failed_tiles", -1),
+        ("seed", -1),
+    ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(field, value):
     with pytest.raises(SpecError, match=f"tile.{field}"):

@@ -121,6 +121,12 @@ def test_a_class_that_no_object_has_is_refused_with_those_there_are(tmp_path):
         load_regions(RegionSpec(exclude=str(path), exclude_classes=("tumor", "Necrosis")), "s1")
 
 
+@pytest.mark.parametrize("name", ["include", "exclude"])
+def test_classes_without_a_file_they_could_be_in_are_refused(name):
+    with pytest.raises(SpecError, match=f"regions.{name}_classes: classes are chosen, but `{name}` names no file"):
+        RegionSpec(**{f"{name}_classes": ("Tumor",)})
+
+
 def test_a_folder_has_a_file_for_each_slide_and_a_class_may_be_on_another(tmp_path):
     drawn(tmp_path / "s1.geojson", Tumor=1)
     drawn(tmp_path / "s2.json", Necrosis=1)

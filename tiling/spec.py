@@ -99,6 +99,10 @@ class RegionSpec:
     def __post_init__(self) -> None:
         if not 0 < self.min_share <= 1:
             raise SpecError("regions.min_share", f"{self.min_share} is out of range", "give a share above 0, up to 1")
+        for name, place in (("include", self.include), ("exclude", self.exclude)):
+            if place is None and getattr(self, f"{name}_classes"):
+                problem = f"classes are chosen, but `{name}` names no file they could be in"
+                raise SpecError(f"regions.{name}_classes", problem, f"name the file or folder of regions as `{name}`")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +146,7 @@ class TileSpec:
             ("tolerance", self.tolerance, 0 <= self.tolerance <= 0.1, "a share from 0 to 0.1"),
             ("max_failed_tiles", self.max_failed_tiles, 0 <= self.max_failed_tiles <= 1, "a share from 0 to 1"),
             ("max_tiles", self.max_tiles, self.max_tiles is None or self.max_tiles >= 1, "at least 1"),
+            ("seed", self.seed, self.seed >= 0, "a whole number from 0"),
             ("icc", self.icc, self.icc in ("none", "srgb"), "none or srgb"),
         )
         for name, value, good, remedy in checks:
