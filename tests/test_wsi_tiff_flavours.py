@@ -204,6 +204,61 @@ def test_a_screens_resolution_is_no_pixel_size(tmp_path):
         assert "264.583 µm per pixel" in slide.info.mpp_problem
 
 
+def _qptiff(path: Path, levels: list[NDArray[np.uint8]], others: dict[str, NDArray[np.uint8]]) -> Path:
+    """A brightfield QPTIFF as Akoya describes it: full resolution, thumbnail, smaller levels, overview and label."""
+    pages = [("FullResolution", levels[0]), ("Thumbnail", others["thumbnail"])]
+    pages += [("ReducedResolution", level) for level in levels[1:]]
+    pages += [("Overview", others["macro"]), ("Label", others["label"])]
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        for kind, image in pages:
+            large = min(image.shape[:2]) > 200
+            xml = (
+                f'<?xml version="1.0" encoding="utf-16"?>\n<PerkinElmer-QPI-ImageDescription><ImageType>{kind}'
+                "</ImageType><Objective>10x</Objective><ScanProfile><root><ScanResolution><Magnification>20"
+                "</Magnification></ScanResolution></root></ScanProfile></PerkinElmer-QPI-ImageDescription>"
+            )
+            file.write(
+                image,
+                photometric="rgb",
+                compression="jpeg" if large else "lzw",
+                tile=(128, 128) if large else None,
+                description=xml,
+                software="PerkinElmer-QPI",
+                resolution=(20_000 * image.shape[1] / levels[0].shape[1],) * 2,
+                resolutionunit="CENTIMETER",
+                subfiletype=int(kind != "FullResolution"),
+                metadata=None,
+            )
+    return path
+
+
+def test_a_brightfield_qptiff_is_a_pyramid_with_its_pages_by_name(tmp_path):
+    levels = [IMAGE, smaller(IMAGE, 2), smaller(IMAGE, 8)]
+    others = {"thumbnail": smaller(IMAGE, 16), "macro": tissue_like(90, 160, 1), "label": tissue_like(70, 60, 2)}
+    path = _qptiff(tmp_path / "a.qptiff", levels, others)
+    with open_slide(path) as slide, tifffile.TiffFile(path) as file:
+        assert (slide.info.reader, slide.info.vendor, slide.info.codec) == ("tiff", "perkinelmer-qptiff", "jpeg")
+        assert (slide.info.mpp, slide.info.mpp_source, slide.info.objective) == (0.5, "tiff", 20)
+        stored = [number for number, level in enumerate(slide.levels) if level.stored]
+        assert [slide.levels[number].downsample for number in stored] == [1, 2, 8]
+        for number, page in zip(stored, (0, 2, 3), strict=True):
+            assert np.array_equal(whole(slide, number), file.pages[page].asarray())
+        assert slide.info.associated == ("label", "macro", "thumbnail")
+        for name, image in others.items():
+            assert np.array_equal(slide.associated(name), image)
+
+
+def test_a_qptiff_of_several_images_in_full_resolution_is_not_taken_for_one(tmp_path, data_dir):
+    path = tmp_path / "a.qptiff"
+    others = {"thumbnail": smaller(IMAGE, 16), "macro": IMAGE[:90, :160], "label": IMAGE[:70, :60]}
+    _qptiff(path, [IMAGE, smaller(IMAGE, 2)], others)
+    path.write_bytes(path.read_bytes().replace(b"ReducedResolution<", b"FullResolution   <"))
+    for file in (path, data_dir / "slides" / "pathml_small_vectra.qptiff"):
+        match = TiffSlide.matches(file)
+        assert not match.takes
+        assert match.why == "a PerkinElmer QPTIFF that is not one RGB image: give channels explicitly"
+
+
 DOWNSAMPLES = (1, 2, 4)
 
 

@@ -29,7 +29,7 @@ from .scale import Number, Scale, as_objective, resolution_to_mpp, stated_scale
 from .source_reader import SourceReader
 from .tiff_directory import Directory, is_tiff, read_directories
 from .tiff_planes import Layout, Plane, PlaneLevel, read_layout, read_planes
-from .tiff_structure import OLYMPUS_VSI
+from .tiff_structure import OLYMPUS_VSI, QPTIFF, qptiff_magnification
 from .tiff_tiles import is_same_picture
 from .tiled import TiledSlide
 
@@ -150,13 +150,9 @@ def _read_with_tifffile(source: ByteSource, base: Directory, images: list[ome.Om
         return _Series("ome-tiff", found, stored.levels, mine[0].mpp, "ome", as_objective(mine[0].objective))
     unit = base.number(tags.RESOLUTION_UNIT)
     mpp = tuple(resolution_to_mpp(base.rational(tag), unit) for tag in (tags.X_RESOLUTION, tags.Y_RESOLUTION))
-    # The objective of a QPTIFF is the lens, 10x for 0.5 µm per pixel; the scan's magnification is what others state.
-    first = stored.descriptions[0] if is_qpi else ""
-    scan = re.search(r"<ScanResolution\b.*?<Magnification>([^<]*)<", first, re.DOTALL)
-    vendor = "perkinelmer-qptiff" if is_qpi else "generic-tiff"
-    return _Series(
-        vendor, found, stored.levels, (mpp[0], mpp[1]), "tiff", as_objective(scan.group(1)) if scan else None
-    )
+    objective = as_objective(qptiff_magnification(stored.descriptions[0])) if is_qpi else None
+    vendor = QPTIFF if is_qpi else "generic-tiff"
+    return _Series(vendor, found, stored.levels, (mpp[0], mpp[1]), "tiff", objective)
 
 
 class _Stored(NamedTuple):

@@ -31,10 +31,10 @@ from .tiff_tiles import (
 )
 
 # tag, text in it, whose file it is: flavours with a layout of their own, which other readers know
+QPTIFF = "perkinelmer-qptiff"
 OLYMPUS_VSI = "Olympus VSI, whose slide lies in a folder beside it"
 _FOREIGN = (
     (tags.DESCRIPTION, b"leica-microsystems.com/scn", "Leica SCN"),
-    (tags.DESCRIPTION, b"<PerkinElmer-QPI", "PerkinElmer QPTIFF"),
     (tags.SOFTWARE, b"MedScan", "Trestle"),
     (tags.XMP, b"iScan", "Ventana BIF"),
 )
@@ -54,7 +54,7 @@ class Stated:
 class Pyramid:
     """A slide in a TIFF.
 
-    vendor      aperio, generic-tiff, ome-tiff or philips
+    vendor      aperio, generic-tiff, ome-tiff, perkinelmer-qptiff or philips
     base        directory of level 0
     levels      finest first
     associated  name -> place in `directories`
@@ -166,6 +166,8 @@ def _flavour(base: Directory) -> Callable[[list[Directory]], _Choice | str]:
         return _aperio
     if ome.is_ome(description):
         return _ome
+    if "<PerkinElmer-QPI" in description[:100_000]:
+        return _qptiff
     if philips.is_philips(base.text(tags.SOFTWARE), description):
         return _philips
     return _generic
@@ -244,6 +246,28 @@ def _ome(directories: list[Directory]) -> _Choice | str:
     ]
     stated = Stated(main.mpp, "ome", main.objective, main.scanner)
     return _Choice("ome-tiff", [base, *smaller], associated, stated)
+
+
+def _qptiff(directories: list[Directory]) -> _Choice | str:
+    """Brightfield: each page says in its XML what it is; of fluorescence, whose channels are pages, there are several
+    in full resolution. Source: Akoya, Image format description of QPTIFF."""
+    places: dict[str, list[int]] = {}
+    for place, entry in enumerate(directories):
+        kind = re.search(r"<ImageType>\s*(\w+)\s*<", entry.text(tags.DESCRIPTION)[:100_000])
+        places.setdefault(kind.group(1) if kind else "", []).append(place)
+    if directories[0].number(tags.SAMPLES, 1) != 3 or places.get("FullResolution") != [0]:
+        return f"a PerkinElmer QPTIFF that is not one RGB image: {CHANNELS}"
+    levels = [directories[place] for place in (0, *places.get("ReducedResolution", []))]
+    names = {"Label": "label", "Overview": "macro", "Thumbnail": "thumbnail"}
+    associated = {name: places[kind][0] for kind, name in names.items() if kind in places}
+    stated = Stated(objective=qptiff_magnification(directories[0].text(tags.DESCRIPTION)))
+    return _Choice(QPTIFF, levels, associated, stated)
+
+
+def qptiff_magnification(description: str) -> str | None:
+    """The scan's in a QPTIFF's XML. Its objective is the lens, 10x for 0.5 µm per pixel; others state the scan's."""
+    scan = re.search(r"<ScanResolution\b.*?<Magnification>([^<]*)<", description, re.DOTALL)
+    return scan.group(1) if scan else None
 
 
 def _philips(directories: list[Directory]) -> _Choice | str:
