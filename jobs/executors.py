@@ -24,7 +24,7 @@ class ExecSpec:
     threads     reading threads per slide
     deadline_s  a slide of which no tile gets done for so long is given up, None for never; loading and running a model
                 does not count
-    read_mib    memory that reading one slide's patches may hold: batches and shared tiles
+    read_mib    memory that reading one slide's patches may hold, beyond the process itself: batches and shared tiles
     memory_mib  memory that a worker may take to tile a slide, beyond what it has when it starts, None for any amount
                 (Linux). Not for embedding, which needs what its model needs
     """
@@ -39,7 +39,7 @@ class ExecSpec:
     def __post_init__(self) -> None:
         if self.executor not in ("serial", "processes"):
             raise SpecError("jobs.executor", f"{self.executor!r} is unknown", "choose serial or processes")
-        for name, least in (("workers", 1), ("threads", 1), ("deadline_s", 1), ("read_mib", 64), ("memory_mib", 256)):
+        for name, least in (("workers", 1), ("threads", 1), ("deadline_s", 1), ("read_mib", 256), ("memory_mib", 256)):
             value = getattr(self, name)
             if value is not None and not value >= least:  # so that NaN is refused, too
                 raise SpecError(f"jobs.{name}", f"{value} is out of range", f"give at least {least}")
