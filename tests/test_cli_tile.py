@@ -112,6 +112,21 @@ def test_tissue_is_a_method_a_mask_or_a_folder_of_masks(tmp_path):
     assert set(corners(run, "b")) == places(960, 720, 1200, 960)
 
 
+def test_one_file_is_of_one_slide_never_of_a_cohort(tmp_path):
+    source, run = slides(tmp_path / "slides", "a", "b"), tmp_path / "run"
+    mask = write_mask(tmp_path / "m.png", (0, 0, 600, 480))
+    drawn = write_regions(tmp_path / "drawn.geojson", ((0, 0, 480, 480), "Tumor"))
+    for option, file in (("--tissue", mask), ("--include", drawn), ("--exclude", drawn), ("--coords", drawn)):
+        text = wsi("tile", source, "-o", run, *PX, option, file, code=2)
+        assert "is of one slide, and there are 2; name a folder with one file a slide" in text
+    assert not run.exists()
+    table = source / "slides.csv"
+    table.write_text("slide_id,path,tissue\na,a.svs,none\nb,b.svs,\n")
+    wsi("tile", table, "-o", run, *PX, "--tissue", mask)  # it is of the one slide that has no tissue of its own
+    assert set(corners(run, "b")) == places(0, 0, 600, 480)
+    assert len(corners(run, "a")) == 80
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
@@ -122,7 +137,7 @@ def test_tissue_is_a_method_a_mask_or_a_folder_of_masks(tmp_path):
         (["--drop", "blur", "--no-qc"], "nothing is measured"),
         (["--max-tiles", "0"], "tile.max_tiles: 0 is out of range"),
         (["--memory", "lots"], "--memory: 'lots' is no amount of memory; give such as 1GiB or 512MiB"),
-        (["--memory", "3MiB"], "jobs.read_mib: 3 is out of range; give at least 64"),
+        (["--memory", "3MiB"], "jobs.read_mib: 3 is out of range; give at least 256"),
         (["--timeout", "0"], "jobs.deadline_s: 0.0 is out of range"),
         (["--icc", "adobe"], "tile.icc: adobe is out of range; give none or srgb"),
         (["--channels", "DAPI"], "no choice of a channel"),
@@ -138,6 +153,12 @@ def test_tissue_is_a_method_a_mask_or_a_folder_of_masks(tmp_path):
         (["--set", "tile.mpp=wide"], "mpp: 'wide' does not fit"),
         (["--set", "tile.channels=3"], "channels: 3 does not fit"),
         (["--coords", "nowhere", "--max-tiles", "3"], "tiles that are given are all kept"),
+        (["--coords", "nowhere", "--min-tissue", "0.5"], "tiles that are given are all kept"),
+        (["--coords", "nowhere", "--stride-px", "100"], "leave out include, exclude, max_tiles, drop, min_tissue"),
+        (["--seed", "-1"], "tile.seed: -1 is out of range"),
+        (["--patches", "native", "--icc", "srgb"], "copied, not colour-corrected"),
+        (["--patches", "native", "--stride-px", "100"], "every 100 px are no slide's own"),
+        (["--tissue", "learned", "--tissue-weights", __file__], "it is no file of weights"),
         (["--coords", "nowhere"], "coords: there is no file or folder nowhere"),
         (["--include", "nowhere.xml"], "regions.include: there is no file or folder nowhere.xml"),
         (["--exclude", "nowhere"], "regions.exclude: there is no file or folder nowhere"),
@@ -299,9 +320,10 @@ def test_a_rerun_keeps_the_pictures_and_makes_those_that_are_missing_or_older(tm
 
 def test_a_dry_run_counts_what_a_run_would_find_and_writes_nothing(tmp_path):
     source = slides(tmp_path / "slides", "a", "b")
-    mask = write_mask(tmp_path / "mask.png", (0, 0, 600, 480))
+    for name in "ab":
+        write_mask(tmp_path / "masks" / f"{name}.png", (0, 0, 600, 480))
     run = tmp_path / "run"
-    options = ("tile", source, "-o", run, *PX, "--tissue", mask, "--patches", "raw")
+    options = ("tile", source, "-o", run, *PX, "--tissue", tmp_path / "masks", "--patches", "raw")
     text = wsi(*options, "--dry-run")
     assert "2 slides with 40 tiles of 120 px at 0.5 µm/px; 0 of them are tiled already" in text
     assert not run.exists()
