@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.coords import grid_from_coords, read_coords
-from tiling.grid import TileGrid, plan_grid, plan_scales
+from tiling.grid import TileGrid, draw, plan_grid, plan_scales
 from tiling.outside import read_mask
 from tiling.patches import PatchRequest, open_patches, write_patches
 from tiling.quality import TileQuality, measure_quality
 from tiling.regions import load_regions, region_file, regions_digest
-from tiling.spec import FLAGS, TileSpec
+from tiling.spec import FLAGS, QualitySpec, TileSpec
 from tiling.stream import Reading
 from tiling.thumbnail import base_mpp
 from tiling.tissue import Tissue, find_tissue
@@ -31,14 +31,15 @@ from wsi.slide import Slide
 from .config import RunSpec
 from .convert import export_slide
 from .folder import RunFolder
-from .look import look_at_tissue
+from .look import look_at_tissue, why_empty
 from .manifest import SlideRecord
 from .progress import advance, alive, busy
 from .receipts import DONE, EMPTY, SKIPPED
 from .run import Outcome
-from .stored import stored_count
+from .stored import Stored, find_stored
 
-TILE_VERSION = 2  # raised when the same settings begin to give other results
+TILE_VERSION = 3  # raised when the same settings begin to give other results
+_PLACES = 100_000  # of tiles left out that a store keeps, to be drawn
 # of CLAM, and of TRIDENT whose job folder holds a folder for each scale and size
 COORDS_NAMES = ("{}.h5", "{}_patches.h5", "patches/{}.h5", "patches/{}_patches.h5", "*/patches/{}_patches.h5")
 
@@ -48,13 +49,20 @@ class Planned:
     """What one slide gets.
 
     quality   of the grid's tiles, None where it was not measured
-    left_out  flag → tiles with it that were left out of the grid; one with several flags counts for each
+    left_out  flag → int64 (k, 2), corners of tiles with it that were left out of the grid; one with several flags is
+              in each
     """
 
     tissue: Tissue
     grid: TileGrid
     quality: TileQuality | None
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    left_out: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+
+    def notes(self) -> dict[str, Any]:
+        """What the store keeps of the tiles left out: how many, and where, unless they are too many for a record."""
+        counts = {flag: len(corners) for flag, corners in self.left_out.items()}
+        places = {flag: corners.tolist() for flag, corners in self.left_out.items()}
+        return {"left_out": counts} | ({"left_out_xy": places} if sum(counts.values()) <= _PLACES else {})
 
 
 def open_record(record: SlideRecord, spec: RunSpec) -> Slide:
@@ -70,28 +78,13 @@ def open_record(record: SlideRecord, spec: RunSpec) -> Slide:
     return in_srgb(slide) if spec.tile.icc == "srgb" else slide
 
 
-def check_files(spec: RunSpec) -> None:
-    """Raise SpecError for a file or folder that the settings name and that is not there."""
-    tissue, regions = spec.tile.tissue, spec.tile.regions
-    named = {
-        "coords": spec.coords,
-        "tissue.mask": tissue.mask,
-        "tissue.weights": tissue.weights,
-        "regions.include": regions.include,
-        "regions.exclude": regions.exclude,
-    }
-    for key, place in named.items():
-        if place is not None and not Path(place).exists():
-            raise SpecError(key, f"there is no file or folder {place}", "check the path")
-
-
 def tile_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
     """Tissue and tile grid of one slide (and its patches, if they are kept) → tiles/<slide_id>.zarr."""
     path = folder.tiles(record.slide_id)
     with open_record(record, spec) as slide:
         identity = slide_identity(record.path)
         grid_mark = grid_fingerprint(record, spec, identity, slide)
-        mark = fingerprint(grid_mark, spec.patches)
+        mark = store_fingerprint(grid_mark, spec, spec.patches)
         there = tiles_there(path, grid_mark, spec)
         if there is None:
             planned = plan_slide(record, spec, slide)
@@ -104,7 +97,7 @@ def tile_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome
                 spec.jobs.thread_count(),
                 memory=spec.jobs.read_bytes,
                 progress=advance,
-                notes={"left_out": dict(planned.left_out)},
+                notes=planned.notes(),
             )
             extra = _quality_arrays(planned, spec.tile)
             failed = write_patches(path, slide, planned.grid, planned.tissue, request, extra)
@@ -118,8 +111,8 @@ def tile_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome
         with busy():  # reads no slide any more
             export_slide(store, folder, spec.export, spec.jobs.thread_count())
     if there is not None:
-        return Outcome(SKIPPED, mark, there)
-    return Outcome(DONE if len(planned.grid) else EMPTY, mark, len(planned.grid), failed)
+        return Outcome(SKIPPED, mark, there.tiles, there.failed, why_empty(store))
+    return Outcome(DONE if len(planned.grid) else EMPTY, mark, len(planned.grid), failed, why_empty(store))
 
 
 def plan_slide(record: SlideRecord, spec: RunSpec, slide: Slide) -> Planned:
@@ -130,18 +123,24 @@ def plan_slide(record: SlideRecord, spec: RunSpec, slide: Slide) -> Planned:
     if spec.coords is not None:
         grid = _given_grid(record, spec.coords, tile, slide, tissue)
     else:
-        grid = plan_grid(slide.levels, tile, tissue, load_regions(tile.regions, record.slide_id))
+        size = slide.levels[0].width, slide.levels[0].height
+        grid = plan_grid(slide.levels, tile, tissue, load_regions(tile.regions, record.slide_id, size))
     if not tile.quality.measure or len(grid) == 0:
         return Planned(tissue, grid, None)
     reading = Reading(spec.jobs.thread_count(), spec.jobs.read_bytes, alive)
     quality = measure_quality(slide, grid, tissue, tile.quality, reading)
-    left_out = quality.excluded(tile.quality)
-    if spec.coords is not None or not left_out.any():  # tiles that were given are all kept
+    if spec.coords is not None:  # tiles that were given are all kept
         return Planned(tissue, grid, quality)
-    kept = replace(grid, xy=grid.xy[~left_out], tissue=grid.tissue[~left_out])
-    flags = quality.flags(tile.quality)
-    counts = {flag: int(flags[flag].sum()) for flag in FLAGS if flag in tile.quality.exclude}
-    return Planned(tissue, kept, quality.of(~left_out), {flag: count for flag, count in counts.items() if count})
+    gone, flags = quality.excluded(tile.quality), quality.flags(tile.quality)
+    left_out = {flag: grid.xy[flags[flag]] for flag in FLAGS if flag in tile.quality.exclude and flags[flag].any()}
+    kept = np.flatnonzero(~gone)
+    found = grid.found
+    if tile.max_tiles is not None and len(kept) > tile.max_tiles:
+        found, kept = len(kept), kept[draw(len(kept), tile.max_tiles, tile.seed)]
+    chosen = replace(grid, xy=grid.xy[kept], tissue=grid.tissue[kept], found=found)
+    rows = np.zeros(len(grid), np.bool_)
+    rows[kept] = True
+    return Planned(tissue, chosen, quality.of(rows), left_out)
 
 
 def tile_spec(record: SlideRecord, spec: TileSpec) -> TileSpec:
@@ -154,7 +153,10 @@ def tile_spec(record: SlideRecord, spec: TileSpec) -> TileSpec:
 
 
 def grid_fingerprint(record: SlideRecord, spec: RunSpec, identity: str, slide: Slide) -> str:
-    """Of what determines which tiles a slide gets and how their pixels look; whether those are kept does not."""
+    """Of what determines which tiles a slide gets and how their pixels look, and so their embeddings.
+
+    Whether the pixels are kept does not count, nor what is only measured: that is in `store_fingerprint`.
+    """
     tile, info = tile_spec(record, spec.tile), slide.info
     files = {
         "regions": regions_digest(tile.regions, record.slide_id),
@@ -166,18 +168,25 @@ def grid_fingerprint(record: SlideRecord, spec: RunSpec, identity: str, slide: S
     plain = replace(
         tile,
         max_failed_tiles=0.0,
+        seed=tile.seed if tile.max_tiles is not None else 0,
+        quality=tile.quality if tile.quality.exclude else QualitySpec(),
         tissue=replace(tile.tissue, mask=tile.tissue.mask and "", weights=tile.tissue.weights and ""),
         regions=replace(tile.regions, include=tile.regions.include and "", exclude=tile.regions.exclude and ""),
     )
     return fingerprint(TILE_VERSION, plain, identity, info.mpp, info.mpp_source, info.channels, info.colour, files)
 
 
-def tiles_there(path: Path, grid_mark: str, spec: RunSpec) -> int | None:
-    """Tiles in the store at `path` if it is what is asked for; one with pixels serves also where none are asked for."""
+def store_fingerprint(grid_mark: str, spec: RunSpec, pixels: str) -> str:
+    """Of all that is in the store of a slide's tiles."""
+    return fingerprint(grid_mark, spec.tile.quality, pixels)
+
+
+def tiles_there(path: Path, grid_mark: str, spec: RunSpec) -> Stored | None:
+    """What the store at `path` holds if it is what is asked for; one with pixels serves also where none are asked for."""
     wanted = [spec.patches] if spec.patches != "none" else ["none", "raw", "native", "jpeg"]
-    marks = (fingerprint(grid_mark, pixels) for pixels in wanted)
-    counts = (stored_count(path, mark, spec.tile.max_failed_tiles) for mark in marks)
-    return next((count for count in counts if count is not None), None)
+    marks = (store_fingerprint(grid_mark, spec, pixels) for pixels in wanted)
+    found = (find_stored(path, mark, spec.tile.max_failed_tiles, open_patches) for mark in marks)
+    return next((stored for stored in found if stored is not None), None)
 
 
 def _quality_arrays(planned: Planned, tile: TileSpec) -> Mapping[str, NDArray[Any]]:
@@ -206,7 +215,9 @@ def _mask_file(record: SlideRecord, tile: TileSpec) -> Path | None:
     place = Path(str(tile.tissue.mask))
     if not place.is_dir():
         return place
-    images = [file for suffix in (".png", ".npy", ".tif") if (file := place / f"{record.slide_id}{suffix}").is_file()]
+    images = [
+        file for suffix in (".png", ".npy", ".tif", ".tiff") if (file := place / f"{record.slide_id}{suffix}").is_file()
+    ]
     return images[0] if images else region_file(place, record.slide_id, "tissue.mask")
 
 
@@ -218,13 +229,17 @@ def _given_grid(record: SlideRecord, place: str, tile: TileSpec, slide: Slide, t
         if (other.attrs["slide"]["width"], other.attrs["slide"]["height"]) != (base.width, base.height):
             problem = f"its tiles are not of this slide, of {base.width} x {base.height} px"
             raise SpecError(file, problem, "name a run on this slide")
+        if other.identity != slide_identity(record.path):
+            raise SpecError(file, "it is of another slide: the content differs", "name a run on this slide")
         given = replace(other.grid, spec=tile, mpp=base_mpp(slide) * other.grid.span_px / tile.tile_px)
         return replace(plan_scales(given, slide.levels, [tile.mpp])[0], spec=tile)
     return grid_from_coords(slide.levels, read_coords(file, slide.levels[0].mpp), tile, tissue)
 
 
 def _coords_file(record: SlideRecord, place: str) -> Path:
-    """The one file of this slide at `place`: a run folder, or a folder of CLAM or TRIDENT."""
+    """The one file of this slide at `place`: a run folder, a folder of CLAM or TRIDENT, or the file itself."""
+    if Path(place).is_file():
+        return Path(place)  # there is but one slide then: see check_run
     store = RunFolder(Path(place)).tiles(record.slide_id)
     if store.exists():
         return store

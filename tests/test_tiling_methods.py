@@ -8,7 +8,7 @@ import pytest
 import shapely
 from skimage.filters import threshold_otsu
 
-from tests.slides import ArraySlide, SvsOptions, write_svs
+from tests.slides import ArraySlide, SvsOptions, tissue_like, write_svs
 from tiling import TissueSpec, find_tissue, read_mask, read_thumbnail
 from tiling.outside import fit_mask, rasterise
 from tiling.spec import TISSUE_METHODS
@@ -207,6 +207,42 @@ def test_regions_are_a_mask_with_their_holes(tmp_path, slide):
     assert iou(tissue.mask, drawn()[4::8, 4::8] > 0) > 0.97
 
 
+def feature(geometry, name):
+    properties = {"classification": {"name": name}}
+    return {"type": "Feature", "geometry": shapely.geometry.mapping(geometry), "properties": properties}
+
+
+def test_pen_is_cut_out_of_a_regions_mask_and_points_are_no_tissue(tmp_path, slide):
+    path, box = tmp_path / "a.geojson", shapely.box
+    pen, tissue = feature(box(300, 0, 800, 400), "PEN"), feature(box(0, 0, 400, 400), "Tissue")
+    path.write_text(json.dumps([pen, tissue, feature(shapely.Point(900, 700), "Tissue")]))
+    mask = read_mask(path, slide, 10)
+    assert mask[:40, :30].all()
+    assert mask.sum() == 40 * 30
+    for nothing in ([], [pen]):  # as a run writes of a slide without tissue
+        path.write_text(json.dumps(nothing))
+        assert not read_mask(path, slide, 10).any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (shapely.box(1001, 0, 1500, 100), "none of it lies on this slide of 1000 x 800 px; is it of another slide"),
+        (shapely.LineString([(0, 0), (500, 500)]), "none of the 1 objects of .* encloses an area"),
+    ],
+)
+def test_regions_without_an_area_on_the_slide_are_no_mask(tmp_path, slide, shape, message):
+    (tmp_path / "a.geojson").write_text(json.dumps([feature(shape, "Tissue"), feature(shapely.box(0, 0, 9, 9), "Pen")]))
+    with pytest.raises(SpecError, match=message):
+        read_mask(tmp_path / "a.geojson", slide, 10)
+
+
+@pytest.mark.parametrize("content", [np.ones((80, 100), np.uint8), np.full((80, 100), 255, np.uint8), True, 1.0])
+def test_a_mask_may_be_tissue_everywhere(tmp_path, slide, content):
+    np.save(tmp_path / "a.npy", np.broadcast_to(content, (80, 100)))
+    assert read_mask(tmp_path / "a.npy", slide, 10).all()
+
+
 def test_a_mask_given_as_an_array_is_taken_as_it_is(slide):
     outside = np.zeros((80, 100), bool)
     outside[10:20, 30:36] = True  # a piece that other methods would drop as dust
@@ -221,11 +257,22 @@ def test_a_mask_given_as_an_array_is_taken_as_it_is(slide):
         ("text.png", b"no image", "is no image"),
         ("turned.npy", np.zeros((100, 80), np.uint8), "not the same shape"),
         ("line.npy", np.zeros(100, np.uint8), "dimensions"),
+        ("pickle.npy", np.array([{}], object), "cannot be read"),
+        ("empty.npy", b"", "cannot be read"),
+        ("nan.npy", np.full((80, 100), np.nan), "NaN"),
+        ("grey.npy", np.arange(8000, dtype=np.uint16).reshape(80, 100), "8000 different values"),
+        ("no_zero.npy", np.tri(80, 100, dtype=np.uint8) + 1, "2 different values; a mask has two, one of them 0"),
+        ("flat.npy", np.full((80, 100), 7, np.uint8), "every pixel of .* is 7"),
+        ("colours.npy", np.dstack([np.tri(80, 100, k) > 0 for k in (0, 5, 9)]), "other colours than one on black"),
+        ("thumbnail.png", (tissue_like(100, 80)), "different values.*as PNG"),
+        ("mask.jpg", np.eye(80, 100, dtype=np.uint8) * 255, "different values.*as PNG"),
     ],
 )
 def test_a_file_that_is_no_mask_of_this_slide_is_refused(tmp_path, slide, name, content, message):
     if isinstance(content, bytes):
         (tmp_path / name).write_bytes(content)
+    elif content is not None and not name.endswith(".npy"):
+        cv2.imwrite(str(tmp_path / name), content)
     elif content is not None:
         np.save(tmp_path / name, content)
     with pytest.raises(SpecError, match=message):

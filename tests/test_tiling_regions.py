@@ -158,6 +158,18 @@ def test_overlapping_objects_count_once_and_points_do_not(tmp_path):
     assert load_regions(RegionSpec(include=str(path)), "s").include.is_empty
 
 
+@pytest.mark.parametrize("name", ["include", "exclude"])
+def test_regions_that_all_lie_beside_the_slide_are_refused(name, tmp_path):
+    spec = RegionSpec(**{name: str(drawn(tmp_path / "a.geojson", Tumor=1, Stroma=1))})
+    assert load_regions(spec, "s", (50, 60)) is not None
+    far = json.loads((tmp_path / "a.geojson").read_text())
+    for feature in far["features"] if isinstance(far, dict) else far:
+        feature["geometry"] = shapely.geometry.mapping(shapely.box(500, 70, 600, 170))
+    (tmp_path / "a.geojson").write_text(json.dumps(far))
+    with pytest.raises(SpecError, match=f"regions.{name}: .*none of it lies on this slide of 50 x 60 px"):
+        load_regions(spec, "s", (50, 60))
+
+
 def test_the_digest_follows_the_content_and_the_role(tmp_path):
     path = drawn(tmp_path / "a.geojson", Tumor=1)
     include, exclude = RegionSpec(include=str(path)), RegionSpec(exclude=str(path))

@@ -46,12 +46,13 @@ class Regions:
         return lattice_share(include, columns, rows, span_px) - both
 
 
-def load_regions(spec: RegionSpec, slide_id: str) -> Regions | None:
+def load_regions(spec: RegionSpec, slide_id: str, size: tuple[int, int] | None = None) -> Regions | None:
     """The regions of one slide, or None where `spec` names no file.
 
     A folder has one file for each slide, `slide_id` and a suffix such as .geojson, .xml or .geojson.gz; `[]` in a
     .geojson says that nothing is drawn. Class names are compared without regard to case; one that no object of the
-    file has, or of the folder's files, is an error. Objects without an area do not count.
+    file has, or of the folder's files, is an error. Objects without an area do not count. With `size`, the slide's
+    (width, height) at level 0, objects that all lie beside the slide are an error.
     Raises SpecError, and AnnotationError where a file cannot be read.
     """
     shapes = {}
@@ -62,9 +63,22 @@ def load_regions(spec: RegionSpec, slide_id: str) -> Regions | None:
         if found and shapes[name].is_empty:
             problem = f"none of the {len(found)} objects of {path} encloses an area"
             raise SpecError(f"regions.{name}", problem, "draw polygons, or choose other classes")
+        if size is not None:
+            check_place(shapes[name], size, f"regions.{name}", path)
     if not shapes:
         return None
     return Regions(shapes.get("include"), shapes.get("exclude"), spec.min_share, regions_digest(spec, slide_id) or "")
+
+
+def check_place(drawn: "BaseGeometry", size: tuple[int, int], setting: str, path: Path) -> None:
+    """Raise SpecError where something is drawn, and all of it beside a slide of `size`, (width, height) at level 0."""
+    import shapely
+
+    width, height = size
+    if drawn.is_empty or shapely.intersects(drawn, shapely.box(0, 0, width, height)):
+        return
+    problem = f"{path}: none of it lies on this slide of {width} x {height} px"
+    raise SpecError(setting, problem, "is it of another slide, or in other units than level-0 pixels?")
 
 
 def regions_digest(spec: RegionSpec, slide_id: str) -> str | None:
