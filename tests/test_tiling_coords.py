@@ -14,6 +14,7 @@ from tiling.coords import (
     export_clam,
     export_trident,
     grid_from_coords,
+    known_empty,
     read_coords,
     trident_magnification,
     write_clam,
@@ -121,7 +122,7 @@ def test_a_real_file_of_clam_is_read_and_makes_a_grid(data_dir):
     levels = [Level(67181, 59019, 1.0, 0.25), Level(16795, 14754, 4.0, 1.0)]
     grid = grid_from_coords(levels, coords, TileSpec())
     assert (len(grid), grid.level, grid.mpp) == (8896, 0, 0.5)
-    with pytest.raises(SpecError, match=r"128\.0 µm wide, 256 px at 1 µm per pixel are not; ask for mpp 0\.5"):
+    with pytest.raises(SpecError, match=r"128\.0 µm wide, 256 px at 1 µm per pixel are not; ask for --tile-px 128, or for --tile-mpp 0\.5"):
         grid_from_coords(levels, coords, TileSpec(mpp=1.0))
     with pytest.raises(SpecError, match="not of this slide"):
         grid_from_coords([Level(67181, 50000, 1.0, 0.25)], coords, TileSpec())
@@ -284,7 +285,12 @@ def test_patches_come_out_at_another_tools_coordinates(tmp_path):
 @pytest.mark.parametrize(
     ("levels", "spec", "error", "message"),
     [
-        ([Level(8192, 6144, 1.0, 0.35)], {}, SpecError, r"179\.2 µm wide.*ask for mpp 0\.7"),
+        (
+            [Level(8192, 6144, 1.0, 0.35)],
+            {},
+            SpecError,
+            r"179\.2 µm wide.*ask for --tile-px 358, or for --tile-mpp 0\.7$",
+        ),
         ([Level(8192, 6144, 1.0, 0.25)], {"tile_px": 600, "mpp": 0.2133, "tolerance": 0.1}, SpecError, "finest level"),
         ([Level(8192, 6144, 1.0, 0.25)], {"tile_px": 520, "mpp": 0.25, "tolerance": 0.1}, SpecError, "smaller patches"),
         ([Level(8192, 6144, 1.0, None)], {}, SlideError, "pixel size"),
@@ -320,6 +326,30 @@ def test_trees_have_the_names_that_the_tools_expect(tmp_path):
     assert other.name == "10x_256px_64px_overlap"
     with pytest.raises(SpecError, match="no plain file name"):
         export_clam([tiles(slide_id="../a")], tmp_path)
+
+
+def test_a_clam_tree_knows_which_slides_are_empty_and_keeps_no_older_file_of_them(tmp_path):
+    export_clam([tiles(slide_id="a"), tiles(slide_id="b")], tmp_path)
+    assert not known_empty(tmp_path, "b")
+    export_clam([tiles(slide_id="a"), empty("b")], tmp_path)
+    assert [path.name for path in (tmp_path / "patches").iterdir()] == ["a.h5"]
+    assert [known_empty(tmp_path, name) for name in ("a", "b", "c")] == [False, True, False]
+    assert not known_empty(tmp_path / "patches", "b")
+    table = tmp_path / "process_list_autogen.csv"
+    table.write_text(table.read_text().replace("b,0,failed_seg,", "b,0,failed_seg,0"))  # CLAM gave up on it
+    assert not known_empty(tmp_path, "b")
+    table.write_bytes(b"slide_id,status\n\xff,x\n")
+    with pytest.raises(StoreError, match="no table"):
+        known_empty(tmp_path, "b")
+
+
+def test_a_tile_that_a_file_lists_again_is_taken_once_in_the_files_order(tmp_path, caplog):
+    corners = np.array([[512, 0], [0, 512], [512, 0], [0, 0], [0, 512]])
+    path = h5(tmp_path / "x.h5", corners, {"patch_size": 512, "patch_spacing_um_px": 0.25})
+    grid = grid_from_coords(tiles().levels, read_coords(path), TileSpec())
+    assert grid.xy.tolist() == [[512, 0], [0, 512], [0, 0]]
+    assert len(grid.tissue) == 3
+    assert "lists 2 of its 5 tiles again" in caplog.text
 
 
 def test_the_real_dataset_class_of_torchmil_reads_a_trident_tree(tmp_path):

@@ -11,7 +11,7 @@ import zarr
 from tests.slides import ArraySlide, SvsOptions, tissue_like, write_svs
 from tiling import PatchRequest, TileSpec, TissueSpec, find_tissue, iter_patches, open_patches, plan_grid, write_patches
 from tiling.codecs import encode_patch
-from tiling.pixels import _run
+from tiling.pixels import _run, check_native
 from wsi import Region, SlideError, SpecError, StoreError, open_slide
 from wsi.resample import read_at
 
@@ -177,6 +177,14 @@ def test_a_grid_that_is_not_the_slides_is_told_which_would_be(tmp_path, options,
     with slide, pytest.raises(SpecError, match=problem):
         store_of(tmp_path / "s.zarr", slide, spec, pixels="native")
     assert not (tmp_path / "s.zarr").exists()
+
+
+def test_tiles_of_the_slides_size_beside_its_own_are_not_told_to_take_that_size(tmp_path):
+    with open_slide(write_svs(tmp_path / "a.svs", tissue_like(640, 640), SvsOptions(64))) as slide:
+        grid = plan_grid(slide.levels, SPEC, find_tissue(slide, SPEC.tissue))
+        check_native(slide, grid)
+        with pytest.raises(SpecError, match=r"begin or end elsewhere than its own; keep the pixels as raw or jpeg$"):
+            check_native(slide, replace(grid, xy=grid.xy[:9] + 5))
 
 
 def test_what_is_known_of_each_tile_is_kept_and_pen_too(tmp_path):

@@ -1,6 +1,7 @@
 """Tile coordinates in the HDF5 files of other tools: CLAM and TRIDENT both ways, five more to read."""
 
 import csv
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,10 @@ from .grid import TileGrid, tissue_fraction
 from .spec import TileSpec
 from .tissue import Tissue
 
+log = logging.getLogger(__name__)
+
+PROCESS_LIST = "process_list_autogen.csv"  # CLAM's table of slides
+FAILED_SEG = "failed_seg"
 MAX_TILES = 20_000_000
 DEFLATE = 1032  # what deflate can shrink at most: a table beyond it is not in the file, and h5py would make it up
 MAX_PX = 1e8  # level-0 px; a coordinate beyond is no coordinate
@@ -155,8 +160,9 @@ def _plain(attrs: Any) -> dict[str, Any]:
 def grid_from_coords(
     levels: Sequence[Level], coords: ForeignCoords, spec: TileSpec, tissue: Tissue | None = None
 ) -> TileGrid:
-    """The grid of another tool's tiles, to be read and embedded as our own; row i is row i of the file.
+    """The grid of another tool's tiles, to be read and embedded as our own, in the file's order.
 
+    A tile that the file lists again is left out, with a warning in the log; otherwise row i is row i of the file.
     The tiles' side is the file's, so `grid.mpp` is the side in µm over `spec.tile_px`: it must be `spec.mpp` within
     `spec.tolerance`. Tiles that reach over the edge are kept, and white there. Without `tissue` every tile counts as
     full of it. Raises SpecError where the file contradicts `spec` or is of another slide, SlideError without mpp.
@@ -168,7 +174,8 @@ def grid_from_coords(
     if abs(mpp / spec.mpp - 1) > spec.tolerance:
         side = f"{coords.span_px * base.mpp:.1f} µm"
         problem = f"tiles in {coords.path} are {side} wide, {spec.tile_px} px at {spec.mpp:g} µm per pixel are not"
-        raise SpecError("tile", problem, f"ask for mpp {mpp:.4g}, or for a tolerance that allows it")
+        suited = round(coords.span_px * base.mpp / spec.mpp)  # what their own patches had, where the scale is theirs
+        raise SpecError("tile", problem, f"ask for --tile-px {suited}, or for --tile-mpp {mpp:.4g}")
     outside = (coords.xy + coords.span_px <= 0) | (coords.xy >= [base.width, base.height])
     if (coords.size is not None and coords.size != (base.width, base.height)) or outside.any():
         problem = f"its coordinates are not of this slide, of {base.width} x {base.height} px"
@@ -181,8 +188,18 @@ def grid_from_coords(
     if not fit:
         problem = f"tiles in {coords.path} have {coords.span_px} px at level 0, fewer than the {spec.tile_px} asked for"
         raise SpecError("tile.tile_px", problem, "ask for smaller patches: enlarging invents no detail")
-    share = tissue_fraction(tissue.mask, coords.xy, coords.span_px, tissue.scale) if tissue else np.ones(len(coords.xy))
-    return TileGrid(spec, max(fit)[1], coords.span_px, mpp, coords.xy, share.astype(np.float32))
+    xy = _without_repeats(coords)
+    share = tissue_fraction(tissue.mask, xy, coords.span_px, tissue.scale) if tissue else np.ones(len(xy))
+    return TileGrid(spec, max(fit)[1], coords.span_px, mpp, xy, share.astype(np.float32))
+
+
+def _without_repeats(coords: ForeignCoords) -> NDArray[np.int64]:
+    first = np.sort(np.unique(coords.xy, axis=0, return_index=True)[1])
+    repeats = len(coords.xy) - len(first)
+    if repeats == 0:
+        return coords.xy
+    log.warning("%s lists %d of its %d tiles again: each is taken once", coords.path, repeats, len(coords.xy))
+    return coords.xy[first]
 
 
 def write_trident(path: Path, slide: SlideTiles) -> None:
@@ -268,18 +285,39 @@ def export_trident(slides: Iterable[SlideTiles], out: Path) -> list[Path]:
 def export_clam(slides: Iterable[SlideTiles], out: Path) -> Path:
     """CLAM's tree of coordinates: `patches/<slide>.h5` and `process_list_autogen.csv` in `out`, which is returned.
 
-    As with CLAM, a slide without tiles has no file. The list's columns on CLAM's own segmentation stay empty.
+    As with CLAM, a slide without tiles has no file: an older one of it is removed. The list's columns on CLAM's own
+    segmentation stay empty.
     """
     rows = []
     for slide in slides:
+        path = out / "patches" / f"{_file_name(slide)}.h5"
         if len(slide.grid):
-            write_clam(out / "patches" / f"{_file_name(slide)}.h5", slide)
-        rows.append([slide.slide_id, 0, "processed" if len(slide.grid) else "failed_seg"])
-    with appear_file(out / "process_list_autogen.csv") as draft, draft.open("w", newline="", encoding="utf-8") as file:
+            write_clam(path, slide)
+        else:
+            path.unlink(missing_ok=True)
+        rows.append([slide.slide_id, 0, "processed" if len(slide.grid) else FAILED_SEG])
+    with appear_file(out / PROCESS_LIST) as draft, draft.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(CLAM_COLUMNS)
         table.writerows(row + [""] * (len(CLAM_COLUMNS) - len(row)) for row in rows)
     return out
+
+
+def known_empty(place: Path, slide_id: str) -> bool:
+    """Whether the tree of `export_clam` at `place` says that the slide has no tiles, and so has no file of it.
+
+    The list says failed_seg then, and nothing on a segmentation. CLAM itself writes failed_seg, with the level it
+    tried, for slides too large for it: those are not empty. Raises StoreError for a damaged list.
+    """
+    path = place / PROCESS_LIST
+    if not path.is_file():
+        return False
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row.get("slide_id") == slide_id]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise StoreError(path, f"it is no table ({error})", "export again") from None
+    return any(row.get("status") == FAILED_SEG and not row.get("seg_level") for row in rows)
 
 
 def _overlap(spec: TileSpec) -> int:

@@ -21,6 +21,7 @@ from .shards import Chunk, create_patches, write_shard
 from .stream import MEMORY_BYTES, PatchBatch, batch_tiles, iter_patches
 
 MODES = ("none", "raw", "jpeg", "native")
+SAME_SCALE = 0.01  # relative; spans are whole pixels, so the scale of a grid deviates a little from its level's
 _WAITING = 2  # batches of pixels that are being written while the next are read: what writing adds to memory
 
 Write = Callable[[int, list[Chunk | None]], int]  # (first tile, the chunks of a batch) → how many they are
@@ -116,9 +117,13 @@ def check_native(slide: Slide, grid: TileGrid) -> None:
         raise SpecError("pixels native", f"its tiles are not square ({width} x {height} px)", "keep raw or jpeg")
     scales = [one.mpp for one in slide.levels if one.stored and one.mpp is not None]
     nearest = min(scales, key=lambda mpp: abs(log(mpp / grid.spec.mpp)), default=grid.mpp)
+    asked = f"tiles of {grid.spec.tile_px} px at {grid.spec.mpp:g} µm/px"
+    if same_px and grid.spec.tile_px == grid.spec.stride == width and abs(grid.mpp / nearest - 1) <= SAME_SCALE:
+        problem = f"{asked} are as large as the slide's, but these begin or end elsewhere than its own"
+        raise SpecError("pixels native", problem, "keep the pixels as raw or jpeg")
     raise SpecError(
         "pixels native",
-        f"tiles of {grid.spec.tile_px} px at {grid.spec.mpp:g} µm/px every {grid.spec.stride} px are not the slide's",
+        f"{asked} every {grid.spec.stride} px are not the slide's",
         f"take --tile-px {width} --tile-mpp {nearest:g} without overlap: the slide's own tiles",
     )
 
