@@ -122,7 +122,9 @@ def test_a_real_file_of_clam_is_read_and_makes_a_grid(data_dir):
     levels = [Level(67181, 59019, 1.0, 0.25), Level(16795, 14754, 4.0, 1.0)]
     grid = grid_from_coords(levels, coords, TileSpec())
     assert (len(grid), grid.level, grid.mpp) == (8896, 0, 0.5)
-    with pytest.raises(SpecError, match=r"128\.0 µm wide, 256 px at 1 µm per pixel are not; ask for --tile-px 128, or for --tile-mpp 0\.5"):
+    with pytest.raises(
+        SpecError, match=r"128\.0 µm wide, 256 px at 1 µm.*; ask for --tile-px 128, or for --tile-mpp 0\.5"
+    ):
         grid_from_coords(levels, coords, TileSpec(mpp=1.0))
     with pytest.raises(SpecError, match="not of this slide"):
         grid_from_coords([Level(67181, 50000, 1.0, 0.25)], coords, TileSpec())
