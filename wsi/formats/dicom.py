@@ -20,6 +20,7 @@ from .jpeg import JpegDecoder
 from .jpeg2000 import Jpeg2000Decoder
 from .match import Match
 from .scale import Scale, stated_scale
+from .stored_tile import read_stored
 from .tiled import TiledSlide
 from .tilewise import BadTile
 
@@ -65,9 +66,7 @@ class DicomLevel:
         if not count:
             raise BadTile("its entry in the file's table of frames is damaged")
         source, length = self._sources[self._frames.file[tile]], count + self._header
-        data = source.read_at(int(self._frames.offsets[tile]) - self._header, length)
-        if len(data) != length:
-            raise BadTile(f"the file ends {length - len(data):,} bytes too early")
+        data = read_stored(source, int(self._frames.offsets[tile]) - self._header, length)
         return unwrap(data, count) if self._header else data
 
 

@@ -26,8 +26,8 @@ from .dicom_files import file_meta
 from .dicom_frames import CODECS, PHOTOMETRIC
 from .file_check import COPY_AGAIN
 from .scale import as_objective
+from .stored_tile import MAX_TILE_PX
 
-_MAX_TILE_PX = 4_096 * 4_096  # 48 MiB decoded; scanners write 240 to 1,024 px a side
 _MAX_PICTURE_PX = 100_000_000  # of a label or overview, which may be one frame
 _MAX_TILES = 10_000_000  # 800,000 x 800,000 px in tiles of 256 px
 
@@ -166,7 +166,7 @@ def _describe(path: Path, reader: WsiDicomReader, codec: str) -> Part | str:
 def _check_plausible(path: Path, kind: str, size: tuple[int, int], tile: tuple[int, int]) -> None:
     tiles = -(-size[0] // max(1, tile[0])) * -(-size[1] // max(1, tile[1]))
     pixels = tile[0] * tile[1] if kind == "volume" else max(size[0] * size[1], tiles * tile[0] * tile[1])
-    most = _MAX_TILE_PX if kind == "volume" else _MAX_PICTURE_PX
+    most = MAX_TILE_PX if kind == "volume" else _MAX_PICTURE_PX
     if min(*size, *tile) < 1 or pixels > most or tiles > _MAX_TILES:
         sizes = f"{size[0]:,} x {size[1]:,} px in frames of {tile[0]:,} x {tile[1]:,} px"
         raise SlideError(path, f"implausible size: its {kind} image claims {sizes}", COPY_AGAIN)

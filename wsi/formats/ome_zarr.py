@@ -34,13 +34,13 @@ from .file_check import COPY_AGAIN
 from .match import Match
 from .ngff import NgffImage, read_image
 from .scale import Scale
+from .stored_tile import MAX_TILE_PX
 from .tiled import TiledSlide
 from .tilewise import BadTile, Grid
 
 if TYPE_CHECKING:
     import zarr
 
-_MAX_CHUNK_PX = 4_096 * 4_096  # as for TIFF tiles
 _ASPECT_TOLERANCE = 0.05
 _METADATA = {"zarr.json", ".zarray", ".zattrs"}
 _SPREAD_PX = 2  # how far a coarser pixel may be averaged from beyond its place
@@ -219,7 +219,7 @@ def _channels(path: Path, image: NgffImage, arrays: list["zarr.Array[Any]"]) -> 
         for axis, name in (("t", "time points"), ("z", "focal planes")):
             if shape.get(axis, 1) != 1:
                 raise SlideError(path, f"it has {shape[axis]} {name}", "write one of them to an image of its own")
-        if chunk["y"] * chunk["x"] > _MAX_CHUNK_PX:
+        if chunk["y"] * chunk["x"] > MAX_TILE_PX:
             problem = f"its chunks of {chunk['x']:,} x {chunk['y']:,} px are too large to read it in parts"
             raise SlideError(path, problem, "write it again with chunks of 256 to 1,024 px")
         shapes.append((shape.get("c", 1), array.dtype))

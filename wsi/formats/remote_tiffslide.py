@@ -26,10 +26,10 @@ from .jpeg import JpegDecoder
 from .match import Match
 from .scale import Scale, as_objective, stated_scale
 from .source_reader import SourceReader
+from .stored_tile import MAX_TILE_PX, read_stored
 from .tiled import TiledSlide
 from .tilewise import BadTile, Grid
 
-_MAX_TILE_PX = 4_096 * 4_096
 _JPEG, _YCBCR, _ICC_PROFILE = 7, 6, 34675
 _COMPOSED = ("ventana", "leica", "trestle")
 _COPY_HERE = "copy the file to this machine, where OpenSlide reads it"
@@ -85,13 +85,7 @@ class PageLevel:
         return bool(self._page.is_tiled) or (tile // grid.columns + 1) * grid.tile_height <= grid.height
 
     def _stored(self, tile: int) -> bytes:
-        count = int(self._counts[tile])
-        data = self._source.read_at(int(self._offsets[tile]), count) if count else b""
-        if not data:
-            raise BadTile("the file holds no bytes for it")
-        if len(data) != count:
-            raise BadTile(f"the file ends {count - len(data):,} bytes too early")
-        return data
+        return read_stored(self._source, int(self._offsets[tile]), int(self._counts[tile]))
 
 
 class TiffSlideSlide(TiledSlide):
@@ -164,7 +158,7 @@ class _Opened:
             return f"a {self.vendor} slide, whose image is put together from several areas or overlapping tiles"
         if self._stated.get("tiffslide.series-axes") != "YXS" or base.dtype != np.uint8 or base.samplesperpixel != 3:
             return f"pixels that are not 8-bit RGB ({base.samplesperpixel} samples of {base.bitspersample} bits)"
-        if any(page.chunks[0] * page.chunks[1] > _MAX_TILE_PX for page in self.pages):
+        if any(page.chunks[0] * page.chunks[1] > MAX_TILE_PX for page in self.pages):
             return f"stored in parts of {base.chunks[1]:,} x {base.chunks[0]:,} px, too large to read one by one"
         return None
 

@@ -19,6 +19,7 @@ from .jpeg import JpegDecoder, size_of
 from .jpeg2000 import Jpeg2000Decoder
 from .match import Match
 from .scale import Scale, as_objective, resolution_to_mpp, stated_scale
+from .stored_tile import read_stored
 from .tiff_structure import Pyramid, read_pyramid
 from .tiff_tiles import TiledLevel, read_tiles, unreadable
 from .tiled import TiledSlide
@@ -74,13 +75,7 @@ class TiffLevel:
             return None
 
     def _stored(self, part: int) -> bytes:
-        count = int(self._tiles.counts[part])
-        if count <= 0:
-            raise BadTile("the file holds no bytes for it" + ", its stated size is absurd" * (count < 0))
-        data = self._source.read_at(int(self._tiles.offsets[part]), count)
-        if len(data) != count:
-            raise BadTile(f"the file ends {count - len(data):,} bytes too early")
-        return data
+        return read_stored(self._source, int(self._tiles.offsets[part]), int(self._tiles.counts[part]))
 
 
 class TiffSlide(TiledSlide):

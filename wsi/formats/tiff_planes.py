@@ -24,9 +24,9 @@ from .codecs import (
     unpack,
 )
 from .file_check import COPY_AGAIN
-from .tilewise import BadTile, Grid
+from .stored_tile import MAX_STRIP_PX, MAX_TILE_PX, read_stored
+from .tilewise import Grid
 
-_MAX_TILE_PX, _MAX_STRIP_PX = 4_096 * 4_096, 100_000_000  # as for RGB
 _LZW, _LZW_SURPLUS_BYTES = 5, 16  # a PerkinElmer file at hand has a strip with three pixels too many, otherwise sound
 _BAND_ROWS = 64  # strips of fewer rows are read together, uncompressed ones of more are cut
 
@@ -103,12 +103,8 @@ class PlaneLevel:
 
     def _part(self, plane: Plane, part: int) -> NDArray:
         """(rows, cols, samples) of one stored tile or strip."""
-        layout, count = self._layout, int(plane.counts[part])
-        if count == 0:
-            raise BadTile("the file holds no bytes for it")
-        data = self._source.read_at(int(plane.offsets[part]), count)
-        if len(data) != count:
-            raise BadTile(f"the file ends {count - len(data):,} bytes too early")
+        layout = self._layout
+        data = read_stored(self._source, int(plane.offsets[part]), int(plane.counts[part]))
         left = layout.height - part * layout.part_height
         rows = layout.part_height if layout.is_tiled else min(layout.part_height, left)
         if self._jpeg is not None:
@@ -156,7 +152,7 @@ def read_layout(source: ByteSource, page: Any) -> Layout:
         1 if planar else page.samplesperpixel,
         page.jpegtables or b"",
     )
-    limit = _MAX_TILE_PX if page.is_tiled else _MAX_STRIP_PX
+    limit = MAX_TILE_PX if page.is_tiled else MAX_STRIP_PX
     if min(width, height, *part) < 1 or (part[0] * part[1] > limit and (page.is_tiled or compression != 1)):
         shape = f"{width:,} x {height:,} px in parts of {part[0]:,} x {part[1]:,}"
         raise SlideError(source.name, f"implausible size: {shape}", COPY_AGAIN)

@@ -32,12 +32,11 @@ from .codecs import (
 )
 from .file_check import COPY_AGAIN
 from .jpeg2000 import is_subsampled
+from .stored_tile import MAX_STRIP_PX, MAX_TILE_PX
 from .tiff_directory import Directory, read_subdirectories
 from .tilewise import BadTile
 
 _MAX_SIDE_PX = 4_000_000  # a metre at 0.25 µm/px
-_MAX_TILE_PX = 4_096 * 4_096  # 48 MiB decoded; scanners write 240 to 1,024 px a side
-MAX_STRIP_PX = 100_000_000  # 286 MiB decoded; a compressed image in one strip is decoded whole for each read
 _BAND_PX = 1 << 20  # an uncompressed image in one strip is read in bands of so many pixels
 _ASPECT_TOLERANCE = 0.05  # levels are rounded to whole pixels, small ones show it
 CHANNELS = "give channels explicitly"
@@ -124,7 +123,7 @@ def read_tiles(source: ByteSource, directory: Directory) -> TiledLevel:
     tile_width, tile_height, limit = width, height, MAX_STRIP_PX
     if directory.is_tiled:
         tile_width, tile_height = (directory.number(tag, 0) or 0 for tag in (tags.TILE_WIDTH, tags.TILE_HEIGHT))
-        limit = _MAX_TILE_PX
+        limit = MAX_TILE_PX
     else:
         tile_height = min(height, directory.number(tags.STRIP_ROWS) or height)
     pixels = _pixels(directory)
