@@ -110,6 +110,15 @@ def test_what_can_as_well_be_absent_is_no_reason_to_refuse_a_slide(tmp_path):
         assert np.array_equal(slide.read(Region(0, 0, 500, 400), 0), IMAGE)
 
 
+def test_of_a_tag_given_twice_the_first_counts(tmp_path):
+    path = tmp_path / "a.tif"  # tifffile adds a description of its own
+    tifffile.imwrite(path, IMAGE, photometric="rgb", tile=(128, 128), description="the first", metadata={"a": 1})
+    assert path.read_bytes().count(struct.pack("<HH", 270, ASCII)) == 2
+    source = open_source(path)
+    assert [directory.text(270) for directory in read_directories(source)] == ["the first"]
+    source.close()
+
+
 @pytest.mark.parametrize(("form", "channels"), [("rgb", None), ("deep", "0=FF0000")])
 def test_any_wrong_byte_in_a_directory_ends_in_an_error_of_ours_or_none(request, form, channels):
     path = request.getfixturevalue(form)

@@ -198,6 +198,8 @@ def _read_directory(source: ByteSource, layout: _Layout, into: Directory) -> tup
 def _read_entry(source: ByteSource, layout: _Layout, entry: bytes, into: Directory) -> None:
     tag, code = (int(value) for value in np.frombuffer(entry, layout.order + "u2", 2))
     count = _integer(entry[4:], layout.order + layout.offset, source)
+    if tag in into.sizes:  # of a tag given twice the first counts, as in libtiff and tifffile
+        return
     if tag not in _KEPT or not _is_of_use(source, into, tag, code, count):
         return
     kind, width = _TYPES[code]
