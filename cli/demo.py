@@ -51,7 +51,7 @@ def demo(
     figures = _judge(job)
     facts["settings"] = settings_of(job)
     write_run(folder, facts)
-    make_contact_sheet(job.records, job.failed(), folder, facts["command"])
+    make_contact_sheet(folder, facts["command"])
     report = make_report(job, facts, figures, "slidestream demo: a synthetic cohort")
     _say(figures, time.monotonic() - started)
     say(f"\nOpen {report}", style="bold")

@@ -32,14 +32,14 @@ def run(
     dry_run: DryRun = False,
 ) -> None:
     """Tile, embed, predict and draw every slide, and write the report. A re-run does only what is missing."""
-    from jobs.tile_stage import check_files
+    from jobs.checks import check_run
 
     from .stages import end_dry_run, start
 
     if model is not None:
         settings["model"] = str(model)
     job = start(source, out, settings, slide_mpp, settings.get("model"), embeds=not dry_run)
-    check_files(job.spec)
+    check_run(job.spec, job.records, job.folder)
     if dry_run:
         end_dry_run(job)
     job.folder.prepare()
@@ -70,6 +70,6 @@ def work(job: "Job") -> int:
         out.print("No --model was given, so the run stops after the embeddings.")
     write_run(job.folder, facts)
     code = print_failures(job)
-    say(f"tissue: {make_contact_sheet(job.records, job.failed(), job.folder, facts['command'])}")
+    say(f"tissue: {make_contact_sheet(job.folder, facts['command'])}")
     say(f"report: {make_report(job, facts)}")
     return code

@@ -30,10 +30,11 @@ def tile(
     source: Source, out: Out, settings: dict[str, Any], slide_mpp: SlideMpp = None, dry_run: DryRun = False
 ) -> None:
     """Find tissue and plan the tile grid of every slide, for a look at; with --patches, store the pixels."""
-    from jobs.tile_stage import check_files, tile_slide
+    from jobs.checks import check_run
+    from jobs.tile_stage import tile_slide
 
     job = start(source, out, settings, slide_mpp)
-    check_files(job.spec)
+    check_run(job.spec, job.records, job.folder)
     if dry_run:
         end_dry_run(job)
     _finish(job, tile_slide)
@@ -141,7 +142,7 @@ def _finish(job: "Job", stage: "Stage", dry_run: bool = False) -> None:
     if stage.__name__ == "predict_slide":
         say(f"predictions: {write_table(job)}")
     if stage.__name__ == "tile_slide":
-        say(f"tissue: {make_contact_sheet(job.records, job.failed(), job.folder, facts['command'])}")
+        say(f"tissue: {make_contact_sheet(job.folder, facts['command'])}")
     write_run(job.folder, facts)
     raise typer.Exit(print_failures(job))
 

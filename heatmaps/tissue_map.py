@@ -26,6 +26,7 @@ class TissueMap:
     pen       GeoJSON MultiPolygon of pen marks, None where none was looked for
     xy        int64 (n, 2), corners of the tiles; span_px is their side
     flagged   flag → int64 (k, 2), corners of tiles with it, whether they were left out or not
+    unread    int64 (k, 2), corners of tiles whose pixels cannot be read
     """
 
     slide_id: str
@@ -34,6 +35,7 @@ class TissueMap:
     xy: NDArray[np.int64]
     span_px: int
     flagged: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    unread: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
 
 
 def draw_tissue(thumbnail: NDArray[np.uint8], scale: float, found: TissueMap, path: Path) -> None:
@@ -45,13 +47,14 @@ def draw_tissue(thumbnail: NDArray[np.uint8], scale: float, found: TissueMap, pa
     veil = Image.new("RGBA", picture.size)
     draw = ImageDraw.Draw(veil)
     side = found.span_px / scale
+    unread = set(map(tuple, found.unread.tolist()))
     flagged = {tuple(corner) for corners in found.flagged.values() for corner in corners.tolist()}
     places = [(corner, corner in flagged) for corner in map(tuple, found.xy.tolist())]
     places += [(corner, True) for corner in flagged.difference(corner for corner, _ in places)]
     for (x, y), bad in places:
-        colour = FLAGGED if bad else TILE
+        colour, alpha = (UNREAD, 200) if (x, y) in unread else (FLAGGED, 70) if bad else (TILE, 26)
         box = (x / scale, y / scale, x / scale + side - 1, y / scale + side - 1)
-        draw.rectangle(box, fill=(*colour, 70 if bad else 26), outline=(*colour, 190) if side >= _CELL_PX else None)
+        draw.rectangle(box, fill=(*colour, alpha), outline=(*colour, 190) if side >= _CELL_PX else None)
     pen = _filled(_polygons(found.pen, scale), picture.size)
     veil.paste((*PEN, 120), mask=pen)
     width = max(2, round(max(picture.size) / 500))

@@ -43,8 +43,8 @@ class RunSpec:
     patches   the tiles' pixels in the store: none; raw; jpeg, a fifth of the bytes; native: the slide's own JPEG tiles,
               copied, where the grid is theirs
     export    the stored patches as files, too: png, jpg or tar, None for no files
-    coords    take the tiles of another tool (a folder of CLAM's or TRIDENT's HDF5 files), or, about the same centres
-              at this run's scale, those of another run folder
+    coords    take the tiles of another tool (a folder of CLAM's or TRIDENT's HDF5 files, or one slide's file), or,
+              about the same centres at this run's scale, those of another run folder
     model     folder of the model that predicts, None without one
     """
 
@@ -70,12 +70,14 @@ class RunSpec:
                 )
         if self.export is not None and self.patches == "none":
             raise SpecError("export", "no patches are stored to export", "add --patches raw, jpeg or native")
-        regions, chosen = self.tile.regions, self.tile.max_tiles or self.tile.quality.exclude
-        if self.coords is not None and (regions.include or regions.exclude or chosen):
+        tile, usual = self.tile, TileSpec()
+        chosen = tile.regions.include or tile.regions.exclude or tile.max_tiles or tile.quality.exclude
+        placed = tile.min_tissue != usual.min_tissue or tile.stride != tile.tile_px
+        if self.coords is not None and (chosen or placed):
             raise SpecError(
                 "coords",
-                "tiles that are given are all kept, so none can be chosen",
-                "leave out include, exclude, max_tiles and drop, or coords",
+                "tiles that are given are all kept where they are, so none can be chosen",
+                "leave out include, exclude, max_tiles, drop, min_tissue and stride_px, or coords",
             )
 
 

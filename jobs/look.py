@@ -1,6 +1,7 @@
 """What a person looks at before any model: each slide's tissue and tiles as a picture, and all of them on a sheet."""
 
-from collections.abc import Sequence
+import numpy as np
+from numpy.typing import NDArray
 
 from heatmaps.contact import ContactCard, write_contact_sheet
 from heatmaps.tissue_map import TissueMap, draw_tissue, write_outlines
@@ -10,8 +11,7 @@ from tiling.tissue import Tissue, tissue_outline
 from wsi.errors import StoreError
 
 from .folder import RunFolder
-from .manifest import SlideRecord
-from .receipts import DONE, EMPTY, FAILED, Receipt
+from .receipts import DONE, EMPTY, FAILED, Receipt, latest, read_receipts
 from .stored import made_since
 
 
@@ -26,12 +26,25 @@ def look_at_tissue(store: PatchStore, folder: RunFolder) -> None:
     draw_tissue(thumbnail.pixels, thumbnail.scale, found, picture)
 
 
-def make_contact_sheet(
-    records: Sequence[SlideRecord], failed: dict[str, Receipt], folder: RunFolder, command: str
-) -> str:
-    """Write report/tissue.html over all slides; returns its path."""
-    write_contact_sheet([_card(record, failed, folder) for record in records], folder.contact_sheet, command)
+def make_contact_sheet(folder: RunFolder, command: str) -> str:
+    """Write report/tissue.html over all slides that the run folder knows, of this command or an earlier one; returns
+    its path."""
+    receipts = latest(read_receipts(folder.receipts("tile")))
+    stored = {path.name.removesuffix(".zarr") for path in folder.tiles("*").parent.glob("*.zarr")}
+    cards = [_card(slide_id, receipts.get(slide_id), folder) for slide_id in sorted(stored | receipts.keys())]
+    write_contact_sheet(cards, folder.contact_sheet, command)
     return str(folder.contact_sheet)
+
+
+def why_empty(store: PatchStore) -> str:
+    """Why a tiled slide has no tiles, in one clause; empty for one that has."""
+    if len(store.grid):
+        return ""
+    if left_out := store.notes.get("left_out"):
+        return f"all tiles were left out ({', '.join(f'{flag} {count:,}' for flag, count in left_out.items())})"
+    if not store.attrs["tissue_um2"]:
+        return "no tissue"
+    return "tissue, but no tile fits (tile size, regions, min_tissue)"
 
 
 def flag_counts(store: PatchStore) -> dict[str, int]:
@@ -46,13 +59,24 @@ def _tissue_map(store: PatchStore) -> TissueMap:
         marks = store.array("pen")
         pen = tissue_outline(Tissue(marks, store.mask_scale, 0.0)) if marks.any() else None
     flagged = {flag: grid.xy[store.array(f"flag_{flag}")] for flag in flag_counts(store)}
-    return TissueMap(store.slide_id, store.attrs["tissue_outline"], pen, grid.xy, grid.span_px, flagged)
+    for flag, corners in store.notes.get("left_out_xy", {}).items():
+        places = np.array(corners, np.int64).reshape(-1, 2)
+        flagged[flag] = np.concatenate((flagged[flag], places)) if flag in flagged else places
+    outline, unread = store.attrs["tissue_outline"], grid.xy[_unread(store)]
+    return TissueMap(store.slide_id, outline, pen, grid.xy, grid.span_px, flagged, unread)
 
 
-def _card(record: SlideRecord, failed: dict[str, Receipt], folder: RunFolder) -> ContactCard:
-    slide_id = record.slide_id
-    receipt = failed.get(slide_id)
-    if receipt is not None and receipt.stage == "tile":
+def _unread(store: PatchStore) -> NDArray[np.bool_]:
+    """bool (n,): tiles that could not be read, by their pixels or, where those are not kept, by their sharpness."""
+    if "ok" in store.group:
+        return ~store.array("ok").astype(np.bool_)
+    if "quality_sharpness" in store.group:
+        return np.isnan(store.array("quality_sharpness"))
+    return np.zeros(len(store.grid), np.bool_)
+
+
+def _card(slide_id: str, receipt: Receipt | None, folder: RunFolder) -> ContactCard:
+    if receipt is not None and receipt.status == FAILED:
         return ContactCard(slide_id, FAILED, None, problem=receipt.problem)
     try:
         store = open_patches(folder.tiles(slide_id))
@@ -61,6 +85,7 @@ def _card(record: SlideRecord, failed: dict[str, Receipt], folder: RunFolder) ->
     slide, picture = store.attrs["slide"], folder.tissue_picture(slide_id)
     tiles = len(store.grid)
     unread = store.thumbnail.unread.mean()
+    remarks = (why_empty(store), f"{unread:.1%} of it cannot be read" if unread else "")
     return ContactCard(
         slide_id,
         DONE if tiles else EMPTY,
@@ -71,5 +96,6 @@ def _card(record: SlideRecord, failed: dict[str, Receipt], folder: RunFolder) ->
         tuple(flag_counts(store).items()),
         tuple(store.notes.get("left_out", {}).items()),
         store.grid.found,
-        f"{unread:.1%} of it cannot be read" if unread else "",
+        int(_unread(store).sum()),
+        "; ".join(remark for remark in remarks if remark),
     )

@@ -12,7 +12,7 @@ from .config import RunSpec
 from .folder import RunFolder
 from .manifest import SlideRecord
 from .pipeline import Job
-from .run import Stage, stage_name
+from .run import Stage, problem_of, stage_name
 from .tile_stage import grid_fingerprint, open_record, plan_slide, tiles_there
 
 _PATCH_BYTES = {"none": 0.0, "raw": 3.0, "jpeg": 0.5, "native": 0.4}  # per pixel of a patch, about
@@ -37,7 +37,7 @@ def plan_run(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder, p
         try:
             tiles, there = _tiles(record, spec, folder)
         except EngineError as error:
-            plan.failed[record.slide_id] = error.problem
+            plan.failed[record.slide_id] = problem_of(error, record)
         except OSError as error:
             plan.failed[record.slide_id] = str(error)
         else:
@@ -62,7 +62,7 @@ def ready_for(job: Job, stage: Stage) -> Plan:
             else:
                 tiles = len(embeddings_for(model, record, job.folder).ok)
         except EngineError as error:
-            plan.failed[record.slide_id] = error.problem
+            plan.failed[record.slide_id] = problem_of(error, record)
         else:
             plan.slides, plan.tiles = plan.slides + 1, plan.tiles + tiles
     return plan
@@ -74,7 +74,7 @@ def _tiles(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> tuple[int, 
         mark = grid_fingerprint(record, spec, slide_identity(record.path), slide)
         there = tiles_there(folder.tiles(record.slide_id), mark, spec)
         if there is not None:
-            return there, True
+            return there.tiles, True
         quality = spec.tile.quality
         looked = replace(quality, measure=bool(quality.exclude))  # it reads the tiles: only where it decides
         grid = plan_slide(record, replace(spec, tile=replace(spec.tile, quality=looked)), slide).grid

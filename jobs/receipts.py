@@ -17,7 +17,8 @@ class Receipt:
     seconds       wall time
     fingerprint   of what was made or found
     tiles         tiles of the slide; failed_tiles: those that could not be read
-    problem       of a failed slide, one clause; remedy: what to do; trace: where it happened, for the maintainers
+    problem       of a failed slide, or why it is empty, one clause
+    remedy        what to do; trace: where it happened, for the maintainers
     finished      UTC time, ISO 8601
     """
 

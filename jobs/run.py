@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from wsi.errors import EngineError
 from wsi.publish import draft_of
+from wsi.source import shown
 
 from .config import RunSpec
 from .folder import RunFolder, now
@@ -26,12 +27,13 @@ _READS_NO_SLIDE = ("predict", "heatmap")  # work on stores: no decoder that coul
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a stage says of one slide it has finished."""
+    """What a stage says of one slide it has finished; problem: why an empty one is."""
 
     status: str
     fingerprint: str = ""
     tiles: int = 0
     failed_tiles: int = 0
+    problem: str = ""
 
 
 Stage = Callable[[SlideRecord, RunSpec, RunFolder], Outcome]
@@ -58,7 +60,7 @@ def run_one(stage: Stage, record: SlideRecord, spec: RunSpec, folder: RunFolder)
         outcome = stage(record, spec, folder)
     except Exception as error:  # noqa: BLE001  (the one place: a failed slide is a receipt, never a stop)
         error.add_note(f"stage={name} slide={record.slide_id}")
-        problem, remedy = _explain(error, spec)
+        problem, remedy = _explain(error, record, spec)
         trace = "".join(traceback.format_exception(error))
         return Receipt(
             record.slide_id,
@@ -78,13 +80,20 @@ def run_one(stage: Stage, record: SlideRecord, spec: RunSpec, folder: RunFolder)
         outcome.fingerprint,
         outcome.tiles,
         outcome.failed_tiles,
+        outcome.problem,
         finished=now(),
     )
 
 
-def _explain(error: Exception, spec: RunSpec) -> tuple[str, str]:
+def problem_of(error: EngineError, record: SlideRecord) -> str:
+    """What is wrong, after the place it is about, where that is not the slide itself."""
+    where = str(error.args[0]).removeprefix(shown(record.path)).strip(" ,:")
+    return f"{where}: {error.problem}" if where and where != record.slide_id else error.problem
+
+
+def _explain(error: Exception, record: SlideRecord, spec: RunSpec) -> tuple[str, str]:
     if isinstance(error, EngineError):
-        return error.problem, str(error.args[2])
+        return problem_of(error, record), str(error.args[2])
     if isinstance(error, MemoryError):
         return out_of_memory(str(error), spec.jobs.memory_mib), MORE_MEMORY
     if isinstance(error, FileNotFoundError):

@@ -20,7 +20,7 @@ from .manifest import SlideRecord
 from .progress import advance, begin_busy, busy, end_busy
 from .receipts import DONE, EMPTY, SKIPPED
 from .run import Outcome
-from .stored import stored_count
+from .stored import find_stored
 from .tile_stage import open_record
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ EMBED_VERSION = 2  # raised when the same settings begin to give other results
 
 def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
     """Embeddings of one tiled slide → embeddings/<contract>/<slide_id>.zarr."""
-    from embedding.store import contract_name, write_embeddings
+    from embedding.store import contract_name, open_embeddings, write_embeddings
 
     store = open_patches(folder.tiles(record.slide_id))
     tiled_mpp = store.attrs["slide"]["mpp"]
@@ -42,9 +42,9 @@ def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcom
     contract = contract_of(spec.embed, store.grid.spec)
     mark = fingerprint(EMBED_VERSION, contract["hash"], store.attrs["grid_fingerprint"])
     path = folder.embeddings(contract_name(contract), record.slide_id)
-    there = stored_count(path, mark, spec.tile.max_failed_tiles)
+    there = find_stored(path, mark, spec.tile.max_failed_tiles, open_embeddings)
     if there is not None:
-        return Outcome(SKIPPED, mark, there)
+        return Outcome(SKIPPED, mark, there.tiles, there.failed)
     embedded = _embed(record, spec, store)
     facts = {
         "slide_id": record.slide_id,

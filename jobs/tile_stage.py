@@ -124,7 +124,10 @@ def plan_slide(record: SlideRecord, spec: RunSpec, slide: Slide) -> Planned:
         grid = _given_grid(record, spec.coords, tile, slide, tissue)
     else:
         size = slide.levels[0].width, slide.levels[0].height
-        grid = plan_grid(slide.levels, tile, tissue, load_regions(tile.regions, record.slide_id, size))
+        regions = load_regions(tile.regions, record.slide_id, size)
+        # the cap counts tiles that stay: where some may be left out, it is drawn from the others
+        whole = replace(tile, max_tiles=None) if tile.quality.exclude else tile
+        grid = replace(plan_grid(slide.levels, whole, tissue, regions), spec=tile)
     if not tile.quality.measure or len(grid) == 0:
         return Planned(tissue, grid, None)
     reading = Reading(spec.jobs.thread_count(), spec.jobs.read_bytes, alive)
@@ -182,7 +185,7 @@ def store_fingerprint(grid_mark: str, spec: RunSpec, pixels: str) -> str:
 
 
 def tiles_there(path: Path, grid_mark: str, spec: RunSpec) -> Stored | None:
-    """What the store at `path` holds if it is what is asked for; one with pixels serves also where none are asked for."""
+    """What the store at `path` holds if it is what is asked for; with pixels it serves also where none are."""
     wanted = [spec.patches] if spec.patches != "none" else ["none", "raw", "native", "jpeg"]
     marks = (store_fingerprint(grid_mark, spec, pixels) for pixels in wanted)
     found = (find_stored(path, mark, spec.tile.max_failed_tiles, open_patches) for mark in marks)

@@ -65,7 +65,7 @@ def test_tiles_of_another_size_are_refused_and_the_scale_that_fits_is_named(tile
     options = ("tile", tiled / "slides" / "a.svs", "-o", tmp_path / "run", "--coords", tmp_path / "out" / TREE)
     text = wsi(*options, "--tile-px", 60, "--tile-mpp", 0.5, code=1)
     assert "are 60.0 µm wide, 60 px at 0.5 µm per pixel are not" in text
-    assert "ask for mpp 1" in text
+    assert "ask for --tile-px 120, or for --tile-mpp 1" in text
     assert "1 done" in wsi(*options, "--tile-px", 60, "--tile-mpp", 1)
     grid = store(tmp_path / "run", "a").grid
     assert (grid.spec.tile_px, grid.span_px, grid.mpp) == (60, 120, 1.0)
@@ -90,6 +90,21 @@ def test_tiles_of_a_slide_of_another_size_are_not_taken(tiled, tmp_path):
     for place in (tiled / "run", tmp_path / "out"):
         text = wsi("tile", tmp_path / "a.svs", "-o", tmp_path / "run", *PX, "--coords", place, code=1)
         assert "not of this slide, of 1300 x 900 px" in text
+
+
+def test_tiles_of_another_slide_of_the_same_size_or_of_the_run_itself_are_not_taken(tiled, tmp_path):
+    write_svs(tmp_path / "a.svs", section(seed=9))
+    options = ("tile", tmp_path / "a.svs", "-o", tmp_path / "run", *PX, "--coords", tiled / "run")
+    assert "it is of another slide: the content differs" in wsi(*options, code=1)
+    text = wsi("tile", tiled / "slides", "-o", tiled / "run", *PX, "--coords", tiled / "run", code=2)
+    assert "it is the run folder itself" in text
+
+
+def test_the_coordinates_of_one_slide_may_be_given_as_its_file(tiled, tmp_path):
+    wsi("convert", tiled / "run", "--to", "clam", "-o", tmp_path / "out")
+    file, run = tmp_path / "out" / "patches" / "b.2.h5", tmp_path / "run"
+    wsi("tile", tiled / "slides" / "b.2.svs", "-o", run, *PX, "--coords", file)
+    assert corners(run, "b.2") == corners(tiled / "run", "b.2")
 
 
 def test_what_was_tiled_by_anothers_coordinates_is_embedded_row_by_row(tiled, tmp_path):

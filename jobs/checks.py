@@ -1,0 +1,73 @@
+"""What can be wrong with a run as a whole, found before any work."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+
+from wsi.errors import BackboneError, SpecError
+
+from .config import RunSpec
+from .folder import RunFolder
+from .manifest import SlideRecord
+
+
+def check_run(spec: RunSpec, records: Sequence[SlideRecord], folder: RunFolder) -> None:
+    """Raise SpecError for files that the settings name and that are not there, or are of one slide where there are
+    several, and for settings that no slide can meet; BackboneError for weights that are none of the segmenter."""
+    _check_places(spec, records)
+    if spec.coords is not None and Path(spec.coords).resolve() == folder.root.resolve():
+        raise SpecError("coords", "it is the run folder itself", "name the run whose tiles to take, or another --out")
+    if spec.tile.seed < 0:
+        raise SpecError("tile.seed", f"{spec.tile.seed} is out of range", "give 0 or more")
+    if spec.patches == "native":
+        _check_native(spec)
+    if spec.tile.tissue.method == "learned":
+        _check_segmenter(Path(str(spec.tile.tissue.weights)))
+
+
+def _check_places(spec: RunSpec, records: Sequence[SlideRecord]) -> None:
+    tissue, regions = spec.tile.tissue, spec.tile.regions
+    # a slide whose row of the manifest names its tissue does not use the run's mask
+    masked = sum(record.tissue is None for record in records) if tissue.method == "mask" else 0
+    named = {
+        "coords": (spec.coords, len(records)),
+        "tissue.mask": (tissue.mask, masked),
+        "tissue.weights": (tissue.weights, 1),
+        "regions.include": (regions.include, len(records)),
+        "regions.exclude": (regions.exclude, len(records)),
+    }
+    for key, (place, slides) in named.items():
+        if place is None:
+            continue
+        if not Path(place).exists():
+            raise SpecError(key, f"there is no file or folder {place}", "check the path")
+        if slides > 1 and not Path(place).is_dir():
+            column = ", or use the manifest's column `tissue`" if key == "tissue.mask" else ""
+            problem = f"{place} is of one slide, and there are {slides}"
+            raise SpecError(key, problem, f"name a folder with one file a slide, named by its slide_id{column}")
+
+
+def _check_native(spec: RunSpec) -> None:
+    """Stored JPEG tiles are copied as they are: in their colours, and on their grid."""
+    tile = spec.tile
+    if tile.icc != "none":
+        raise SpecError(
+            "patches", "native tiles are copied, not colour-corrected", "leave out icc, or keep raw or jpeg"
+        )
+    if tile.channels is not None:
+        raise SpecError("patches", "native tiles are copied, not coloured", "leave out channels, or keep raw or jpeg")
+    if spec.coords is None and tile.stride % tile.tile_px:
+        problem = f"tiles of {tile.tile_px} px every {tile.stride} px are no slide's own"
+        raise SpecError("patches", problem, "leave out stride_px, or keep raw or jpeg")
+
+
+def _check_segmenter(weights: Path) -> None:
+    from safetensors import SafetensorError
+
+    from embedding.segmenter import load_segmenter
+
+    try:
+        load_segmenter(weights)
+    except (UnpicklingError, SafetensorError, RuntimeError, OSError, ValueError, EOFError, AttributeError) as error:
+        problem = f"it is no file of weights ({(str(error).splitlines() or [type(error).__name__])[0]})"
+        raise BackboneError(weights, problem, "give HEST's deeplabv3_seg_v4.ckpt, or one like it") from error
