@@ -195,6 +195,7 @@ def _tensors(path: Path, repeats: int) -> None:
 
     import wsi  # noqa: F401  (lets torchvision be imported beside a CPU torch)
     from embedding import find_backbone
+    from embedding.embed import BATCH
     from embedding.loader import build
 
     torch.set_num_threads(1)
@@ -209,8 +210,8 @@ def _tensors(path: Path, repeats: int) -> None:
 
         def engine() -> None:
             for batch in iter_patches(slide, grid, 1):
-                for start in range(0, len(batch.patches), 64):
-                    embedder.transform(torch.from_numpy(batch.patches[start : start + 64]))
+                for start in range(0, len(batch.patches), BATCH["cpu"]):  # as the engine embeds
+                    embedder.transform(torch.from_numpy(batch.patches[start : start + BATCH["cpu"]]))
 
         def loop() -> None:
             for x, y in grid.xy.tolist():
