@@ -17,5 +17,7 @@ def convert(
 
     from .console import say
 
-    written, places = export_coords(RunFolder(run), to, out)
+    written, places, failed = export_coords(RunFolder(run), to, out)
+    if failed:
+        say(f"{len(failed)} slides failed when they were tiled last and are left out: {', '.join(failed)}")
     say(f"{written} slides: {', '.join(map(str, places))}")

@@ -78,7 +78,7 @@ def read_manifest(path: Path | str) -> list[SlideRecord]:
         raise ManifestError(path, f"it cannot be read ({error})", "give a CSV file in UTF-8") from error
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
-        columns = [name.strip() for name in reader.fieldnames or []]
+        columns = [_known(name.strip()) for name in reader.fieldnames or []]
         reader.fieldnames = columns
         rows = list(reader)
     except csv.Error as error:
@@ -91,10 +91,26 @@ def read_manifest(path: Path | str) -> list[SlideRecord]:
             near = get_close_matches(name, columns, n=1, cutoff=0.5)
             hint = f"is {near[0]!r} meant?" if near else f"it has {', '.join(columns) or 'no header line'}"
             raise ManifestError(path, f"the column {name!r} is missing ({hint})", f"it needs {' and '.join(REQUIRED)}")
+    for name in columns:
+        if near := _misspelt(name, columns):
+            raise ManifestError(path, f"the column {name!r} is unknown: is {near!r} meant?", "rename it")
     records = [_row(path, number, row) for number, row in enumerate(rows, start=2) if any(row.values())]
     if not records:
         raise ManifestError(path, "it lists no slides", "add a line a slide")
     return _unique(path, records)
+
+
+def _known(column: str) -> str:
+    """A column that is one of ours but for its case, by our name."""
+    return column.casefold() if column.casefold() in KNOWN else column
+
+
+def _misspelt(column: str, columns: Sequence[str]) -> str | None:
+    """The optional column that this one is nearly, if the table has no such column: read as one more, it would be
+    ignored in silence."""
+    absent = [name for name in KNOWN if name not in columns]
+    near = get_close_matches(column.casefold(), absent, n=1, cutoff=0.8)
+    return near[0] if near else None
 
 
 def _content(path: Path | str) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.coords import grid_from_coords, read_coords
+from tiling.coords import grid_from_coords, known_empty, read_coords
 from tiling.grid import TileGrid, draw, plan_grid, plan_scales
 from tiling.outside import read_mask
 from tiling.patches import PatchRequest, open_patches, write_patches
@@ -29,7 +29,7 @@ from wsi.publish import fingerprint
 from wsi.slide import Slide
 
 from .config import RunSpec
-from .convert import export_slide
+from .convert import export_slide, remove_stale_exports
 from .folder import RunFolder
 from .look import look_at_tissue, why_empty
 from .manifest import SlideRecord
@@ -107,6 +107,7 @@ def tile_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome
                 )
     store = open_patches(path)
     look_at_tissue(store, folder)
+    remove_stale_exports(store, folder)
     if spec.export is not None:
         with busy():  # reads no slide any more
             export_slide(store, folder, spec.export, spec.jobs.thread_count())
@@ -227,6 +228,9 @@ def _mask_file(record: SlideRecord, tile: TileSpec) -> Path | None:
 def _given_grid(record: SlideRecord, place: str, tile: TileSpec, slide: Slide, tissue: Tissue) -> TileGrid:
     """The tiles that another tool cut, or about the same centres as those of another run."""
     file = _coords_file(record, place)
+    if file is None:
+        own = plan_grid(slide.levels, tile, tissue)
+        return replace(own, xy=own.xy[:0], tissue=own.tissue[:0])
     if file.suffix == ".zarr":
         other, base = open_patches(file), slide.levels[0]
         if (other.attrs["slide"]["width"], other.attrs["slide"]["height"]) != (base.width, base.height):
@@ -239,8 +243,9 @@ def _given_grid(record: SlideRecord, place: str, tile: TileSpec, slide: Slide, t
     return grid_from_coords(slide.levels, read_coords(file, slide.levels[0].mpp), tile, tissue)
 
 
-def _coords_file(record: SlideRecord, place: str) -> Path:
-    """The one file of this slide at `place`: a run folder, a folder of CLAM or TRIDENT, or the file itself."""
+def _coords_file(record: SlideRecord, place: str) -> Path | None:
+    """The one file of this slide at `place`: a run folder, a folder of CLAM or TRIDENT, or the file itself; None where
+    the place says that the slide has no tiles."""
     if Path(place).is_file():
         return Path(place)  # there is but one slide then: see check_run
     store = RunFolder(Path(place)).tiles(record.slide_id)
@@ -248,6 +253,8 @@ def _coords_file(record: SlideRecord, place: str) -> Path:
         return store
     names = [name.format(record.slide_id) for name in COORDS_NAMES]
     found = sorted({path for name in names for path in Path(place).glob(name)})
+    if not found and known_empty(Path(place), record.slide_id):
+        return None
     if not found:
         raise SpecError("coords", f"{place} has no tiles of {record.slide_id}", f"it needs {' or '.join(names)}")
     if len(found) > 1:
@@ -259,6 +266,8 @@ def _coords_digest(record: SlideRecord, place: str | None) -> str | None:
     if place is None:
         return None
     file = _coords_file(record, place)
+    if file is None:
+        return "empty"
     return str(open_patches(file).attrs["grid_fingerprint"]) if file.suffix == ".zarr" else _digest(file)
 
 

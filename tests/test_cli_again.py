@@ -5,9 +5,11 @@ import pytest
 import tifffile
 from PIL import Image
 
+from jobs.manifest import read_manifest
 from jobs.receipts import latest, read_receipts
 from tests.commands import GLASS, corners, section, slides, statuses, store, wsi
 from tests.slides import write_svs
+from wsi import ManifestError
 
 PX = ("--tile-px", 120, "--tile-mpp", 0.5)
 
@@ -115,3 +117,55 @@ def test_tiles_left_out_are_drawn_and_the_cap_counts_those_that_stay(tmp_path):
     assert {tuple(corner) for corner in left.notes["left_out_xy"]["dark"]} == dark
     red, _, blue = mean_colour(run, "a", min(dark))
     assert red > blue + 30  # orange over what is nearly black
+
+
+def test_exported_patches_of_older_tiles_are_removed(tmp_path):
+    source, run = slides(tmp_path / "slides", "a"), tmp_path / "run"
+    options = ("tile", source, "-o", run, *PX, "--patches", "raw")
+    wsi(*options, "--export", "png")
+    wsi(*options, "--export", "tar")
+    assert sorted(path.name for path in (run / "patches").iterdir()) == ["a", "a.tar"]
+    wsi(*options)  # the same tiles: they are still what the files show
+    assert sorted(path.name for path in (run / "patches").iterdir()) == ["a", "a.tar"]
+    wsi(*options, "--min-tissue", 0.9)
+    assert list((run / "patches").iterdir()) == []
+
+
+def test_a_conversion_leaves_out_what_failed_last_and_refuses_two_kinds_of_tiles_for_clam(tmp_path):
+    source, run, out = slides(tmp_path / "slides", "a", "b"), tmp_path / "run", tmp_path / "out"
+    wsi("tile", source, "-o", run, *PX)
+    (source / "b.svs").write_bytes(b"no slide")
+    wsi("tile", source, "-o", run, "--tile-px", 60, "--tile-mpp", 1, code=1)
+    text = wsi("convert", run, "--to", "clam", "-o", out)
+    assert "left out: b" in text
+    assert [path.name for path in (out / "patches").iterdir()] == ["a.h5"]
+    slides(source, "c")
+    wsi("tile", source / "c.svs", "-o", run, *PX)
+    text = wsi("convert", run, "--to", "clam", "-o", out, code=2)
+    assert "a has 60 px at 1 µm/px, c has 120 px at 0.5 µm/px" in text
+    assert "2 slides" in wsi("convert", run, "--to", "trident", "-o", out)
+
+
+def test_a_slide_that_the_other_tools_list_knows_as_empty_is_empty_here(tmp_path):
+    source, run = slides(tmp_path / "slides", "a"), tmp_path / "run"
+    write_svs(source / "glass.svs", np.full((960, 1200, 3), GLASS, np.uint8))
+    wsi("tile", source, "-o", run, *PX)
+    wsi("convert", run, "--to", "clam", "-o", tmp_path / "out")
+    options = ("tile", source, "-o", tmp_path / "again", *PX, "--coords", tmp_path / "out")
+    wsi(*options)
+    assert statuses(tmp_path / "again") == {"a": "done", "glass": "empty"}
+    wsi(*options)
+    assert statuses(tmp_path / "again") == {"a": "skipped", "glass": "skipped"}
+
+
+def test_a_known_column_counts_in_any_case_and_one_that_is_nearly_known_is_refused(tmp_path):
+    table = tmp_path / "slides.csv"
+    table.write_text("Slide_ID,Path,MPP,Tissue,stain\na,a.svs,0.25,none,HE\n")
+    (record,) = read_manifest(table)
+    assert (record.slide_id, record.mpp, record.tissue, record.extra) == ("a", 0.25, "none", {"stain": "HE"})
+    for wrong, meant in (("tisue", "tissue"), ("Labels", "label"), ("patientid", "patient_id")):
+        table.write_text(f"slide_id,path,{wrong}\na,a.svs,x\n")
+        with pytest.raises(ManifestError, match=f"'{wrong}' is unknown: is '{meant}' meant.; rename it"):
+            read_manifest(table)
+    table.write_text("slide_id,path,label,label2\na,a.svs,x,y\n")
+    assert read_manifest(table)[0].extra == {"label2": "y"}
