@@ -48,7 +48,7 @@ def _check_places(spec: RunSpec, records: Sequence[SlideRecord]) -> None:
 
 
 def _check_native(spec: RunSpec) -> None:
-    """Stored JPEG tiles are copied as they are: in their colours, and on their grid."""
+    """Stored JPEG tiles are copied as they are, in their colours."""
     tile = spec.tile
     if tile.icc != "none":
         raise SpecError(
@@ -56,9 +56,6 @@ def _check_native(spec: RunSpec) -> None:
         )
     if tile.channels is not None:
         raise SpecError("patches", "native tiles are copied, not coloured", "leave out channels, or keep raw or jpeg")
-    if spec.coords is None and tile.stride % tile.tile_px:
-        problem = f"tiles of {tile.tile_px} px every {tile.stride} px are no slide's own"
-        raise SpecError("patches", problem, "leave out stride_px, or keep raw or jpeg")
 
 
 def _check_segmenter(weights: Path) -> None:

@@ -92,8 +92,8 @@ def read_manifest(path: Path | str) -> list[SlideRecord]:
             hint = f"is {near[0]!r} meant?" if near else f"it has {', '.join(columns) or 'no header line'}"
             raise ManifestError(path, f"the column {name!r} is missing ({hint})", f"it needs {' and '.join(REQUIRED)}")
     for name in columns:
-        if near := _misspelt(name, columns):
-            raise ManifestError(path, f"the column {name!r} is unknown: is {near!r} meant?", "rename it")
+        if meant := _misspelt(name, columns):
+            raise ManifestError(path, f"the column {name!r} is unknown: is {meant!r} meant?", "rename it")
     records = [_row(path, number, row) for number, row in enumerate(rows, start=2) if any(row.values())]
     if not records:
         raise ManifestError(path, "it lists no slides", "add a line a slide")

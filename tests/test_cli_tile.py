@@ -157,7 +157,6 @@ def test_one_file_is_of_one_slide_never_of_a_cohort(tmp_path):
         (["--coords", "nowhere", "--stride-px", "100"], "leave out include, exclude, max_tiles, drop, min_tissue"),
         (["--seed", "-1"], "tile.seed: -1 is out of range"),
         (["--patches", "native", "--icc", "srgb"], "copied, not colour-corrected"),
-        (["--patches", "native", "--stride-px", "100"], "every 100 px are no slide's own"),
         (["--tissue", "learned", "--tissue-weights", __file__], "it is no file of weights"),
         (["--coords", "nowhere"], "coords: there is no file or folder nowhere"),
         (["--include", "nowhere.xml"], "regions.include: there is no file or folder nowhere.xml"),
