@@ -52,6 +52,8 @@ def read_source(source: Path | str) -> list[SlideRecord]:
     """
     from wsi.formats.ngff import is_ome_zarr
 
+    if isinstance(source, str) and not source.strip():
+        raise ManifestError("SOURCE", "it is empty", "give a slide, a folder of slides or a manifest CSV")
     source = place_of(source)
     if name_of(source).lower().endswith(".csv"):
         return read_manifest(source)

@@ -93,3 +93,10 @@ def test_a_folder_offers_ome_zarr_and_every_suffix_of_tiff_but_no_plain_images(t
     assert left_in(tmp_path, records) == 1  # a.png is the companion of a.ome.tif
     for name in ("a.png", "e.ome.zarr"):  # named, each is a slide
         assert [record.slide_id for record in read_source(tmp_path / name)] == [name[0]]
+
+
+def test_an_empty_source_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.svs").write_bytes(b"II*\0")
+    with pytest.raises(ManifestError, match="it is empty"):
+        read_source("")
