@@ -72,7 +72,7 @@ class RunFolder:
         return self.root / "report" / "tissue.html"
 
     def prepare(self) -> None:
-        """Make the folder and clear what a killed run left. Raises StoreError where nothing can be written."""
+        """Make the folder, and clear what a killed run left there. Raises StoreError where nothing can be written."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".probe-{os.getpid()}"
@@ -82,6 +82,10 @@ class RunFolder:
             raise StoreError(
                 self.root, f"nothing can be written there ({error.strerror})", "give another --out"
             ) from error
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove the drafts of processes that are no more."""
         for folder in [self.root, *(entry for entry in self.root.glob("*") if entry.is_dir())]:
             clear_drafts(folder)
             for below in folder.glob("*/"):
@@ -108,6 +112,7 @@ def write_run(folder: RunFolder, facts: dict[str, Any], ended: bool = True) -> N
     facts = {**facts, "ended": now() if ended else None}
     write_json(folder.root / "run.json", facts)
     if ended:
+        folder.clear()  # again: a worker killed just before this run began may have been dying then
         append_line(folder.receipts("commands"), facts)
 
 

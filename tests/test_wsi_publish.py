@@ -1,4 +1,8 @@
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +64,16 @@ def test_lines_survive_kills_and_odd_names(tmp_path):
     assert [line["slide_id"] for line in read_lines(path)] == ["a", "c", "d"]
     assert read_lines(path)[1]["problem"] == odd
     assert read_lines(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_the_draft_of_a_process_that_ended_but_was_not_waited_for_is_cleared(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    draft = tmp_path / f".draft-{_host()}-{process.pid}-ab-s.zarr"
+    draft.mkdir()
+    until = time.monotonic() + 30
+    while draft.exists() and time.monotonic() < until:
+        clear_drafts(tmp_path)
+        time.sleep(0.05)
+    assert not draft.exists()  # while the process is a zombie: only now is its end asked for
+    assert process.wait() == 0
