@@ -117,8 +117,6 @@ def _levels(slide: "Slide") -> "Table":
             f"{level.height:,}",
             f"{level.downsample:.4g}",
             f"{level.mpp:.4g}" if level.mpp else "–",
-            "stored"
-            if level.stored
-            else f"decoded at 1/{factor} from {stored}{', for overviews' if level.overview else ''}",
+            "stored" if level.stored else f"{'overview,' if level.overview else 'decoded at'} 1/{factor} from {stored}",
         )
     return table
