@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,7 @@ def tile_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome
             extra = _quality_arrays(planned, spec.tile)
             failed = write_patches(path, slide, planned.grid, planned.tissue, request, extra)
             if slide_identity(record.path) != identity:
+                rmtree(path, ignore_errors=True)  # its tiles may be of both: none of it may pass for the old slide's
                 raise SlideError(
                     record.path, "it changed while it was read", "run again when it is no longer written to"
                 )
