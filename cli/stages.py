@@ -67,7 +67,7 @@ def heatmap(source: Source, out: Out, model: ModelDir, settings: dict[str, Any],
 
 
 def _start_with(model: Path, source: str, out: Path, settings: dict[str, Any]) -> "Job":
-    from embedding.store import contract_name
+    from embedding.contract import contract_name
     from jobs.model_stages import open_model
 
     job = start(source, out, {**settings, "model": str(model)}, model=model)

@@ -117,7 +117,7 @@ def check_name(name: str) -> None:
 
 def evaluate(source: Source, out: Out, model: ModelDir) -> None:
     """Judge predictions against the manifest's labels: AUROC with its interval, confusion; then the report."""
-    from embedding.store import contract_name
+    from embedding.contract import contract_name
     from jobs.demo import truth_figures
     from jobs.evaluation import evaluate_run
     from jobs.folder import command_line, run_facts, write_run

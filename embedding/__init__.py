@@ -3,17 +3,19 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .backbones import BACKBONES, DEFAULT_BACKBONE, Backbone, find_backbone
+from .backbone import Backbone
+from .backbones import BACKBONES, DEFAULT_BACKBONE, find_backbone
 
 if TYPE_CHECKING:
-    from .embed import best_device, embed_patches, embed_store
+    from .contract import contract_name, make_contract
+    from .embed import Embedded, best_device, embed_patches, embed_store
     from .loader import Embedder, build
-    from .store import Embedded, EmbeddingStore, contract_name, make_contract, open_embeddings, write_embeddings
+    from .store import EmbeddingStore, open_embeddings, write_embeddings
     from .weights import find_weights, weights_digest
 
 _HOMES = {
     "Embedder": "loader", "build": "loader", "best_device": "embed", "embed_patches": "embed", "embed_store": "embed",
-    "Embedded": "store", "EmbeddingStore": "store", "contract_name": "store", "make_contract": "store",
+    "Embedded": "embed", "EmbeddingStore": "store", "contract_name": "contract", "make_contract": "contract",
     "open_embeddings": "store", "write_embeddings": "store", "find_weights": "weights", "weights_digest": "weights",
 }  # fmt: skip
 

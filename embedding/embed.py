@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -16,7 +17,15 @@ from wsi.errors import BackboneError, SpecError
 from wsi.slide import Slide
 
 from .loader import Embedder
-from .store import Embedded
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What `embed_patches` made of one slide: embeddings float16 (n, *row_shape), ok bool (n,)."""
+
+    embeddings: NDArray[np.float16]
+    ok: NDArray[np.bool_]
+
 
 BATCH = {"cpu": 16, "cuda": 128}  # a CPU's caches hold 16; a GPU is full at 128
 
@@ -80,7 +89,7 @@ def embed_stream(
     """Embed a stream of batches of `grid`'s patches; see `embed_patches`."""
     device = embedder.mean.device
     size = batch or BATCH.get(device.type, 32)
-    embeddings = np.zeros((len(grid), embedder.backbone.dim), np.float16)
+    embeddings = np.zeros((len(grid), *embedder.backbone.row_shape), np.float16)
     ok = np.zeros(len(grid), bool)
     with _workers(device) as pool:
         for group in patches:

@@ -1,5 +1,7 @@
 """The EmbeddingStore: the embeddings of one slide and the contract they were made under, as a Zarr v3 group."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,59 +11,25 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from tiling.spec import TileSpec
-from tiling.store import Store, count_files, open_complete, put
-from wsi.channels import Channels
+from tiling.store import Store, count_files, empty, open_complete, put
 from wsi.errors import StoreError
-from wsi.publish import appear, fingerprint
-
-from .backbones import Backbone
+from wsi.publish import appear
 
 SCHEMA = "embeddings/1"
-
-
-def make_contract(backbone: Backbone, digest: str, tile: TileSpec) -> dict[str, Any]:
-    """All that determines an embedding of a patch, and a hash over it.
-
-    digest  sha256 of the weights file
-    tile    how the tiles were asked for; of it size, scale and colours count
-    What computed it (GPU in fp16, CPU in fp32) is not part of it: the difference is below the float16 that is stored.
-    """
-    contract: dict[str, Any] = {
-        "backbone": backbone.name,
-        "arch": backbone.arch,
-        "options": backbone.options,
-        "weights_sha256": digest,
-        "dim": backbone.dim,
-        "resize_px": backbone.resize_px,
-        "input_px": backbone.input_px,
-        "interpolation": "bicubic, antialiased",
-        "mean": list(backbone.norm[0]),
-        "std": list(backbone.norm[1]),
-        "pooling": backbone.pooling,
-        "precision": backbone.precision,
-        "tile_px": tile.tile_px,
-        "mpp": tile.mpp,
-        "icc": tile.icc,
-        "channels": tile.channels and str(Channels.parse(tile.channels)),
-    }
-    return {**contract, "hash": fingerprint(contract)}
-
-
-def contract_name(contract: dict[str, Any]) -> str:
-    """Short name of a contract, as used for folders: backbone and the first digits of the hash."""
-    return f"{contract['backbone']}-{contract['hash'][:8]}"
+CHUNK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class EmbeddingStore(Store):
     """A finished store, opened for reading.
 
-    embeddings  float16 (n, d); rows whose tile could not be read are zero and must not be used
+    embeddings  float16 or float32 (n, d), or (n, grid, grid, d) of a dense backbone; rows whose tile could not be read
+                are zero and must not be used
+    views       the same of the patch's other views (n, v - 1, d), where more than one was embedded, else None
     ok          bool (n,), False for those rows
     xy          int64 (n, 2), tiles' top-left corners in level-0 pixels
     span_px     side of a tile in level-0 pixels
-    contract    see `make_contract`
+    contract    see `contract.make_contract`
     """
 
     @property
@@ -77,8 +45,12 @@ class EmbeddingStore(Store):
         return int(self.attrs["span_px"])
 
     @cached_property
-    def embeddings(self) -> NDArray[np.float16]:
+    def embeddings(self) -> NDArray[Any]:
         return self._array("embeddings")
+
+    @cached_property
+    def views(self) -> NDArray[Any] | None:
+        return self._array("views") if "views" in self.group else None
 
     @cached_property
     def xy(self) -> NDArray[np.int64]:
@@ -97,26 +69,60 @@ class EmbeddingStore(Store):
         return values
 
 
-@dataclass(frozen=True)
-class Embedded:
-    """What `embed_patches` made of one slide: embeddings float16 (n, d), ok bool (n,)."""
-
-    embeddings: NDArray[np.float16]
-    ok: NDArray[np.bool_]
-
-
-def write_embeddings(path: Path, embedded: Embedded, xy: NDArray[np.int64], facts: dict[str, Any]) -> None:
-    """Publish an EmbeddingStore at `path`.
-
-    facts  slide_id, fingerprint, identity, contract, span_px and what else is worth keeping
+class EmbeddingWriter:
+    """Writes an EmbeddingStore while its embeddings are made, chunk by chunk, so that memory does not grow with the
+    slide. Made by `write_embeddings`; safe to use from one thread.
     """
+
+    def __init__(self, draft: Path, tiles: int, row_shape: tuple[int, ...], dtype: str, views: int):
+        self._draft, self.tiles = draft, tiles
+        self._group = zarr.open_group(draft, mode="w", zarr_format=3)
+        self.rows = max(1, min(tiles, CHUNK_BYTES // (int(np.prod(row_shape)) * views * np.dtype(dtype).itemsize)))
+        shape = (tiles, *row_shape)
+        self._arrays = {"embeddings": empty(self._group, "embeddings", shape, dtype, self.rows)}
+        if views > 1:
+            views_shape = (tiles, views - 1, *row_shape)
+            self._arrays["views"] = empty(self._group, "views", views_shape, dtype, self.rows)
+        self._waiting: list[NDArray[Any]] = []
+        self._written = 0
+        self.ok = np.zeros(tiles, np.bool_)
+
+    def write(self, vectors: NDArray[Any], ok: NDArray[np.bool_]) -> None:
+        """The next rows: vectors (b, views, *row_shape), zero where `ok` (b,) is False."""
+        start = self._written + sum(len(part) for part in self._waiting)
+        self.ok[start : start + len(ok)] = ok
+        self._waiting.append(vectors)
+        while sum(len(part) for part in self._waiting) >= self.rows:
+            self._flush(self.rows)
+
+    def _flush(self, rows: int) -> None:
+        waiting = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting)
+        self._waiting = [waiting[rows:]] if len(waiting) > rows else []
+        part = slice(self._written, self._written + rows)
+        self._arrays["embeddings"][part] = waiting[:rows, 0]
+        if "views" in self._arrays:
+            self._arrays["views"][part] = waiting[:rows, 1:]
+        self._written += rows
+
+    def finish(self, xy: NDArray[np.int64], facts: dict[str, Any]) -> None:
+        """All rows are written: add coordinates and facts. Raises StoreError when some are not."""
+        if left := sum(len(part) for part in self._waiting):
+            self._flush(left)
+        if self._written != self.tiles:
+            raise StoreError(self._draft, f"{self._written} of {self.tiles} rows were written", "report this")
+        put(self._group, "xy", xy)
+        put(self._group, "ok", self.ok)
+        complete = {"tiles": self.tiles, "failed": int((~self.ok).sum()), "files": count_files(self._draft)}
+        self._group.attrs.update({"schema": SCHEMA, **facts, "complete": complete})  # type: ignore[dict-item]
+
+
+@contextmanager
+def write_embeddings(
+    path: Path, tiles: int, row_shape: tuple[int, ...], dtype: str = "float16", views: int = 1
+) -> Iterator[EmbeddingWriter]:
+    """Write an EmbeddingStore that appears at `path` when the block ends well and the writer was finished."""
     with appear(path) as draft:
-        group = zarr.open_group(draft, mode="w", zarr_format=3)
-        put(group, "embeddings", embedded.embeddings)
-        put(group, "xy", xy)
-        put(group, "ok", embedded.ok)
-        complete = {"tiles": len(xy), "failed": int((~embedded.ok).sum()), "files": count_files(draft)}
-        group.attrs.update({"schema": SCHEMA, **facts, "complete": complete})  # type: ignore[dict-item]
+        yield EmbeddingWriter(draft, tiles, row_shape, dtype, views)
 
 
 def open_embeddings(path: str | Path) -> EmbeddingStore:

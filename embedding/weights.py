@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from wsi.errors import BackboneError
 
-from .backbones import Backbone
+from .backbone import Backbone
 
 if TYPE_CHECKING:
     from torch import Tensor

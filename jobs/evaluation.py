@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedding.store import contract_name
+from embedding.contract import contract_name
 from wsi.errors import ManifestError, StoreError
 from wsi.publish import write_json
 

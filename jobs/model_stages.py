@@ -123,7 +123,8 @@ def heatmap_of(prediction: "Prediction", store: "EmbeddingStore", score: str) ->
 
 def embeddings_for(model: "TrainedModel", record: SlideRecord, folder: RunFolder) -> "EmbeddingStore":
     """The slide's embeddings that fit the model; where there are only others, BackboneError names both contracts."""
-    from embedding.store import contract_name, open_embeddings
+    from embedding.contract import contract_name
+    from embedding.store import open_embeddings
     from mil.bag import load_bag, require_contract
 
     path = folder.embeddings(contract_name(dict(model.contract)), record.slide_id)

@@ -33,7 +33,8 @@ EMBED_VERSION = 2  # raised when the same settings begin to give other results
 
 def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
     """Embeddings of one tiled slide → embeddings/<contract>/<slide_id>.zarr."""
-    from embedding.store import contract_name, open_embeddings, write_embeddings
+    from embedding.contract import contract_name
+    from embedding.store import open_embeddings, write_embeddings
 
     store = open_patches(folder.tiles(record.slide_id))
     tiled_mpp = store.attrs["slide"]["mpp"]
@@ -56,7 +57,9 @@ def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcom
         "mpp": store.grid.mpp,
         "mpp_source": store.attrs["slide"]["mpp_source"],
     }
-    write_embeddings(path, embedded, store.grid.xy, facts)
+    with write_embeddings(path, len(store.grid), spec.embed.entry().row_shape) as writer:
+        writer.write(embedded.embeddings[:, None], embedded.ok)
+        writer.finish(store.grid.xy, facts)
     failed = int((~embedded.ok).sum())
     return Outcome(DONE if len(store.grid) else EMPTY, mark, len(store.grid), failed)
 
@@ -64,8 +67,7 @@ def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcom
 def _embed(record: SlideRecord, spec: RunSpec, store: PatchStore) -> Any:
     import numpy as np
 
-    from embedding.embed import embed_store, embed_stream
-    from embedding.store import Embedded
+    from embedding.embed import Embedded, embed_store, embed_stream
 
     # the limit is today's, not the one the slide was tiled under
     limited = replace(store.grid.spec, max_failed_tiles=spec.tile.max_failed_tiles)
@@ -113,12 +115,12 @@ def load_embedder(spec: EmbedSpec) -> "Embedder":
 
 def contract_of(spec: EmbedSpec, tile: TileSpec) -> dict[str, Any]:
     """The contract that embeddings made so are of. Finds the weights (and may fetch them), loads nothing."""
-    from embedding.store import make_contract
+    from embedding.contract import make_contract
     from embedding.weights import find_weights, weights_digest
 
     backbone = spec.entry()
     weights = find_weights(backbone, Path(spec.weights) if spec.weights else None)
-    return make_contract(backbone, weights_digest(weights), tile)
+    return make_contract(backbone, weights_digest(weights), tile, spec)
 
 
 def open_fitting(path: Path, folder: RunFolder, slide_id: str) -> "EmbeddingStore":
@@ -144,15 +146,14 @@ def has_fitting(path: Path, folder: RunFolder, slide_id: str) -> bool:
 def check_embedding(spec: RunSpec, wanted: Mapping[str, Any] | None = None) -> None:
     """Find what embedding will need before any work: weights and device. Raises BackboneError or SpecError, also when
     the embeddings would be of another contract than the model's, `wanted`."""
+    from embedding.contract import side_by_side
+
     contract = contract_of(spec.embed, spec.tile)
     if wanted is not None and contract["hash"] != wanted["hash"]:
-        keys = [key for key in contract if key != "hash" and contract[key] != wanted.get(key)]
-        differing = ", ".join(f"{key} {contract[key]!r} instead of {wanted.get(key)!r}" for key in keys)
-        raise BackboneError(
-            spec.embed.backbone,
-            f"its embeddings would be of contract {contract['hash']}, the model is of {wanted['hash']} ({differing})",
-            "give the weights and settings that the model was trained with",
-        )
+        problem = f"its embeddings would be of contract {contract['hash']}, the model is of {wanted['hash']}"
+        table = side_by_side(contract, wanted, ("these settings", "the model"))
+        remedy = "give the weights and settings that the model was trained with"
+        raise BackboneError(spec.embed.backbone, f"{problem}\n\n{table}\n", remedy)
     if spec.embed.device not in ("auto", "cpu"):
         from embedding.embed import best_device
 

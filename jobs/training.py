@@ -39,7 +39,7 @@ def left_out(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder) -
 
 def embeddings_folder(spec: RunSpec) -> str:
     """Name of the folder of embeddings that the settings ask for."""
-    from embedding.store import contract_name
+    from embedding.contract import contract_name
 
     return contract_name(contract_of(spec.embed, spec.tile))
 

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding.contract import differing, side_by_side
 from wsi.errors import BackboneError, SpecError, StoreError
 
 
@@ -105,14 +106,12 @@ def require_contract(bag: Bag, contract: Mapping[str, object], contract_hash: st
     """Raises BackboneError, naming both contracts and what differs, unless the bag's embeddings keep this contract."""
     if bag.contract_hash == contract_hash and bag.dim == dim:
         return
-    mine, wanted = _flat(bag.contract) | {"dim": bag.dim}, _flat(contract) | {"dim": dim}
-    keys = sorted((mine.keys() | wanted.keys()) - {"hash"})  # the hashes stand beside the names already
-    differing = [key for key in keys if mine.get(key) != wanted.get(key)]
-    listed = ", ".join(f"{key} {mine.get(key)!r} instead of {wanted.get(key)!r}" for key in differing)
+    mine, wanted = dict(bag.contract) | {"dim": bag.dim}, dict(contract) | {"dim": dim}
+    keys = ", ".join(key for key, _, _ in differing(mine, wanted))
     raise BackboneError(
         bag.name,
         f"its embeddings are of contract {_title(bag.contract, bag.contract_hash)}, the model is of contract "
-        f"{_title(contract, contract_hash)}; differing: {listed or 'only the hash'}",
+        f"{_title(contract, contract_hash)}; differing: {keys or 'only the hash'}\n\n{side_by_side(mine, wanted)}\n",
         "embed the slide with the model's backbone and tile settings, or use a model trained on these embeddings",
     )
 
@@ -121,14 +120,3 @@ def _title(contract: Mapping[str, object], contract_hash: str) -> str:
     name = contract.get("backbone") or contract.get("name")
     shown = name if isinstance(name, str) else "unnamed"
     return f"{shown} ({contract_hash or 'no hash'})"
-
-
-def _flat(contract: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """{"a": {"b": 1}} → {"a.b": 1}; tuples become lists, as JSON would return them."""
-    flat: dict[str, object] = {}
-    for key, value in contract.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat

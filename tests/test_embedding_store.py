@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from embedding import BACKBONES, embed_patches, embed_store, make_contract, open_embeddings, write_embeddings
+from embedding.contract import contract_name
+from embedding.embed import Embedded
 from embedding.loader import Embedder
-from embedding.store import Embedded, contract_name
+from embedding.spec import EmbedSpec, StainSpec
 from tests.slides import ArraySlide, tissue_like
 from tiling import PatchRequest, TileSpec, TissueSpec, find_tissue, open_patches, plan_grid, write_patches
 from wsi import BackboneError, SlideError, StoreError
@@ -93,12 +95,16 @@ def test_a_contract_changes_with_everything_that_determines_an_embedding():
         )),
         *(make_contract(replace(entry, **change), "aa", tile) for change in (
             {"pooling": "cls"}, {"resize_px": 256}, {"input_px": 196}, {"norm": ((0.5,) * 3, (0.5,) * 3)},
-            {"precision": "fp32"}, {"dim": 1280}, {"options": {}}, {"arch": "vit_large_patch16_224"},
+            {"interpolation": "bilinear"}, {"dim": 1280}, {"options": {}}, {"arch": "vit_large_patch16_224"},
+        )),
+        make_contract(entry, "aa", tile, EmbedSpec("virchow"), "bf16"),
+        *(make_contract(entry, "aa", tile, EmbedSpec("virchow", **change)) for change in (
+            {"dtype": "float32"}, {"views": 4}, {"stain": StainSpec("macenko")}, {"stain": StainSpec(jitter=0.1)},
         )),
     ]  # fmt: skip
     same = {"stride_px": 100, "min_tissue": 0.5, "max_tiles": 9, "tissue": TissueSpec(method="hsv")}
     assert make_contract(entry, "aa", replace(tile, **same)) == base  # which tiles, not what they look like
-    assert len({contract["hash"] for contract in [base, *others]}) == len(others) + 1 == 15
+    assert len({contract["hash"] for contract in [base, *others]}) == len(others) + 1 == 20
     assert contract_name(base) == f"virchow-{base['hash'][:8]}"
 
 
@@ -108,7 +114,10 @@ def test_a_store_reads_back_and_a_damaged_one_is_refused(tmp_path):
     contract = make_contract(BACKBONES["uni"], "aa", TileSpec())
     xy = np.arange(18).reshape(9, 2)
     facts = {"slide_id": "s", "fingerprint": "f", "identity": "i", "contract": contract, "span_px": 512}
-    write_embeddings(tmp_path / "s.zarr", embedded, xy, facts)
+    with write_embeddings(tmp_path / "s.zarr", 9, (4,)) as writer:
+        writer.write(embedded.embeddings[:4, None], embedded.ok[:4])
+        writer.write(embedded.embeddings[4:, None], embedded.ok[4:])
+        writer.finish(xy, facts)
     store = open_embeddings(str(tmp_path / "s.zarr"))
     assert np.array_equal(store.embeddings, embedded.embeddings)
     assert np.array_equal(store.xy, xy)

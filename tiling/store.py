@@ -70,16 +70,20 @@ def count_files(path: Path) -> dict[str, int]:
     }
 
 
-def put(group: zarr.Group, name: str, values: NDArray[Any], rows: int = 4096) -> None:
-    """A whole array, checksummed, `rows` rows a chunk."""
-    chunks = (min(rows, max(1, len(values))), *(max(1, side) for side in values.shape[1:]))
-    array = group.create_array(
+def empty(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: Any, rows: int = 4096) -> zarr.Array:
+    """A checksummed array to be filled, `rows` rows a chunk."""
+    return group.create_array(
         name,
-        shape=values.shape,
-        chunks=chunks,
-        dtype=values.dtype,
+        shape=shape,
+        chunks=(min(rows, max(1, shape[0])), *(max(1, side) for side in shape[1:])),
+        dtype=dtype,
         compressors=CHECKED,
         config={"write_empty_chunks": True},  # so that a missing file is a missing file
     )
+
+
+def put(group: zarr.Group, name: str, values: NDArray[Any], rows: int = 4096) -> None:
+    """A whole array, checksummed, `rows` rows a chunk."""
+    array = empty(group, name, values.shape, values.dtype, rows)
     if values.size:
         array[...] = values
