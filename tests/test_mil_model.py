@@ -184,7 +184,7 @@ def test_embeddings_of_another_contract_are_refused_and_both_are_named(model):
     assert "lite (c0ffee)" in text
     lines = [line.split() for line in text.splitlines()]
     assert ["≠", "transform.size", "256", "224"] in lines  # side by side
-    assert ["mpp", "0.5", "0.5"] in lines  # also what they have in common
+    assert any(line[:1] == ["transform.mean"] for line in lines)  # also what they have in common
     assert "mpp" not in text.splitlines()[0]
 
 
