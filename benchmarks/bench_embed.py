@@ -75,7 +75,7 @@ def main() -> None:
                 for _ in range(options.rounds)
             ]
     alone, road = median(pair[0] for pair in pairs), median(pair[1] for pair in pairs)
-    where = torch.cuda.get_device_name() if embedder.mean.is_cuda else embedder.mean.device.type
+    where = torch.cuda.get_device_name() if embedder.device.type == "cuda" else embedder.device.type
     print(f"{entry.name} on {where}: {len(grid)} tiles, reading with {options.threads} threads")
     print(f"model alone {len(grid) / alone:,.0f} tiles/s; slide to embeddings {len(grid) / road:,.0f} tiles/s")
     print(f"the whole road runs at {alone / road:.0%} of the model's own speed")

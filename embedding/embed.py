@@ -87,7 +87,7 @@ def embed_stream(
     progress: Callable[[int], None] | None = None,
 ) -> Embedded:
     """Embed a stream of batches of `grid`'s patches; see `embed_patches`."""
-    device = embedder.mean.device
+    device = embedder.device
     size = batch or BATCH.get(device.type, 32)
     embeddings = np.zeros((len(grid), *embedder.backbone.row_shape), np.float16)
     ok = np.zeros(len(grid), bool)
@@ -122,7 +122,7 @@ def _workers(device: torch.device) -> Iterator[ThreadPoolExecutor]:
 
 def _embed(embedder: Embedder, patches: NDArray[np.uint8], rows: NDArray[np.intp]) -> NDArray[np.float16]:
     with torch.inference_mode():
-        pixels = torch.from_numpy(patches[rows]).to(embedder.mean.device, non_blocking=True)
+        pixels = torch.from_numpy(patches[rows]).to(embedder.device, non_blocking=True)
         return _finite(embedder(pixels), embedder)
 
 

@@ -8,37 +8,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from wsi.errors import BackboneError
 
 from .backbone import Backbone
 from .networks import find_family
+from .transform import Transform
 from .weights import read_state
 
 
 class Embedder(nn.Module):
     """uint8 patches (n, t, t, 3) → float32 embeddings (n, *row_shape): transform, network and pooling of a backbone."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, backbone: Backbone, network: nn.Module):
         super().__init__()
         self.backbone, self.network = backbone, network
-        for name, values in zip(("mean", "std"), backbone.norm, strict=True):
-            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        self.transform = Transform(backbone)
 
-    def transform(self, patches: Tensor) -> Tensor:
-        """uint8 (n, t, t, 3) → float32 (n, 3, input_px, input_px), normalised, on the patches' device."""
-        resize, crop = self.backbone.resize_px, self.backbone.input_px
-        pixels = patches.permute(0, 3, 1, 2)
-        if pixels.shape[-1] != resize:
-            pixels = _resize(pixels, resize)
-        if resize != crop:
-            edge = (resize - crop) // 2
-            pixels = pixels[..., edge : edge + crop, edge : edge + crop]
-        return pixels.float().mul_(1 / (255 * self.std)).sub_(self.mean / self.std)
+    @property
+    def device(self) -> torch.device:
+        return self.transform.mean.device
 
     def forward(self, patches: Tensor) -> Tensor:
         pixels = self.transform(patches).contiguous(memory_format=torch.channels_last)
@@ -62,16 +51,6 @@ class Embedder(nn.Module):
             return features[:, prefix:].unflatten(1, self.backbone.row_shape[:2])
         cls, mean = features[:, 0], features[:, prefix:].mean(dim=1)
         return {"cls": cls, "mean": mean, "cls+mean": torch.cat((cls, mean), dim=-1)}[pooling]
-
-
-def _resize(pixels: Tensor, side: int) -> Tensor:
-    """(n, 3, t, t) → (n, 3, side, side), bicubic with antialiasing, in whole grey levels as in the authors' pipelines.
-
-    On a CPU torch's 8-bit kernel equals Pillow's to one grey level; on other devices there is only the float kernel.
-    """
-    exact = pixels if pixels.device.type == "cpu" else pixels.float()
-    resized = functional.interpolate(exact, size=(side, side), mode="bicubic", antialias=True)
-    return resized if resized.dtype == torch.uint8 else resized.round().clamp(0, 255)
 
 
 def build(backbone: Backbone, weights: Path | None, device: str | torch.device = "cpu") -> Embedder:
