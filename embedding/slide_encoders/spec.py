@@ -1,0 +1,32 @@
+"""What the user asks for when the tiles' embeddings of a slide become one vector."""
+
+from dataclasses import dataclass
+
+from wsi.errors import SpecError
+
+DEFAULT_ENCODER = "mean"
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeSpec:
+    """How a slide's embeddings become its vector.
+
+    encoder            name of an entry of SLIDE_ENCODERS
+    weights            file or folder to load instead of the entry's own source
+    device             auto, cpu, cuda, cuda:1, mps
+    offline            make no network call
+    trust_remote_code  run the Python code that came with the weights, where the entry needs it
+    precision          auto (on a GPU the entry's own, else fp32), fp32, bf16, fp16
+    """
+
+    encoder: str = DEFAULT_ENCODER
+    weights: str | None = None
+    device: str = "auto"
+    offline: bool = False
+    trust_remote_code: bool = False
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise SpecError("encode.precision", f"{self.precision!r} is unknown", f"choose {', '.join(PRECISIONS)}")
