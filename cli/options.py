@@ -113,12 +113,12 @@ def parse_pairs(texts: list[str]) -> dict[str, Any]:
     return found
 
 
-def _option(help_text: str, *names: str, panel: str | None = None, takes: str = "") -> Any:
+def option(help_text: str, *names: str, panel: str | None = None, takes: str = "") -> Any:
     """An option whose value the help page calls `takes`; a switch takes none."""
     return typer.Option(*names, help=help_text, rich_help_panel=panel, metavar=takes)
 
 
-def _at(key: str, convert: Callable[[Any], Any] = lambda value: value) -> Callable[[Any], dict[str, Any]]:
+def at(key: str, convert: Callable[[Any], Any] = lambda value: value) -> Callable[[Any], dict[str, Any]]:
     return lambda value: {key: str(convert(value)) if isinstance(value, Path) else convert(value)}
 
 
@@ -129,60 +129,60 @@ def _words(value: list[str]) -> list[str]:
 _T, _L, _C = TILING, LOOKING, COMPUTING
 TILE = {
     "tile_px": Setting(
-        Annotated[int | None, _option("Side of a patch in pixels; by default the backbone's", panel=_T, takes="N")],
-        _at("tile.tile_px"),
+        Annotated[int | None, option("Side of a patch in pixels; by default the backbone's", panel=_T, takes="N")],
+        at("tile.tile_px"),
     ),
     "tile_mpp": Setting(
-        Annotated[str | None, _option("µm per patch pixel, or 20x; by default the backbone's", panel=_T, takes="MPP")],
-        _at("tile.mpp", parse_mpp),
+        Annotated[str | None, option("µm per patch pixel, or 20x; by default the backbone's", panel=_T, takes="MPP")],
+        at("tile.mpp", parse_mpp),
     ),
     "stride_px": Setting(
         Annotated[
-            int | None, _option("Distance between tiles in patch pixels; by default no overlap", panel=_T, takes="N")
+            int | None, option("Distance between tiles in patch pixels; by default no overlap", panel=_T, takes="N")
         ],
-        _at("tile.stride_px"),
+        at("tile.stride_px"),
     ),
     "max_tiles": Setting(
-        Annotated[int | None, _option("At most so many tiles a slide, drawn by --seed", panel=_T, takes="N")],
-        _at("tile.max_tiles"),
+        Annotated[int | None, option("At most so many tiles a slide, drawn by --seed", panel=_T, takes="N")],
+        at("tile.max_tiles"),
     ),
-    "seed": Setting(Annotated[int | None, _option("Of that draw", panel=_T, takes="N")], _at("tile.seed")),
+    "seed": Setting(Annotated[int | None, option("Of that draw", panel=_T, takes="N")], at("tile.seed")),
     "coords": Setting(
-        Annotated[Path | None, _option("Take the tiles of CLAM, TRIDENT or another run", panel=_T, takes="FOLDER")],
-        _at("coords"),
+        Annotated[Path | None, option("Take the tiles of CLAM, TRIDENT or another run", panel=_T, takes="FOLDER")],
+        at("coords"),
     ),
     "cheap_levels": Setting(
         Annotated[
             bool | None,
-            _option("Read JPEG at 1/2, 1/4, 1/8: faster; by default on", "--cheap-levels/--no-cheap-levels", panel=_T),
+            option("Read JPEG at 1/2, 1/4, 1/8: faster; by default on", "--cheap-levels/--no-cheap-levels", panel=_T),
         ],
-        _at("tile.cheap_levels"),
+        at("tile.cheap_levels"),
     ),
     "icc": Setting(
-        Annotated[str | None, _option("srgb: apply the slides' ICC profile", panel=_T, takes="KIND")], _at("tile.icc")
+        Annotated[str | None, option("srgb: apply the slides' ICC profile", panel=_T, takes="KIND")], at("tile.icc")
     ),
     "channels": Setting(
-        Annotated[str | None, _option("Show a fluorescence slide so: DAPI=0000FF:100-4000", panel=_T, takes="TEXT")],
-        _at("tile.channels"),
+        Annotated[str | None, option("Show a fluorescence slide so: DAPI=0000FF:100-4000", panel=_T, takes="TEXT")],
+        at("tile.channels"),
     ),
     "patches": Setting(
-        Annotated[str | None, _option("Store the pixels too: raw, jpeg or native", panel=_T, takes="KIND")],
-        _at("patches"),
+        Annotated[str | None, option("Store the pixels too: raw, jpeg or native", panel=_T, takes="KIND")],
+        at("patches"),
     ),
     "export": Setting(
-        Annotated[str | None, _option("The stored patches also as files: png, jpg or tar", panel=_T, takes="KIND")],
-        _at("export"),
+        Annotated[str | None, option("The stored patches also as files: png, jpg or tar", panel=_T, takes="KIND")],
+        at("export"),
     ),
     "min_tissue": Setting(
         Annotated[
-            float | None, _option("Share of a tile that must be tissue; by default 0.25", panel=_L, takes="SHARE")
+            float | None, option("Share of a tile that must be tissue; by default 0.25", panel=_L, takes="SHARE")
         ],
-        _at("tile.min_tissue"),
+        at("tile.min_tissue"),
     ),
     "tissue": Setting(
         Annotated[
             str | None,
-            _option(
+            option(
                 "otsu, hsv, texture, fluorescence, learned, none; or a mask, or a folder of masks",
                 panel=_L,
                 takes="METHOD",
@@ -191,81 +191,59 @@ TILE = {
         parse_tissue,
     ),
     "tissue_weights": Setting(
-        Annotated[Path | None, _option("Weights of the learned segmenter", panel=_L, takes="FILE")],
-        _at("tile.tissue.weights"),
+        Annotated[Path | None, option("Weights of the learned segmenter", panel=_L, takes="FILE")],
+        at("tile.tissue.weights"),
     ),
     "pen": Setting(
-        Annotated[bool | None, _option("Take pen marks out of the tissue; by default on", "--pen/--no-pen", panel=_L)],
-        _at("tile.tissue.pen"),
+        Annotated[bool | None, option("Take pen marks out of the tissue; by default on", "--pen/--no-pen", panel=_L)],
+        at("tile.tissue.pen"),
     ),
     "qc": Setting(
-        Annotated[bool | None, _option("Measure blur, folds, pen and more; by default on", "--qc/--no-qc", panel=_L)],
-        _at("tile.quality.measure"),
+        Annotated[bool | None, option("Measure blur, folds, pen and more; by default on", "--qc/--no-qc", panel=_L)],
+        at("tile.quality.measure"),
     ),
     "drop": Setting(
         Annotated[
-            list[str] | None, _option("Leave out tiles with blur, fold, pen, dark, bubble", panel=_L, takes="FLAG")
+            list[str] | None, option("Leave out tiles with blur, fold, pen, dark, bubble", panel=_L, takes="FLAG")
         ],
-        _at("tile.quality.exclude", _words),
+        at("tile.quality.exclude", _words),
     ),
     "include": Setting(
-        Annotated[
-            Path | None, _option("Only tiles in these regions: GeoJSON, XML or a folder", panel=_L, takes="FILE")
-        ],
-        _at("tile.regions.include"),
+        Annotated[Path | None, option("Only tiles in these regions: GeoJSON, XML or a folder", panel=_L, takes="FILE")],
+        at("tile.regions.include"),
     ),
     "include_class": Setting(
-        Annotated[list[str] | None, _option("Of those, only this class", panel=_L, takes="NAME")],
-        _at("tile.regions.include_classes", list),
+        Annotated[list[str] | None, option("Of those, only this class", panel=_L, takes="NAME")],
+        at("tile.regions.include_classes", list),
     ),
     "exclude": Setting(
-        Annotated[Path | None, _option("No tiles in these regions", panel=_L, takes="FILE")],
-        _at("tile.regions.exclude"),
+        Annotated[Path | None, option("No tiles in these regions", panel=_L, takes="FILE")],
+        at("tile.regions.exclude"),
     ),
     "exclude_class": Setting(
-        Annotated[list[str] | None, _option("Of those, only this class", panel=_L, takes="NAME")],
-        _at("tile.regions.exclude_classes", list),
+        Annotated[list[str] | None, option("Of those, only this class", panel=_L, takes="NAME")],
+        at("tile.regions.exclude_classes", list),
     ),
     "memory": Setting(
-        Annotated[str | None, _option("Memory to read one slide in; by default 1GiB", panel=_C, takes="SIZE")],
-        _at("jobs.read_mib", parse_memory),
+        Annotated[str | None, option("Memory to read one slide in; by default 1GiB", panel=_C, takes="SIZE")],
+        at("jobs.read_mib", parse_memory),
     ),
     "timeout": Setting(
         Annotated[
-            float | None, _option("Seconds without progress that fail a slide; by default 120", panel=_C, takes="S")
+            float | None, option("Seconds without progress that fail a slide; by default 120", panel=_C, takes="S")
         ],
-        _at("jobs.deadline_s"),
-    ),
-}
-BACKBONE = {
-    "backbone": Setting(
-        Annotated[str | None, _option("By default efficientnet-lite0", "--backbone", "-b", panel=_C, takes="NAME")],
-        _at("embed.backbone"),
-    ),
-}
-EMBED = {
-    **BACKBONE,
-    "weights": Setting(
-        Annotated[Path | None, _option("File or folder with the backbone's weights", panel=_C, takes="FILE")],
-        _at("embed.weights"),
-    ),
-    "device": Setting(
-        Annotated[str | None, _option("auto, cpu, cuda, cuda:1 or mps", panel=_C, takes="NAME")], _at("embed.device")
-    ),
-    "batch": Setting(
-        Annotated[int | None, _option("Patches a step; by default suits the device", panel=_C, takes="N")],
-        _at("embed.batch"),
+        at("jobs.deadline_s"),
     ),
 }
 EXECUTOR = {
     "executor": Setting(
-        Annotated[str | None, _option("processes or serial", panel=_C, takes="KIND")], _at("jobs.executor")
+        Annotated[str | None, option("processes or serial", panel=_C, takes="KIND")], at("jobs.executor")
     ),
 }
 WORKERS = {
     **EXECUTOR,
     "workers": Setting(
-        Annotated[int | None, _option("Processes; by default one a core", panel=_C, takes="N")], _at("jobs.workers")
+        Annotated[int | None, option("Processes; by default one a core", panel=_C, takes="N")], at("jobs.workers")
     ),
 }
 _RECIPE = {

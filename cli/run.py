@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import EMBED, MODEL, TILE, WORKERS, DryRun, Out, SlideMpp, Source, with_settings
+from .options import MODEL, TILE, WORKERS, DryRun, Out, SlideMpp, Source, with_settings
+from .options_embed import EMBED
 
 if TYPE_CHECKING:
     from jobs.pipeline import Job
@@ -34,12 +35,13 @@ def run(
     """Tile, embed, predict and draw every slide, and write the report. A re-run does only what is missing."""
     from jobs.checks import check_run
 
-    from .stages import end_dry_run, start
+    from .stages import end_dry_run, start, warn_off_native
 
     if model is not None:
         settings["model"] = str(model)
     job = start(source, out, settings, slide_mpp, settings.get("model"), embeds=not dry_run)
     check_run(job.spec, job.records, job.folder)
+    warn_off_native(job)
     if dry_run:
         end_dry_run(job)
     job.folder.prepare()

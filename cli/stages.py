@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from .options import (
-    BACKBONE,
-    EMBED,
     EXECUTOR,
     TILE,
     WORKERS,
@@ -19,6 +17,7 @@ from .options import (
     read_records,
     with_settings,
 )
+from .options_embed import BACKBONE, EMBED
 
 if TYPE_CHECKING:
     from jobs.pipeline import Job
@@ -35,6 +34,7 @@ def tile(
 
     job = start(source, out, settings, slide_mpp)
     check_run(job.spec, job.records, job.folder)
+    warn_off_native(job)
     if dry_run:
         end_dry_run(job)
     _finish(job, tile_slide)
@@ -46,6 +46,7 @@ def embed(source: Source, out: Out, settings: dict[str, Any], dry_run: DryRun = 
     from jobs.stages import embed_slide
 
     job = start(source, out, settings, embeds=not dry_run)
+    warn_off_native(job, tiled=True)
     job.recall("tile")
     _finish(job, embed_slide, dry_run)
 
@@ -66,12 +67,30 @@ def heatmap(source: Source, out: Out, model: ModelDir, settings: dict[str, Any],
     _finish(_start_with(model, source, out, settings), heatmap_slide, dry_run)
 
 
+def warn_off_native(job: "Job", tiled: bool = False) -> None:
+    """Say where the tiles are not those of the backbone's authors; with --strict that is an error.
+
+    tiled  the tiles are those that are there already, else those that the settings ask for
+    """
+    from jobs.checks import check_native, tiled_as
+
+    from .console import err
+
+    tile = tiled_as(job.records, job.folder) if tiled else None
+    for text in check_native(job.spec.embed, tile or job.spec.tile):
+        err.print("[yellow]warning[/] ", end="")
+        err.print(text, markup=False)
+
+
 def _start_with(model: Path, source: str, out: Path, settings: dict[str, Any]) -> "Job":
     from embedding.contract import contract_name
+    from jobs.checks import check_contract
     from jobs.model_stages import open_model
 
     job = start(source, out, {**settings, "model": str(model)}, model=model)
-    job.recall("tile", "embed", contract=contract_name(dict(open_model(model).contract)))
+    trained = open_model(model)
+    check_contract(trained, job.folder)
+    job.recall("tile", "embed", contract=contract_name(trained.contract))
     return job
 
 

@@ -4,10 +4,11 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import EMBED, MODEL, TILE, DryRun, ModelDir, Out, Setting, Source, read_records, with_settings
+from .options import MODEL, TILE, DryRun, ModelDir, Out, Setting, Source, read_records, with_settings
+from .options_embed import VECTORS
 
 _T = {name: TILE[name] for name in ("tile_px", "tile_mpp", "icc", "channels")}
-_B = {name: EMBED[name] for name in ("backbone", "weights")}
+_B = {name: VECTORS[name] for name in VECTORS if name not in ("strict", "offline")}
 
 
 def _train(kind: Any, text: str, key: str, takes: str = "N") -> Setting:

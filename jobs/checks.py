@@ -3,12 +3,21 @@
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import TYPE_CHECKING
 
+from embedding.contract import contract_name, off_native, side_by_side
+from embedding.spec import EmbedSpec
+from embedding.store import open_embeddings
+from tiling.patches import open_patches
+from tiling.spec import TileSpec
 from wsi.errors import BackboneError, SpecError
 
 from .config import RunSpec
 from .folder import RunFolder
 from .manifest import SlideRecord
+
+if TYPE_CHECKING:
+    from mil.model import TrainedModel
 
 
 def check_run(spec: RunSpec, records: Sequence[SlideRecord], folder: RunFolder) -> None:
@@ -23,6 +32,39 @@ def check_run(spec: RunSpec, records: Sequence[SlideRecord], folder: RunFolder) 
         _check_native(spec)
     if spec.tile.tissue.method == "learned":
         _check_segmenter(Path(str(spec.tile.tissue.weights)))
+
+
+def check_native(embed: EmbedSpec, tile: TileSpec) -> list[str]:
+    """In words, how the tiles differ from those the backbone's authors cut, to warn of. Raises SpecError instead where
+    the settings are strict."""
+    entry = embed.entry()
+    said = off_native(entry, tile)
+    if said and embed.strict:
+        px, mpp = entry.tile_px, f"{entry.mpp[0]:g}"
+        remedy = f"leave out --tile-px and --tile-mpp for its own ({px} px, {mpp} µm/px), or leave out --strict"
+        raise SpecError(f"{entry.name} (--strict)", "; ".join(said), remedy)
+    return [f"{entry.name}: {text}; its embeddings may mean less than its authors report" for text in said]
+
+
+def check_contract(model: "TrainedModel", folder: RunFolder) -> None:
+    """Raise BackboneError, with both contracts side by side, where the run has embeddings but none of the model's."""
+    if folder.embeddings(contract_name(model.contract), "any").parent.is_dir():
+        return
+    other = next(folder.root.glob("embeddings/*/*.zarr"), None)
+    if other is None:
+        return
+    found = open_embeddings(other).contract
+    title = f"{contract_name(found)}, the model is of {contract_name(model.contract)}"
+    table = side_by_side(found, model.contract, (contract_name(found), contract_name(model.contract)))
+    remedy = "embed with the model's backbone and settings: `wsi run` with --model takes them from it"
+    raise BackboneError(folder.root, f"its embeddings are of contract {title}\n\n{table}\n", remedy)
+
+
+def tiled_as(records: Sequence[SlideRecord], folder: RunFolder) -> TileSpec | None:
+    """How the slides were tiled, by the first that is; None where none is yet."""
+    paths = (folder.tiles(record.slide_id) for record in records)
+    there = next((path for path in paths if (path / "zarr.json").is_file()), None)
+    return None if there is None else open_patches(there).grid.spec
 
 
 def _check_places(spec: RunSpec, records: Sequence[SlideRecord]) -> None:

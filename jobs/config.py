@@ -151,24 +151,30 @@ def resolve(settings: Settings, contract: Mapping[str, Any] | None = None) -> Ru
     if isinstance(tile.get("channels"), str):
         tile["channels"] = str(Channels.parse(tile["channels"]))  # one choice has one text: it is compared as text
     if contract is not None:
-        for section, key, source in (
-            (embed, "backbone", "backbone"),
-            (tile, "tile_px", "tile_px"),
-            (tile, "mpp", "mpp"),
-            (tile, "icc", "icc"),
-            (tile, "channels", "channels"),
-        ):
-            # a model of an earlier version says nothing of colours; that it does not fit is said where contracts meet
-            if source in contract and section.setdefault(key, contract[source]) != contract[source]:
-                raise SpecError(
-                    key,
-                    f"{section[key]} was asked for, the model was trained on {contract[source]}",
-                    "leave it away, or use a model trained so",
-                )
+        _follow(contract, tile, embed)
     backbone = _build(EmbedSpec, embed).entry()
     tile.setdefault("tile_px", backbone.tile_px)
     tile.setdefault("mpp", backbone.mpp[0])
     return _build(RunSpec, settings)
+
+
+def _follow(contract: Mapping[str, Any], tile: Settings, embed: Settings) -> None:
+    """Give the settings what a model's contract says, where nobody said anything; refuse what says otherwise."""
+    stain = embed["stain"] = dict(embed.get("stain") or {})
+    normalised = contract.get("stain") or {"method": "none", "jitter": 0.0}
+    fixed = (
+        *((tile, key, contract.get(key)) for key in ("tile_px", "mpp", "icc", "channels") if key in contract),
+        *((embed, key, contract.get(key)) for key in ("backbone", "precision", "dtype", "views") if key in contract),
+        *([(embed, "variant", contract["pooling"])] if "pooling" in contract else []),
+        *((stain, key, normalised[key]) for key in ("method", "jitter", "seed") if key in normalised),
+    )  # a model of an earlier version says less; that it does not fit is said where contracts meet
+    for section, key, value in fixed:
+        if section.setdefault(key, value) != value:
+            raise SpecError(
+                key,
+                f"{section[key]} was asked for, the model was trained on {value}",
+                "leave it away, or use a model trained so",
+            )
 
 
 def as_settings(spec: RunSpec) -> Settings:

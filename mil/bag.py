@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding.contract import differing, side_by_side
+from embedding.contract import differing
 from wsi.errors import BackboneError, SpecError, StoreError
 
 
@@ -107,11 +107,11 @@ def require_contract(bag: Bag, contract: Mapping[str, object], contract_hash: st
     if bag.contract_hash == contract_hash and bag.dim == dim:
         return
     mine, wanted = dict(bag.contract) | {"dim": bag.dim}, dict(contract) | {"dim": dim}
-    keys = ", ".join(key for key, _, _ in differing(mine, wanted))
+    listed = ", ".join(f"{key} {found!r} instead of {right!r}" for key, found, right in differing(mine, wanted))
     raise BackboneError(
         bag.name,
         f"its embeddings are of contract {_title(bag.contract, bag.contract_hash)}, the model is of contract "
-        f"{_title(contract, contract_hash)}; differing: {keys or 'only the hash'}\n\n{side_by_side(mine, wanted)}\n",
+        f"{_title(contract, contract_hash)}; differing: {listed or 'only the hash'}",
         "embed the slide with the model's backbone and tile settings, or use a model trained on these embeddings",
     )
 

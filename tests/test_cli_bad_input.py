@@ -129,10 +129,12 @@ def test_a_model_of_another_contract_is_refused_and_both_are_named(trained, tmp_
     config["contract"] |= {"tile_px": 256, "hash": "0123456789ab"}
     config["contract_hash"] = "0123456789ab"
     (model / "config.json").write_text(json.dumps(config))
-    text = wsi("predict", trained.manifest, "--model", model, "--out", trained.run, code=1)
+    text = wsi("predict", trained.manifest, "--model", model, "--out", trained.run, code=2)
     assert "0123456789ab" in text
     assert json.loads((trained.model / "config.json").read_text())["contract_hash"] in text
-    assert "differing: tile_px 224 instead of 256\n" in text
+    lines = [line.split() for line in text.splitlines()]
+    assert ["≠", "tile_px", "224", "256"] in lines  # side by side
+    assert ["backbone", "efficientnet-lite0", "efficientnet-lite0"] in lines  # also what they have in common
 
 
 @pytest.mark.parametrize(

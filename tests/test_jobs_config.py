@@ -92,6 +92,15 @@ def test_a_models_contract_sets_backbone_and_tiles_and_refuses_others():
     assert (spec.tile.icc, spec.tile.channels) == ("srgb", "DAPI=0000FF")
     with pytest.raises(SpecError, match="icc: none was asked for, the model was trained on srgb"):
         resolve({"tile": {"icc": "none"}}, contract)
+    assert spec.embed.precision == "auto"
+    full = {**contract, "pooling": "pool", "precision": "bf16", "dtype": "float32", "views": 4}
+    stained = {"method": "macenko", "jitter": 0.1, "seed": 3, "target": "ab12"}
+    embed = resolve({}, {**full, "stain": stained}).embed
+    assert (embed.variant, embed.precision, embed.dtype, embed.views) == ("pool", "bf16", "float32", 4)
+    assert (embed.stain.method, embed.stain.jitter, embed.stain.seed) == ("macenko", 0.1, 3)
+    for asked in ({"precision": "fp32"}, {"stain": {"method": "macenko"}}, {"views": 1}):
+        with pytest.raises(SpecError, match="the model was trained on"):
+            resolve({"embed": asked}, {**full, "stain": None})
     older = {key: contract[key] for key in ("backbone", "tile_px", "mpp")}
     assert resolve({}, older).tile.icc == "none"
     with pytest.raises(SpecError, match="uni was asked for, the model was trained on resnet50"):
