@@ -16,6 +16,9 @@ from types import ModuleType
 
 FAMILIES = {
     "timm": "timm_models",
+    "transformers-vit": "transformers_vit",
+    "ctranspath": "ctranspath",
+    "resnet": "resnet",
 }
 
 
