@@ -39,19 +39,18 @@ class StainSpec:
 class EmbedSpec:
     """How patches become embeddings.
 
-    backbone           name of an entry of BACKBONES
-    variant            one of the entry's variants, such as cls or cls+mean; None is its own
-    weights            file or folder to load instead of the entry's own source
-    batch              patches a step; None suits the device
-    device             auto, cpu, cuda, cuda:1, mps, or several: cuda:0,cuda:1
-    precision          auto (bf16 where the chip computes in it), fp32, bf16, fp16
-    compile            torch.compile: auto (where the run is long enough to pay for it), on, off
-    dtype              of the stored embeddings: float16 or float32
-    views              1, or up to 8 flips and quarter turns of each patch, each embedded, the patch as it is first
-    stain              what is done to colours before
-    strict             refuse tiles of another size or scale than the backbone's own, instead of a warning
-    offline            make no network call
-    trust_remote_code  run Python code that came with the weights
+    backbone   name of an entry of BACKBONES
+    variant    one of the entry's variants, such as cls or cls+mean; None is its own
+    weights    file or folder to load instead of the entry's own source
+    batch      patches a step; None suits the device
+    device     auto, cpu, cuda, cuda:1, mps, or several: cuda:0,cuda:1
+    precision  auto (bf16 where the chip computes in it), fp32, bf16, fp16
+    compile    torch.compile: auto (where the run is long enough to pay for it), on, off
+    dtype      of the stored embeddings: float16 or float32
+    views      1, or up to 8 flips and quarter turns of each patch, each embedded, the patch as it is first
+    stain      what is done to colours before
+    strict     refuse tiles of another size or scale than the backbone's own, instead of a warning
+    offline    make no network call
     """
 
     backbone: str = DEFAULT_BACKBONE
@@ -66,7 +65,6 @@ class EmbedSpec:
     stain: StainSpec = field(default_factory=StainSpec)
     strict: bool = False
     offline: bool = False
-    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         if self.batch is not None and self.batch < 1:

@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
+from embedding.slide_encoders.spec import EncodeSpec
 from embedding.spec import EmbedSpec
 from mil.spec import TrainSpec
 from tiling.spec import TileSpec
@@ -53,6 +54,7 @@ class RunSpec:
     export: str | None = None
     coords: str | None = None
     embed: EmbedSpec = field(default_factory=EmbedSpec)
+    encode: EncodeSpec = field(default_factory=EncodeSpec)
     train: TrainSpec = field(default_factory=TrainSpec)
     heatmap: HeatmapSpec = field(default_factory=HeatmapSpec)
     jobs: ExecSpec = field(default_factory=ExecSpec)
