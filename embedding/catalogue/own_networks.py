@@ -34,8 +34,8 @@ _TRANSFORMERS_VITS = (
         revision="2ae989a9c40cffaa27f0a6cb29cc94d1d6f9a5fd", file="model.safetensors", precision="fp32", patch_px=16,
         variants=vit_variants(1024), options={"init_values": 1e-5, "norm_eps": 1e-6},
         licence=_OWKIN, paper="https://arxiv.org/abs/2409.09173",
-        notes="Position embeddings of another grid are resized as transformers 5 does; versions before 4.46 shift "
-              "them by a tenth of a patch.",
+        notes="Position embeddings of another grid are resized as transformers 5 does; its older versions resized "
+              "them to a grid larger by a tenth of a patch.",
     ),
     Backbone(
         "midnight-12k", "vit_giant_patch14_dinov2", "hf-hub:kaiko-ai/midnight", 3072, family="transformers-vit",

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone
 
-UNUSED = r"$^"  # nothing: what a cut network leaves out, `rename` takes away
+UNUSED = r"(?!)"  # nothing: what a cut network leaves out, `rename` takes away
 
 
 def create(backbone: Backbone) -> nn.Module:
@@ -13,7 +13,8 @@ def create(backbone: Backbone) -> nn.Module:
     """
     import timm
 
-    network = timm.create_model(backbone.arch, pretrained=False, num_classes=0)
+    options = {name: value for name, value in backbone.options.items() if name != "stages"}
+    network = timm.create_model(backbone.arch, pretrained=False, num_classes=0, **options)
     for name in _cut(backbone):
         setattr(network, name, nn.Identity())
     return network
