@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from wsi.errors import SpecError
 
+from ..spec import PRECISIONS
+
 DEFAULT_ENCODER = "mean"
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +14,8 @@ class EncodeSpec:
     """How a slide's embeddings become its vector.
 
     encoder            name of an entry of SLIDE_ENCODERS
+    backbone           whose embeddings are pooled by `mean`, which takes any; None takes the only ones there are
+    embeddings         folder of RUN/embeddings to take, such as uni-1a2b3c4d; None finds the one that fits
     weights            file or folder to load instead of the entry's own source
     device             auto, cpu, cuda, cuda:1, mps
     offline            make no network call
@@ -21,6 +24,8 @@ class EncodeSpec:
     """
 
     encoder: str = DEFAULT_ENCODER
+    backbone: str | None = None
+    embeddings: str | None = None
     weights: str | None = None
     device: str = "auto"
     offline: bool = False
