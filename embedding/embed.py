@@ -1,22 +1,28 @@
-"""Patches of a slide → embeddings, reading ahead while the model works."""
+"""Patches of a slide → embeddings, chunk by chunk, reading ahead while the model works."""
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from tiling.grid import TileGrid
 from tiling.patches import PatchStore
-from tiling.stream import PatchBatch, check_failed_tiles, iter_patches
-from wsi.errors import BackboneError, SpecError
+from tiling.stream import MEMORY_BYTES, PatchBatch, batch_tiles, check_failed_tiles, iter_patches
+from wsi.errors import BackboneError
 from wsi.slide import Slide
 
+from .devices import best_device
+from .extractor import Extractor, Plan
 from .loader import Embedder
+
+__all__ = ["Chunk", "Embedded", "best_device", "embed_chunks", "embed_patches", "embed_store", "stored_patches"]
+
+LARGEST = {"float16": 65504.0}
 
 
 @dataclass(frozen=True)
@@ -27,25 +33,84 @@ class Embedded:
     ok: NDArray[np.bool_]
 
 
-BATCH = {"cpu": 16, "cuda": 128}  # a CPU's caches hold 16; a GPU is full at 128
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive rows: vectors (b, views, *row_shape), zero where `ok` (b,) is False."""
+
+    vectors: NDArray[np.floating]
+    ok: NDArray[np.bool_]
 
 
-def best_device(wanted: str = "auto") -> str:
-    """cuda where there is one, then Apple's mps, else cpu; or what was asked for, if it is there (else SpecError)."""
-    if wanted != "auto":
+def embed_chunks(
+    patches: Iterable[PatchBatch],
+    grid: TileGrid,
+    extractor: Extractor,
+    dtype: str = "float16",
+    stain: nn.Module | None = None,
+) -> Iterator[Chunk]:
+    """The embeddings of `grid`'s patches, in order and each row once, as they are ready: memory does not grow with n.
+
+    Raises BackboneError, naming tiles, for an embedding that is not finite, or is not in `dtype`.
+    """
+    views, row_shape, done = extractor.plan.views, extractor.embedder.backbone.row_shape, 0
+    with extractor.lane(grid.spec.tile_px, stain) as lane:
+        for places, found in lane.run(patches):
+            _check_finite(places, found, grid, dtype, extractor.embedder.backbone.name)
+            stop = int(places[-1]) + 1
+            chunk = _empty(stop - done, views, row_shape, dtype)
+            chunk.vectors[places - done], chunk.ok[places - done] = found, True
+            done = stop
+            yield chunk
+    if done < len(grid):
+        yield _empty(len(grid) - done, views, row_shape, dtype)
+
+
+def _empty(rows: int, views: int, row_shape: tuple[int, ...], dtype: str) -> Chunk:
+    return Chunk(np.zeros((rows, views, *row_shape), dtype), np.zeros(rows, bool))
+
+
+def _check_finite(
+    places: NDArray[np.int64], found: NDArray[np.float32], grid: TileGrid, dtype: str, backbone: str
+) -> None:
+    rows = found.reshape(len(found), -1)
+    largest = np.abs(rows).max(axis=1)  # of a row with a NaN: NaN
+    bad = places[~np.isfinite(largest)]
+    if len(bad):
+        problem = f"not finite (NaN or Inf) are the embeddings of {_named(bad, grid)}"
+        raise BackboneError(backbone, problem, "check the weights; with --precision fp32 they may be finite")
+    bad = places[largest > LARGEST.get(dtype, np.inf)]
+    if len(bad):
+        problem = f"too large for {dtype} are the embeddings of {_named(bad, grid)}: up to {largest.max():.3g}"
+        raise BackboneError(backbone, problem, "store them with --dtype float32")
+
+
+def _named(places: NDArray[np.int64], grid: TileGrid) -> str:
+    first = ", ".join(f"{place} at ({x}, {y})" for place, (x, y) in zip(places[:5], grid.xy[places[:5]], strict=True))
+    return f"{len(places)} tiles: {first}{', …' if len(places) > 5 else ''}"
+
+
+def stored_patches(store: PatchStore, threads: int = 2, memory: int = MEMORY_BYTES) -> Iterator[PatchBatch]:
+    """The patches that a PatchStore keeps, in order, read ahead by threads, in at most `memory` bytes."""
+    ok = store.array("ok").astype(bool)
+    size = store.grid.spec.tile_px
+    count = min(batch_tiles(size), store.shards.per_shard)
+    threads = max(1, min(threads, memory // (count * size * size * 3) - 2))
+
+    def read(start: int) -> PatchBatch:
+        part = ok[start : start + count]
+        return PatchBatch(start, store.read_patches(start, start + len(part)), part)
+
+    starts = deque(range(0, len(ok), count))
+    with ThreadPoolExecutor(threads, "read") as pool:
+        ahead: deque[Future[PatchBatch]] = deque()
         try:
-            known = wanted.partition(":")[0] in ("cpu", "cuda", "mps", "xpu")
-            there = known and torch.zeros(1, device=wanted).sum().item() == 0
-        except (RuntimeError, AssertionError):  # torch's ways of saying that a device is absent
-            there = False
-        if not there:
-            raise SpecError(
-                "--device", f"{wanted!r} cannot be used here", "choose auto, cpu, or what `wsi doctor` shows"
-            )
-        return wanted
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+            while starts or ahead:
+                while starts and len(ahead) < threads + 1:
+                    ahead.append(pool.submit(read, starts.popleft()))
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
 
 
 def embed_patches(
@@ -56,83 +121,35 @@ def embed_patches(
     threads: int = 2,
     progress: Callable[[int], None] | None = None,
 ) -> Embedded:
-    """Embed every tile of `grid` that can be read.
+    """Embed every tile of `grid` that can be read, into memory.
 
     Pixels go to the device as uint8; the transform runs there. `progress` is told how many tiles each step did.
     Raises SlideError when more tiles than the spec allows cannot be read, BackboneError for NaN or Inf.
     """
-    return embed_stream(iter_patches(slide, grid, threads), slide, grid, embedder, batch, progress)
+    embedded = _collect(iter_patches(slide, grid, threads), grid, embedder, batch, progress)
+    check_failed_tiles(slide, embedded.ok, grid.spec.max_failed_tiles)
+    return embedded
 
 
-def embed_store(
-    store: PatchStore, grid: TileGrid, slide: Slide, embedder: Embedder, batch: int | None = None
-) -> Embedded:
-    """The same from the pixels kept in a PatchStore of that grid; `slide` is only named in errors."""
-    ok, step = store.array("ok"), 256
-
-    def batches() -> Iterator[PatchBatch]:
-        for start in range(0, len(grid), step):
-            stop = min(start + step, len(grid))
-            yield PatchBatch(start, store.read_patches(start, stop), ok[start:stop])
-
-    return embed_stream(batches(), slide, grid, embedder, batch)
+def embed_store(store: PatchStore, embedder: Embedder, batch: int | None = None) -> Embedded:
+    """The same from the pixels kept in a PatchStore; the slide is not needed."""
+    return _collect(stored_patches(store), store.grid, embedder, batch)
 
 
-def embed_stream(
-    patches: Iterator[PatchBatch],
-    slide: Slide,
+def _collect(
+    patches: Iterable[PatchBatch],
     grid: TileGrid,
     embedder: Embedder,
-    batch: int | None = None,
+    batch: int | None,
     progress: Callable[[int], None] | None = None,
 ) -> Embedded:
-    """Embed a stream of batches of `grid`'s patches; see `embed_patches`."""
-    device = embedder.device
-    size = batch or BATCH.get(device.type, 32)
     embeddings = np.zeros((len(grid), *embedder.backbone.row_shape), np.float16)
-    ok = np.zeros(len(grid), bool)
-    with _workers(device) as pool:
-        for group in patches:
-            rows = np.flatnonzero(group.ok)
-            ok[group.start + rows] = True
-            chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
-            for chunk, vectors in zip(chunks, pool.map(partial(_embed, embedder, group.patches), chunks), strict=True):
-                embeddings[group.start + chunk] = vectors
+    ok, done = np.zeros(len(grid), bool), 0
+    with Extractor(embedder, Plan(batch, torch.get_num_threads())) as extractor:
+        for chunk in embed_chunks(patches, grid, extractor):
+            part = slice(done, done + len(chunk.ok))
+            embeddings[part], ok[part] = chunk.vectors[:, 0], chunk.ok
+            done = part.stop
             if progress is not None:
-                progress(len(group.ok))
-    check_failed_tiles(slide, ok, grid.spec.max_failed_tiles)
+                progress(len(chunk.ok))
     return Embedded(embeddings, ok)
-
-
-@contextmanager
-def _workers(device: torch.device) -> Iterator[ThreadPoolExecutor]:
-    """Threads that embed a chunk each. On a CPU one a core, each computing alone: threads that share the work of one
-    layer wait for each other dozens of times a batch, and for as long as anything else wants a core."""
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1:
-        with ThreadPoolExecutor(1, "embed") as pool:
-            yield pool
-        return
-    try:
-        with ThreadPoolExecutor(threads, "embed", torch.set_num_threads, (1,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _embed(embedder: Embedder, patches: NDArray[np.uint8], rows: NDArray[np.intp]) -> NDArray[np.float16]:
-    with torch.inference_mode():
-        pixels = torch.from_numpy(patches[rows]).to(embedder.device, non_blocking=True)
-        return _finite(embedder(pixels), embedder)
-
-
-def _finite(vectors: torch.Tensor, embedder: Embedder) -> NDArray[np.float16]:
-    values = vectors.to(torch.float16)
-    if not bool(torch.isfinite(values).all()):
-        bad = int((~torch.isfinite(values).all(dim=1)).sum())
-        raise BackboneError(
-            embedder.backbone.name,
-            f"{bad} of {len(values)} embeddings of a batch are not finite in float16",
-            "check the weights; a model with larger values needs another precision",
-        )
-    return values.cpu().numpy()

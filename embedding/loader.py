@@ -2,9 +2,7 @@
 
 import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,30 +14,58 @@ from .networks import find_family
 from .transform import Transform
 from .weights import read_state
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 class Embedder(nn.Module):
-    """uint8 patches (n, t, t, 3) → float32 embeddings (n, *row_shape): transform, network and pooling of a backbone."""
+    """uint8 patches (n, t, t, 3) → float32 embeddings (n, *row_shape): transform, network and pooling of a backbone.
 
-    def __init__(self, backbone: Backbone, network: nn.Module):
+    precision  fp32, bf16 or fp16: what the network's weights are and what it computes in. They are cast once: autocast
+               casts them again for every batch. The transform stays in float32
+    """
+
+    def __init__(self, backbone: Backbone, network: nn.Module, precision: str = "fp32"):
         super().__init__()
-        self.backbone, self.network = backbone, network
+        self.backbone, self.precision = backbone, precision
+        self.network = network if precision == "fp32" else network.to(DTYPES[precision])
         self.transform = Transform(backbone)
+        self.compute: Callable[[Tensor], Tensor] = self.vectors  # what `compile_network` replaces
 
     @property
     def device(self) -> torch.device:
         return self.transform.mean.device
 
     def forward(self, patches: Tensor) -> Tensor:
-        pixels = self.transform(patches).contiguous(memory_format=torch.channels_last)
-        with self._precision(patches.device.type):
-            if hasattr(self.network, "embed"):  # it pools in ways of its own
-                return self.network.embed(pixels, self.backbone.pooling).float()  # type: ignore[operator]
-            features = self.network.forward_features(pixels)  # type: ignore[operator]
-            return self.pool(features).float()
+        return self.compute(self.transform.crop(patches.permute(0, 3, 1, 2)))
 
-    def _precision(self, device: str) -> AbstractContextManager[Any]:
-        half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.backbone.precision)
-        return torch.autocast("cuda", half) if device == "cuda" and half is not None else nullcontext()
+    def embed_views(
+        self, patches: Tensor, count: int = 1, stain: nn.Module | None = None, places: Tensor | None = None
+    ) -> Tensor:
+        """uint8 patches (n, t, t, 3) → float32 (n, count, *row_shape): of each patch as it is, and of its other views.
+
+        stain, places  changes the patches' colours before, by their places in the grid, int64 (n,)
+        """
+        pixels = self.transform.crop(patches.permute(0, 3, 1, 2))
+        if stain is not None:
+            pixels = stain(pixels.float(), places)
+        if count > 1:
+            from .views import views
+
+            pixels = views(pixels, count)
+        return self.compute(pixels).unflatten(0, (len(patches), count))
+
+    def vectors(self, pixels: Tensor) -> Tensor:
+        """Grey levels (n, 3, input_px, input_px) → float32 embeddings (n, *row_shape)."""
+        mean, std = self.transform.mean, self.transform.std
+        pixels = pixels.float().mul(1 / (255 * std)).sub_(mean / std)
+        pixels = pixels.to(DTYPES[self.precision]).contiguous(memory_format=torch.channels_last)
+        if hasattr(self.network, "embed"):  # it pools in ways of its own
+            return self.network.embed(pixels, self.backbone.pooling).float()  # type: ignore[operator]
+        return self.pool(self.network.forward_features(pixels)).float()  # type: ignore[operator]
+
+    def compile_network(self) -> None:
+        """From now on compute with torch.compile; the first batch of each shape then takes a minute or so."""
+        self.compute = torch.compile(self.vectors, dynamic=False)
 
     def pool(self, features: Tensor) -> Tensor:
         """Network output → (n, *row_shape), by the backbone's pooling."""
@@ -47,25 +73,30 @@ class Embedder(nn.Module):
         if pooling == "pool":
             return self.network.forward_head(features, pre_logits=True)  # type: ignore[operator]
         prefix = int(self.network.num_prefix_tokens)  # type: ignore[arg-type]
+        features = features.float()  # a mean of hundreds of tokens needs more digits than they have
         if pooling == "dense":
             return features[:, prefix:].unflatten(1, self.backbone.row_shape[:2])
         cls, mean = features[:, 0], features[:, prefix:].mean(dim=1)
         return {"cls": cls, "mean": mean, "cls+mean": torch.cat((cls, mean), dim=-1)}[pooling]
 
 
-def build(backbone: Backbone, weights: Path | None, device: str | torch.device = "cpu") -> Embedder:
+def build(
+    backbone: Backbone, weights: Path | None, device: str | torch.device = "cpu", precision: str = "fp32"
+) -> Embedder:
     """The backbone, ready to embed. `weights` None leaves it uninitialised, which only a test of shapes wants.
+
+    precision  fp32, bf16 or fp16; see precision.choose_precision
 
     Raises BackboneError when the weights do not fit the architecture exactly.
     """
     family = find_family(backbone.family)
     if weights is None:
         with torch.device(device):
-            return Embedder(backbone, family.create(backbone)).eval()
+            return Embedder(backbone, family.create(backbone), precision).eval()
     network = create_unfilled(lambda: family.create(backbone))
     state = family.rename(backbone, read_state(weights), network)
     fill(network, state, family.UNUSED, backbone.name, weights)
-    embedder = Embedder(backbone, network).eval().requires_grad_(False)
+    embedder = Embedder(backbone, network, precision).eval().requires_grad_(False)
     return embedder.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

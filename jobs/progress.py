@@ -1,4 +1,8 @@
-"""What a worker is at, told to the run through shared memory: tiles done, and that it is alive at all."""
+"""What a worker is at, told to the run through shared memory: tiles done, and that it is alive at all.
+
+A worker with several tasks at a time has a board for each: a thread that was given one tells on it, all others on the
+process's.
+"""
 
 import threading
 from collections.abc import Iterator
@@ -9,59 +13,63 @@ from typing import Any
 _DONE, _TOTAL, _SIGNS, _BUSY = range(4)
 
 _board: Any = None
+_own = threading.local()
 _lock = threading.Lock()
 
 
 def make_board(context: BaseContext) -> Any:
-    """Shared numbers of one worker: hand it over when the process is made."""
+    """Shared numbers of one task at a time: hand it over when the process is made."""
     return context.RawArray("q", 4)
 
 
-def report_to(board: Any) -> None:
-    """From now on what this process does is told on `board`, from a fresh start; None ends it."""
+def report_to(board: Any, own: bool = False) -> None:
+    """From now on what this process does (`own`: this thread) is told on `board`, from a fresh start; None ends it."""
     global _board
-    _board = board
+    if own:
+        _own.board = board
+    else:
+        _board = board
     if board is not None:
         board[_DONE] = board[_TOTAL] = board[_BUSY] = 0
         board[_SIGNS] += 1
 
 
+def _current() -> Any:
+    board = getattr(_own, "board", None)
+    return _board if board is None else board
+
+
 def advance(done: int, total: int) -> None:
     """Say that `done` of `total` tiles of the slide at work are done. A sign of life: the deadline counts from here."""
-    if _board is not None:
-        _board[_DONE], _board[_TOTAL] = done, total
-        _board[_SIGNS] += 1
+    board = _current()
+    if board is not None:
+        board[_DONE], board[_TOTAL] = done, total
+        board[_SIGNS] += 1
 
 
 def alive() -> None:
     """A sign of life where no tiles are counted."""
-    if _board is not None:
-        _board[_SIGNS] += 1
+    board = _current()
+    if board is not None:
+        board[_SIGNS] += 1
 
 
 @contextmanager
 def busy() -> Iterator[None]:
     """The time of this block is not the slide's: the deadline does not run while a model is loaded or computes."""
-    begin_busy()
+    board = _current()
+    _count_busy(board, 1)
     try:
         yield
     finally:
-        end_busy()
+        _count_busy(board, -1)
 
 
-def begin_busy() -> None:
-    """As entering `busy`; any number of threads may be in it."""
-    if _board is not None:
+def _count_busy(board: Any, change: int) -> None:
+    if board is not None:
         with _lock:
-            _board[_BUSY] += 1
-
-
-def end_busy() -> None:
-    """As leaving `busy`."""
-    if _board is not None:
-        with _lock:
-            _board[_BUSY] -= 1
-            _board[_SIGNS] += 1
+            board[_BUSY] += change
+            board[_SIGNS] += 1
 
 
 def tiles_done(board: Any) -> tuple[int, int]:

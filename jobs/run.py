@@ -1,5 +1,7 @@
 """One stage over many slides. The only place that catches whatever a slide throws."""
 
+import errno
+import os
 import shutil
 import time
 import traceback
@@ -22,7 +24,9 @@ from .manifest import SlideRecord
 from .receipts import FAILED, Receipt, append_receipt
 from .workers import Limits, Workers
 
+EMBED_SLOTS = 2  # slides that an embedding process works on at a time
 _READS_NO_SLIDE = ("predict", "heatmap")  # work on stores: no decoder that could hang, and models of any size
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,9 @@ def _explain(error: Exception, record: SlideRecord, spec: RunSpec) -> tuple[str,
         return out_of_memory(str(error), spec.jobs.memory_mib), MORE_MEMORY
     if isinstance(error, FileNotFoundError):
         return f"a file is missing: {error.filename}", "check the path; was the slide moved while it was read?"
+    if isinstance(error, OSError) and error.errno in _FULL:
+        words = f"{os.strerror(error.errno or 0)} ({error.filename or 'where results are written'})"
+        return f"nothing more can be written: {words}", "free space there and run again: what is done stays done"
     if isinstance(error, OSError):
         return (
             f"{error.strerror or error} ({error.filename or 'no file named'})",
@@ -127,7 +134,7 @@ def run_stage(
             keep(run_one(stage, record, spec, folder))
     elif records:
         with _notes(folder.root) as notes, _workers(stage, len(records), spec, folder, notes) as workers:
-            suspects = _drain(workers, records, workers.count, keep, watcher)
+            suspects = _drain(workers, records, workers.room, keep, watcher)
             again = [record for record in records if record.slide_id in suspects]
             for slide_id, death in _drain(workers, again, 1, keep, watcher).items():
                 keep(_post_mortem(slide_id, stage, death))
@@ -141,8 +148,11 @@ def _workers(stage: Stage, slides: int, spec: RunSpec, folder: RunFolder, notes:
     work = partial(run_one, stage, spec=spec, folder=folder)
     if name in _READS_NO_SLIDE:
         return Workers(spec.jobs.worker_count(slides), work, notes, Limits())
-    if name == "embed":
-        return Workers(1, work, notes, Limits(spec.jobs.deadline_s))  # one model, which may need any memory
+    if name == "embed":  # a model each, which may need any memory; the next slide is read while it computes
+        from embedding.devices import find_devices
+
+        devices = len(find_devices(spec.embed.device))
+        return Workers(min(slides, devices), work, notes, Limits(spec.jobs.deadline_s), min(slides, EMBED_SLOTS))
     return Workers(spec.jobs.worker_count(slides), work, notes, Limits(spec.jobs.deadline_s, spec.jobs.memory_mib))
 
 

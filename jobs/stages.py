@@ -2,39 +2,34 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedding.spec import EmbedSpec
-from tiling.patches import PatchStore, open_patches
+from tiling.patches import open_patches
 from tiling.spec import TileSpec
-from tiling.stream import iter_patches
-from wsi.errors import BackboneError, SlideError, StoreError
-from wsi.identity import slide_identity
+from wsi.errors import BackboneError, StoreError
 from wsi.publish import fingerprint
 
 from .config import RunSpec
+from .extraction import TILE_AGAIN, check_unread, choice, load_extractor, pixels_of, precision_of, stain_of
 from .folder import RunFolder
 from .manifest import SlideRecord
-from .progress import advance, begin_busy, busy, end_busy
+from .progress import advance
 from .receipts import DONE, EMPTY, SKIPPED
 from .run import Outcome
 from .stored import find_stored
-from .tile_stage import open_record
 
 if TYPE_CHECKING:
-    from embedding.loader import Embedder
     from embedding.store import EmbeddingStore
 
-TILE_AGAIN = "run `wsi tile` again"
 EMBED_VERSION = 2  # raised when the same settings begin to give other results
 
 
 def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
     """Embeddings of one tiled slide → embeddings/<contract>/<slide_id>.zarr."""
     from embedding.contract import contract_name
-    from embedding.store import open_embeddings, write_embeddings
+    from embedding.store import open_embeddings
 
     store = open_patches(folder.tiles(record.slide_id))
     tiled_mpp = store.attrs["slide"]["mpp"]
@@ -46,7 +41,6 @@ def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcom
     there = find_stored(path, mark, spec.tile.max_failed_tiles, open_embeddings)
     if there is not None:
         return Outcome(SKIPPED, mark, there.tiles, there.failed)
-    embedded = _embed(record, spec, store)
     facts = {
         "slide_id": record.slide_id,
         "fingerprint": mark,
@@ -57,60 +51,39 @@ def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcom
         "mpp": store.grid.mpp,
         "mpp_source": store.attrs["slide"]["mpp_source"],
     }
-    with write_embeddings(path, len(store.grid), spec.embed.entry().row_shape) as writer:
-        writer.write(embedded.embeddings[:, None], embedded.ok)
-        writer.finish(store.grid.xy, facts)
-    failed = int((~embedded.ok).sum())
+    try:
+        failed = _embed(record, spec, folder, path, facts)
+    except OSError:
+        there = find_stored(path, mark, spec.tile.max_failed_tiles, open_embeddings)
+        if there is None:
+            raise
+        return Outcome(SKIPPED, mark, there.tiles, there.failed)  # another process published the same meanwhile
     return Outcome(DONE if len(store.grid) else EMPTY, mark, len(store.grid), failed)
 
 
-def _embed(record: SlideRecord, spec: RunSpec, store: PatchStore) -> Any:
-    import numpy as np
+def _embed(record: SlideRecord, spec: RunSpec, folder: RunFolder, path: Path, facts: dict[str, Any]) -> int:
+    """Embed the slide into a store that appears at `path`; returns the number of its tiles that cannot be read."""
+    from embedding.store import write_embeddings
 
-    from embedding.embed import Embedded, embed_store, embed_stream
-
+    store, embed = open_patches(folder.tiles(record.slide_id)), spec.embed
     # the limit is today's, not the one the slide was tiled under
     limited = replace(store.grid.spec, max_failed_tiles=spec.tile.max_failed_tiles)
-    grid, total = replace(store.grid, spec=limited), len(store.grid)
-    if total == 0:
-        return Embedded(np.zeros((0, spec.embed.entry().dim), np.float16), np.zeros(0, bool))
-    embedder = load_embedder(spec.embed)
-    # pixels as they were tiled: the colours are the store's, whatever this command was told
-    with open_record(record, replace(spec, tile=limited)) as slide:
-        if slide_identity(record.path) != store.identity:
-            raise SlideError(record.path, "it is not the slide that was tiled: its content differs", TILE_AGAIN)
-        if store.has_patches:
-            return embed_store(store, grid, slide, embedder, spec.embed.batch)
-        done = 0
+    grid, total, done, failed = replace(store.grid, spec=limited), len(store.grid), 0, 0
+    with write_embeddings(path, total, embed.entry().row_shape, embed.dtype, embed.views) as writer:
+        if total:
+            from embedding.embed import embed_chunks
 
-        def step(tiles: int) -> None:
-            nonlocal done
-            done += tiles
-            advance(done, total)
-
-        advance(0, total)
-        patches = iter_patches(slide, grid, spec.jobs.thread_count(), spec.jobs.read_bytes)
-        embedded = embed_stream(patches, slide, grid, embedder, spec.embed.batch, step)
-    if slide_identity(record.path) != store.identity:
-        raise SlideError(record.path, "it changed while it was read", "run again when it is no longer written to")
-    return embedded
-
-
-@lru_cache(maxsize=1)
-def load_embedder(spec: EmbedSpec) -> "Embedder":
-    """The backbone on its device; kept, so that a process loads it once."""
-    from embedding.embed import best_device
-    from embedding.loader import build
-    from embedding.weights import find_weights
-
-    backbone = spec.entry()
-    with busy():
-        weights = find_weights(backbone, Path(spec.weights) if spec.weights else None)
-        embedder = build(backbone, weights, best_device(spec.device))
-    # the deadline is for reading: a large model on a CPU may compute for minutes
-    embedder.register_forward_pre_hook(lambda *_: begin_busy())
-    embedder.register_forward_hook(lambda *_: end_busy(), always_call=True)
-    return embedder
+            with pixels_of(record, spec, store, grid) as patches:
+                extractor = load_extractor(embed, folder)
+                stain = stain_of(embed.stain, store, extractor.device)
+                advance(0, total)
+                for chunk in embed_chunks(patches, grid, extractor, embed.dtype, stain):
+                    writer.write(chunk.vectors, chunk.ok)
+                    done += len(chunk.ok)
+                    advance(done, total)
+            failed = check_unread(record, writer.ok, limited.max_failed_tiles)
+        writer.finish(store.grid.xy, facts)
+    return failed
 
 
 def contract_of(spec: EmbedSpec, tile: TileSpec) -> dict[str, Any]:
@@ -118,9 +91,8 @@ def contract_of(spec: EmbedSpec, tile: TileSpec) -> dict[str, Any]:
     from embedding.contract import make_contract
     from embedding.weights import find_weights, weights_digest
 
-    backbone = spec.entry()
-    weights = find_weights(backbone, Path(spec.weights) if spec.weights else None)
-    return make_contract(backbone, weights_digest(weights), tile, spec)
+    weights = find_weights(spec.entry(), Path(spec.weights) if spec.weights else None, spec.offline)
+    return make_contract(spec.entry(), weights_digest(weights), tile, spec, precision_of(spec))
 
 
 def open_fitting(path: Path, folder: RunFolder, slide_id: str) -> "EmbeddingStore":
@@ -143,9 +115,11 @@ def has_fitting(path: Path, folder: RunFolder, slide_id: str) -> bool:
     return True
 
 
-def check_embedding(spec: RunSpec, wanted: Mapping[str, Any] | None = None) -> None:
-    """Find what embedding will need before any work: weights and device. Raises BackboneError or SpecError, also when
-    the embeddings would be of another contract than the model's, `wanted`."""
+def check_embedding(spec: RunSpec, wanted: Mapping[str, Any] | None = None) -> str:
+    """Find what embedding will need before any work: weights and devices; in words, what will compute.
+
+    Raises BackboneError or SpecError, also when the embeddings would be of another contract than the model's, `wanted`.
+    """
     from embedding.contract import side_by_side
 
     contract = contract_of(spec.embed, spec.tile)
@@ -154,7 +128,4 @@ def check_embedding(spec: RunSpec, wanted: Mapping[str, Any] | None = None) -> N
         table = side_by_side(contract, wanted, ("these settings", "the model"))
         remedy = "give the weights and settings that the model was trained with"
         raise BackboneError(spec.embed.backbone, f"{problem}\n\n{table}\n", remedy)
-    if spec.embed.device not in ("auto", "cpu"):
-        from embedding.embed import best_device
-
-        best_device(spec.embed.device)
+    return choice(spec.embed)

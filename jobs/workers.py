@@ -1,5 +1,8 @@
 """Worker processes that may crash, hang or run out of memory: each death costs the one slide it is of, and says why.
 
+A process may have slots for several tasks, where they share what is large: a model. Its death is then of all of them,
+as nobody can tell which was the cause.
+
 Not concurrent.futures: its pool calls every task in flight failed when one process dies, cannot tell which of them was
 the cause nor by which signal, and has no deadline.
 """
@@ -9,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -45,12 +49,11 @@ class Limits:
 
 
 @dataclass
-class _Worker:
-    process: BaseProcess
-    pipe: Connection
+class _Slot:
+    """Room for one task; key None: idle."""
+
     board: Any
-    notes: Path
-    key: str | None = None  # of the task at work
+    key: str | None = None
     begun: float = field(default_factory=time.monotonic)
     signs: int = 0
     since: float = field(default_factory=time.monotonic)
@@ -63,41 +66,66 @@ class _Worker:
         return time.monotonic() - self.since, signs > 0
 
 
+@dataclass
+class _Worker:
+    number: int  # 0 to the number of processes - 1; a successor gets it again
+    process: BaseProcess
+    pipe: Connection
+    notes: Path
+    slots: list[_Slot]
+
+    @property
+    def at_work(self) -> list[_Slot]:
+        return [slot for slot in self.slots if slot.key is not None]
+
+
 class Workers:
-    """At most `count` processes that run `work`, one task each at a time. As a context manager it leaves none behind.
+    """At most `count` processes that run `work`, each `slots` tasks at a time, in threads where they are several. As a
+    context manager it leaves none behind.
 
     work   importable function (or partial of one) of the arguments given to `submit`; what it raises is a death
     notes  a folder for what the workers write to stderr
     """
 
-    def __init__(self, count: int, work: Callable[..., Any], notes: Path, limits: Limits):
-        self.count, self._work, self._notes, self._limits = count, work, notes, limits
+    def __init__(self, count: int, work: Callable[..., Any], notes: Path, limits: Limits, slots: int = 1):
+        self.count, self._slots, self._work, self._notes, self._limits = count, slots, work, notes, limits
         self._workers: list[_Worker] = []
         self._made = 0
 
     @property
+    def room(self) -> int:
+        """Tasks that may be at work at a time."""
+        return self.count * self._slots
+
+    @property
     def busy(self) -> int:
-        return sum(worker.key is not None for worker in self._workers)
+        return sum(len(worker.at_work) for worker in self._workers)
 
     def submit(self, key: str, *arguments: object) -> None:
-        """Give a task to an idle worker, or to a new one. There must be fewer than `count` tasks at work."""
-        for worker in [worker for worker in self._workers if worker.key is None]:
+        """Give a task to the worker that has least to do. There must be fewer than `room` tasks at work."""
+        while self._workers:
+            worker = min(self._workers, key=lambda worker: len(worker.at_work))
+            if worker.at_work and len(self._workers) < self.count:
+                break
             if self._give(worker, key, arguments):
                 return
+            if worker.at_work:  # it died, which is seen when results are asked for: it is of the tasks at work, too
+                break
             self._bury(worker)  # it died idle: the system took it, no task did
         if not self._give(self._start(), key, arguments):
             raise RuntimeError("a worker process ended before it began")
 
     def results(self) -> list[tuple[str, Any]]:
         """Wait a moment; (key, what `work` returned, or a Death) of each task that ended meanwhile."""
-        at_work = [worker for worker in self._workers if worker.key is not None]
+        at_work = [worker for worker in self._workers if worker.at_work]
         ready = wait([worker.pipe for worker in at_work], _POLL_S)
-        found = [self._take(worker) for worker in at_work if worker.pipe in ready]
-        return found + [late for worker in at_work if (late := self._overdue(worker)) is not None]
+        found = [result for worker in at_work if worker.pipe in ready for result in self._take(worker)]
+        return found + [late for worker in at_work for late in self._overdue(worker)]
 
     def tiles(self) -> dict[str, tuple[int, int]]:
         """key → (done, total) tiles of the tasks that count them."""
-        counts = {worker.key: progress.tiles_done(worker.board) for worker in self._workers if worker.key is not None}
+        slots = [slot for worker in self._workers for slot in worker.at_work]
+        counts = {str(slot.key): progress.tiles_done(slot.board) for slot in slots}
         return {key: count for key, count in counts.items() if count[1]}
 
     def __enter__(self) -> Self:
@@ -109,7 +137,7 @@ class Workers:
         workers, self._workers = self._workers, []
         for worker in workers:
             worker.pipe.close()  # an idle worker ends by itself
-            if kind is not None or worker.key is not None:
+            if kind is not None or worker.at_work:
                 worker.process.kill()  # stores are published whole, so nothing half is left
         for worker in workers:
             worker.process.join(_END_S)
@@ -122,48 +150,58 @@ class Workers:
         ours, theirs = _context.Pipe()
         notes = self._notes / f"{self._made}.txt"
         self._made += 1
-        board = progress.make_board(_context)
-        arguments = (theirs, board, notes, os.getpid(), self._limits.memory_mib, self._work)
-        process = _context.Process(target=_serve, args=arguments)
+        number = min(set(range(len(self._workers) + 1)) - {worker.number for worker in self._workers})
+        boards = [progress.make_board(_context) for _ in range(self._slots)]
+        life = _Life(boards, notes, os.getpid(), self._limits.memory_mib, number)
+        process = _context.Process(target=_serve, args=(theirs, life, self._work))
         process.start()
         theirs.close()
-        worker = _Worker(process, ours, board, notes)
+        worker = _Worker(number, process, ours, notes, [_Slot(board) for board in boards])
         self._workers.append(worker)
         return worker
 
     def _give(self, worker: _Worker, key: str, arguments: tuple[object, ...]) -> bool:
+        place, slot = next((place, slot) for place, slot in enumerate(worker.slots) if slot.key is None)
         try:
-            worker.pipe.send(arguments)
+            worker.pipe.send((place, arguments))
         except OSError:
             return False
-        worker.key = key
-        worker.begun = worker.since = time.monotonic()
+        slot.key, slot.signs = key, progress.signs_of_life(slot.board)[0]
+        slot.begun = slot.since = time.monotonic()
         return True
 
-    def _take(self, worker: _Worker) -> tuple[str, Any]:
-        key, worker.key = str(worker.key), None
+    def _take(self, worker: _Worker) -> list[tuple[str, Any]]:
         try:
-            return key, worker.pipe.recv()
+            place, result = worker.pipe.recv()
         except (EOFError, OSError):
-            return key, self._explain(worker, self._bury(worker))
+            slots = worker.at_work
+            code = self._bury(worker)
+            return [(str(slot.key), self._explain(worker, slot, code)) for slot in slots]
+        slot = worker.slots[place]
+        key, slot.key = str(slot.key), None
+        return [(key, result)]
 
-    def _overdue(self, worker: _Worker) -> tuple[str, Death] | None:
-        """Kill a worker that gave no sign of life for too long."""
-        if self._limits.deadline_s is None or worker.key is None:
-            return None
-        still, begun = worker.seconds_still()
-        if still < (self._limits.deadline_s if begun else max(_START_S, self._limits.deadline_s)):
-            return None
+    def _overdue(self, worker: _Worker) -> list[tuple[str, Death]]:
+        """Kill a worker one of whose tasks gave no sign of life for too long."""
+        if self._limits.deadline_s is None or worker not in self._workers:
+            return []
+        for slot in worker.at_work:
+            still, begun = slot.seconds_still()
+            if still >= (self._limits.deadline_s if begun else max(_START_S, self._limits.deadline_s)):
+                break
+        else:
+            return []
         if begun and hasattr(signal, "SIGUSR1"):
             os.kill(worker.process.pid or 0, signal.SIGUSR1)  # it writes down what each of its threads is at
             worker.process.join(0.5)
+        slots = worker.at_work
         self._bury(worker)
         problem = f"timeout: no tile for {still:.0f} s" if begun else f"timeout: no start within {still:.0f} s"
-        return worker.key, self._explain(worker, None, problem)
+        return [(str(slot.key), self._explain(worker, slot, None, problem)) for slot in slots]
 
-    def _explain(self, worker: _Worker, code: int | None, problem: str = "") -> Death:
+    def _explain(self, worker: _Worker, slot: _Slot, code: int | None, problem: str = "") -> Death:
         death = explain_death(code, _read(worker.notes), self._limits.memory_mib, problem)
-        return replace(death, seconds=time.monotonic() - worker.begun)
+        return replace(death, seconds=time.monotonic() - slot.begun)
 
     def _bury(self, worker: _Worker) -> int | None:
         """End a process for certain; its exit code, None if it cannot be ended (it waits for a dead disk)."""
@@ -184,27 +222,64 @@ def _read(notes: Path) -> str:
         return ""
 
 
-def _serve(
-    pipe: Connection, board: Any, notes: Path, parent: int, memory_mib: int | None, work: Callable[..., Any]
-) -> None:
-    """A worker's life: one task after the other until the run closes the pipe."""
-    start_worker(parent)
-    with notes.open("wb") as file:
+@dataclass(frozen=True)
+class _Life:
+    """What a worker is told at its start: a board for each of its slots, where to write, who started it, limits."""
+
+    boards: list[Any]
+    notes: Path
+    parent: int
+    memory_mib: int | None
+    number: int
+
+
+_number = 0
+
+
+def worker_number() -> int:
+    """Of the worker processes of a run, which this is, counted from 0; 0 in the run's own process."""
+    return _number
+
+
+def _serve(pipe: Connection, life: _Life, work: Callable[..., Any]) -> None:
+    """A worker's life: one task after the other, or several at a time, until the run closes the pipe."""
+    global _number
+    _number = life.number
+    start_worker(life.parent)
+    with life.notes.open("wb") as file:
         os.dup2(file.fileno(), 2)
     faulthandler.enable()
     if hasattr(faulthandler, "register"):
         faulthandler.register(signal.SIGUSR1, all_threads=True)
-    if memory_mib is not None:
-        _limit_memory(memory_mib)
+    if life.memory_mib is not None:
+        _limit_memory(life.memory_mib)
+    threading.excepthook = _die
+    sending = threading.Lock()
+
+    def act(place: int, arguments: tuple[object, ...]) -> None:
+        shared = len(life.boards) > 1
+        progress.report_to(life.boards[place], own=shared)
+        result = work(*arguments)
+        progress.report_to(None, own=shared)
+        with sending:
+            pipe.send((place, result))
+
     while True:
         try:
-            arguments = pipe.recv()
+            place, arguments = pipe.recv()
         except EOFError:
             return
-        progress.report_to(board)
-        result = work(*arguments)
-        progress.report_to(None)
-        pipe.send(result)
+        if len(life.boards) == 1:
+            act(place, arguments)
+        else:
+            threading.Thread(target=act, args=(place, arguments), name=f"slot-{place}", daemon=True).start()
+
+
+def _die(raised: threading.ExceptHookArgs) -> None:
+    """A task's thread that raises is the end of the worker, as it is where there is one task at a time."""
+    threading.__excepthook__(raised)
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _limit_memory(mib: int) -> None:

@@ -1,0 +1,49 @@
+"""Which devices embed: what a user may ask for, and what this machine has."""
+
+import sys
+from pathlib import Path
+
+from wsi.errors import SpecError
+
+KINDS = ("cpu", "cuda", "mps", "xpu")
+_GPU_FILES = ("nvidia[0-9]*", "nvhost-gpu", "dxg", "kfd")  # NVIDIA's, Jetson's, WSL's, AMD's
+
+
+def find_devices(wanted: str = "auto") -> tuple[str, ...]:
+    """The devices to embed on, each for a process of its own.
+
+    wanted  auto: every CUDA device, else Apple's mps, else cpu; or names with commas between, such as cuda:0,cuda:1
+    Raises SpecError for a device that is not there.
+    """
+    if wanted != "auto":
+        names = tuple(name.strip() for name in wanted.split(","))
+        for name in dict.fromkeys(names):
+            _check(name)
+        return names
+    if sys.platform == "linux" and not any(any(Path("/dev").glob(name)) for name in _GPU_FILES):
+        return ("cpu",)  # without loading torch, which takes seconds
+    import torch
+
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        return tuple(f"cuda:{number}" for number in range(count)) if count > 1 else ("cuda",)
+    return ("mps",) if torch.backends.mps.is_available() else ("cpu",)
+
+
+def best_device(wanted: str = "auto") -> str:
+    """The first of `find_devices`."""
+    return find_devices(wanted)[0]
+
+
+def _check(name: str) -> None:
+    if name == "cpu":
+        return
+    import torch
+
+    try:
+        known = name.partition(":")[0] in KINDS
+        there = known and torch.zeros(1, device=name).sum().item() == 0
+    except (RuntimeError, AssertionError):  # torch's ways of saying that a device is absent
+        there = False
+    if not there:
+        raise SpecError("--device", f"{name!r} cannot be used here", "choose auto, cpu, or what `wsi doctor` shows")

@@ -1,0 +1,154 @@
+"""What the embedding stage needs of this process: the model, where pixels come from, and the slide's stains."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding.devices import find_devices
+from embedding.precision import choose_precision
+from embedding.spec import EmbedSpec, StainSpec
+from tiling.grid import TileGrid
+from tiling.patches import PatchStore
+from tiling.stream import PatchBatch, iter_patches
+from wsi.errors import SlideError
+from wsi.identity import slide_identity
+
+from .config import RunSpec
+from .executors import ExecSpec, cpu_count
+from .folder import RunFolder
+from .manifest import SlideRecord
+from .progress import busy
+from .run import EMBED_SLOTS
+from .tile_stage import open_record
+from .workers import worker_number
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from embedding.extractor import Extractor
+
+TILE_AGAIN = "run `wsi tile` again"
+
+_turn = threading.Lock()
+_kept: tuple[EmbedSpec, "Extractor"] | None = None
+
+
+def load_extractor(spec: EmbedSpec, folder: RunFolder) -> "Extractor":
+    """The backbone on this worker's device, shared by all slides of the process and kept, so that it is loaded once."""
+    global _kept
+    with busy(), _turn:
+        if _kept is None or _kept[0] != spec:
+            if _kept is not None:
+                _kept[1].close()
+            _kept = None  # before the next is loaded: two may not fit
+            _kept = spec, _load(spec, folder)
+        return _kept[1]
+
+
+def _load(spec: EmbedSpec, folder: RunFolder) -> "Extractor":
+    from embedding.extractor import Extractor, Plan
+    from embedding.loader import build
+    from embedding.weights import find_weights
+
+    devices = find_devices(spec.device)
+    device, backbone = devices[worker_number() % len(devices)], spec.entry()
+    weights = find_weights(backbone, Path(spec.weights) if spec.weights else None, spec.offline)
+    embedder = build(backbone, weights, device, precision_of(spec))
+    tiles = count_tiles(folder) if device.startswith("cuda") and spec.compile == "auto" else 0
+    return Extractor(embedder, Plan(spec.batch, compute_threads(devices), spec.compile, tiles, spec.views, busy))
+
+
+def precision_of(spec: EmbedSpec) -> str:
+    """What the network computes in: one for all devices of a run, as it is part of the contract."""
+    if spec.precision != "auto":
+        return spec.precision
+    return choose_precision(spec.precision, spec.entry(), find_devices(spec.device)[0])
+
+
+def compute_threads(devices: tuple[str, ...]) -> int:
+    """Threads that compute on a CPU, which the processes that do so share. OMP_NUM_THREADS may set fewer."""
+    import torch
+
+    return max(1, min(torch.get_num_threads(), cpu_count() // max(1, devices.count("cpu"))))
+
+
+def count_tiles(folder: RunFolder) -> int:
+    """Tiles of the run's slides, as far as they are tiled."""
+    found = 0
+    for record in folder.tiles("*").parent.glob("*.zarr/zarr.json"):
+        attrs = json.loads(record.read_text(encoding="utf-8")).get("attributes", {})
+        found += int(attrs.get("complete", {}).get("tiles", 0))
+    return found
+
+
+def choice(spec: EmbedSpec) -> str:
+    """In words, what computes the embeddings here."""
+    devices, entry = find_devices(spec.device), spec.entry()
+    batch = f"batches of {spec.batch}" if spec.batch else "batches to suit"
+    threads = f", {max(1, cpu_count() // devices.count('cpu'))} threads" if "cpu" in devices else ""
+    return f"{entry.name} ({entry.pooling}) on {', '.join(devices)} in {precision_of(spec)}, {batch}{threads}"
+
+
+@contextmanager
+def pixels_of(record: SlideRecord, spec: RunSpec, store: PatchStore, grid: TileGrid) -> Iterator[Iterator[PatchBatch]]:
+    """The patches of a tiled slide: those its store keeps, else read from the slide, ahead of whoever takes them.
+
+    Raises SlideError where the slide is not the one that was tiled, or, at the end, changed meanwhile.
+    """
+    if slide_identity(record.path) != store.identity:
+        raise SlideError(record.path, "it is not the slide that was tiled: its content differs", TILE_AGAIN)
+    memory = reading_bytes(spec.jobs)
+    if store.has_patches:
+        from embedding.embed import stored_patches
+
+        yield stored_patches(store, spec.jobs.thread_count(), memory)
+        return
+    # pixels as they were tiled: the colours are the store's, whatever this command was told
+    with open_record(record, replace(spec, tile=grid.spec)) as slide:
+        yield iter_patches(slide, grid, spec.jobs.thread_count(), memory)
+    if slide_identity(record.path) != store.identity:
+        raise SlideError(record.path, "it changed while it was read", "run again when it is no longer written to")
+
+
+def reading_bytes(jobs: ExecSpec) -> int:
+    """Memory for reading one slide: the slides that a process works on share it."""
+    return jobs.read_bytes // (1 if jobs.executor == "serial" else EMBED_SLOTS)
+
+
+def check_unread(record: SlideRecord, ok: NDArray[np.bool_], limit: float) -> int:
+    """Number of tiles without pixels; raises SlideError where their share is above `limit`."""
+    failed = int((~ok).sum())
+    if failed > limit * len(ok):
+        raise SlideError(
+            record.path,
+            f"damaged: {failed} of {len(ok)} tiles ({failed / len(ok):.0%}) cannot be read, limit {limit:.0%}",
+            "copy the slide again, or raise max_failed_tiles",
+        )
+    return failed
+
+
+def stain_of(spec: StainSpec, store: PatchStore, device: "torch.device") -> "nn.Module | None":
+    """What is done to the colours of the slide's patches, fitted once on its tissue; None where nothing is."""
+    if spec.method == "none" and spec.jitter == 0:
+        return None
+    from embedding.stain import fit_stain
+
+    return fit_stain(spec, tissue_pixels(store)).to(device)
+
+
+def tissue_pixels(store: PatchStore) -> NDArray[np.uint8]:
+    """RGB pixels (m, 3) of the slide's thumbnail that show tissue."""
+    thumbnail, mask = store.thumbnail, store.array("mask")
+    at = [
+        np.minimum((np.arange(side) + 0.5) * thumbnail.scale // store.mask_scale, most - 1).astype(int)
+        for side, most in zip(thumbnail.unread.shape, mask.shape, strict=True)
+    ]
+    return thumbnail.pixels[mask[np.ix_(*at)] & ~thumbnail.unread]
