@@ -125,7 +125,7 @@ def test_what_was_tiled_by_anothers_coordinates_is_embedded_row_by_row(tiled, tm
 
 @pytest.mark.parametrize(
     ("flavour", "run", "problem"),
-    [("trydent", "run", "--to: 'trydent' is unknown; choose trident or clam"), ("clam", "none", "no tiled slides")],
+    [("trydent", "run", "--to: 'trydent' is unknown; choose trident, clam, stamp"), ("clam", "none", "no tiled slides")],
 )
 def test_what_cannot_be_converted_is_refused(tiled, tmp_path, flavour, run, problem):
     assert problem in wsi("convert", tiled / run, "--to", flavour, "-o", tmp_path / "out", code=2)

@@ -210,13 +210,8 @@ def write_trident(path: Path, slide: SlideTiles) -> None:
     coarse to have a magnification there.
     """
     grid, base = slide.grid, slide.levels[0]
-    source, patch_px = trident_magnification(base.mpp), grid.spec.tile_px
-    target = source * patch_px / grid.span_px
     attrs = {
-        "patch_size": patch_px,
-        "patch_size_level0": grid.span_px,
-        "level0_magnification": source,
-        "target_magnification": int(target) if target.is_integer() else target,
+        **trident_attrs(grid.spec.tile_px, grid.span_px, base.mpp),
         "overlap": _overlap(grid.spec),
         "name": slide.slide_id,
         "savetodir": str(path.parent.name),
@@ -224,6 +219,23 @@ def write_trident(path: Path, slide: SlideTiles) -> None:
         "level0_height": base.height,
     }
     _write(path, grid.xy, attrs, rows=1)
+
+
+def trident_attrs(tile_px: int, span_px: int, mpp: float | None) -> dict[str, Any]:
+    """Size and scale of tiles as TRIDENT says them; mpp is of level 0. Raises SpecError beyond its table."""
+    source = trident_magnification(mpp)
+    target = source * tile_px / span_px
+    return {
+        "patch_size": tile_px,
+        "patch_size_level0": span_px,
+        "level0_magnification": source,
+        "target_magnification": int(target) if target.is_integer() else target,
+    }
+
+
+def trident_folder(mpp: float, tile_px: int, overlap_px: int) -> str:
+    """TRIDENT's name for a folder of tiles of one size and scale, µm per pixel of the patch."""
+    return f"{10 / mpp:g}x_{tile_px}px_{overlap_px}px_overlap"
 
 
 def trident_magnification(mpp: float | None) -> int:
@@ -276,7 +288,7 @@ def export_trident(slides: Iterable[SlideTiles], out: Path) -> list[Path]:
     folders = []
     for slide in slides:
         spec = slide.grid.spec
-        folder = out / f"{10 / spec.mpp:g}x_{spec.tile_px}px_{_overlap(spec)}px_overlap"
+        folder = out / trident_folder(spec.mpp, spec.tile_px, _overlap(spec))
         write_trident(folder / "patches" / f"{_file_name(slide)}_patches.h5", slide)
         folders.append(folder)
     return list(dict.fromkeys(folders))
