@@ -19,6 +19,9 @@ FAMILIES = {
     "transformers-vit": "transformers_vit",
     "ctranspath": "ctranspath",
     "resnet": "resnet",
+    "conch": "conch",
+    "musk": "musk",
+    "open-clip": "open_clip_models",
 }
 
 
