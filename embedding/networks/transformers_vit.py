@@ -4,30 +4,35 @@ timm's network computes the same, query, key and value in one product, and needs
 remote code. `norm_eps` among an entry's options is the epsilon of the authors' configuration.
 """
 
-import re
 from dataclasses import replace
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..backbone import Backbone
 from . import timm_models
+from .renaming import renamed
 
 UNUSED = r"(embeddings\.mask_token|pooler\.dense\.(weight|bias))$"
 
 # The class token's position is added to the token itself, so position embeddings are those of the patches alone.
 _FIXED = {"num_classes": 0, "global_pool": "", "no_embed_class": True}
 
-_OUTER = {"embeddings.patch_embeddings.projection": "patch_embed.proj", "layernorm": "norm"}
-_LAYER = {
-    "layernorm_before": "norm1", "norm1": "norm1", "layernorm_after": "norm2", "norm2": "norm2",
-    "attention.output.dense": "attn.proj", "layer_scale1": "ls1", "layer_scale2": "ls2",
-    "intermediate.dense": "mlp.fc1", "mlp.fc1": "mlp.fc1", "mlp.weights_in": "mlp.fc1",
-    "output.dense": "mlp.fc2", "mlp.fc2": "mlp.fc2", "mlp.weights_out": "mlp.fc2",
-}  # fmt: skip
-_QKV = tuple(f"attention.attention.{part}" for part in ("query", "key", "value"))
+_RULES = (
+    (r"^(vit|dinov2)\.", ""),
+    (r"^embeddings\.register_tokens$", "reg_token"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^layernorm\.", "norm."),
+    (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
+    (r"\.attention\.attention\.([qkv])(uery|ey|alue)\.", r".self_attn.\1_proj."),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+    (r"\.intermediate\.dense\.|\.mlp\.weights_in\.", ".mlp.fc1."),
+    (r"\.output\.dense\.|\.mlp\.weights_out\.", ".mlp.fc2."),
+)
 
 
 def create(backbone: Backbone) -> nn.Module:
@@ -39,32 +44,13 @@ def create(backbone: Backbone) -> nn.Module:
 
 def rename(backbone: Backbone, state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """transformers' tensors → timm's. What is not known keeps its name, and is then refused."""
-    state = {name.removeprefix("vit.").removeprefix("dinov2."): value for name, value in state.items()}
-    renamed = _tokens(state, side=backbone.input_px // (backbone.patch_px or 16))
-    for name, value in state.items():
-        owner, _, kind = name.rpartition(".")
-        layer = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", owner)
-        block, part = (f"blocks.{layer[1]}.", layer[2]) if layer else ("", owner)
-        if part in _LAYER:
-            renamed[f"{block}{_LAYER[part]}.{'gamma' if kind == 'lambda1' else kind}"] = value
-        elif part == _QKV[0]:
-            parts = [state.get(name.replace(_QKV[0], other), value[:0]) for other in _QKV]
-            renamed[f"{block}attn.qkv.{kind}"] = torch.cat(parts)
-        elif part not in _QKV:
-            renamed[f"{_OUTER[owner]}.{kind}" if owner in _OUTER else name] = value
-    return renamed
-
-
-def _tokens(state: dict[str, Tensor], side: int) -> dict[str, Tensor]:
-    """Class token, registers and position embeddings of a grid of side², taken out of `state`, as timm has them."""
-    tokens = {name: state.pop(f"embeddings.{name}").float() for name in
-              ("cls_token", "register_tokens", "position_embeddings") if f"embeddings.{name}" in state}  # fmt: skip
-    if "position_embeddings" not in tokens or "cls_token" not in tokens:
-        return tokens
-    cls, positions = tokens["cls_token"], tokens["position_embeddings"]
-    registers = {"reg_token": tokens["register_tokens"]} if "register_tokens" in tokens else {}
-    patches = _resized(positions[:, 1:], side, antialias=bool(registers))
-    return {"cls_token": cls + positions[:, :1], "pos_embed": patches, **registers}
+    state = renamed(state, _RULES, joined="attn.qkv.")
+    cls, positions = state.pop("embeddings.cls_token", None), state.pop("embeddings.position_embeddings", None)
+    if cls is None or positions is None:  # another network's file
+        return state
+    side = backbone.input_px // (backbone.patch_px or 16)
+    patches = _resized(positions[:, 1:].float(), side, antialias="reg_token" in state)
+    return {**state, "cls_token": cls.float() + positions[:, :1].float(), "pos_embed": patches}
 
 
 def _resized(positions: Tensor, side: int, antialias: bool) -> Tensor:
