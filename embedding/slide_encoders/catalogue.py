@@ -9,7 +9,7 @@ _MIL_LAB = "https://arxiv.org/abs/2506.09022"
 
 ENTRIES = (
     SlideEncoder(
-        "mean", "mean", "none:", None, licence="", paper="https://arxiv.org/abs/1802.04712",
+        "mean", "mean", "none:", None, licence="none needed", paper="https://arxiv.org/abs/1802.04712",
         notes="the baseline: the mean of all tiles' embeddings, of any backbone",
     ),
     SlideEncoder(

@@ -25,7 +25,8 @@ def check_fits(encoder: SlideEncoder, tiles: Mapping[str, Any]) -> list[str]:
     found = {key: tiles.get(key) for key in wanted}
     if any(key in ("backbone", "pooling", "dim") for key, _, _ in differing(found, wanted)):
         table = side_by_side(found, wanted, ("these embeddings", f"what {encoder.name} needs"))
-        remedy = f"embed with `wsi embed --backbone {wanted['backbone']}`, or choose another --encoder"
+        tiles_so = f"--backbone {wanted['backbone']} --tile-px {encoder.tile_px} --tile-mpp {encoder.mpp[0]:g}"
+        remedy = f"tile and embed with {tiles_so}, or choose another --encoder"
         raise BackboneError(encoder.name, f"it was trained on embeddings of another kind\n\n{table}\n", remedy)
     said = []
     if wanted and tiles["tile_px"] != encoder.tile_px:

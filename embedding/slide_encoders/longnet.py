@@ -104,6 +104,11 @@ class DilatedAttention(nn.Module):
             project(tokens).unflatten(1, (self.heads, -1)).transpose(0, 1)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
+        mixed = self.mix(q, k, v).transpose(0, 1).flatten(1)
+        return self.out_proj(self.inner_attn_ln(mixed))
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(heads, n, d) each → float32 (heads, n, d), over all branches."""
         (segment, ratio), *others = self.branches
         mixed, top = dilated(q, k, v, segment, ratio)
         total = torch.ones_like(top)
@@ -113,8 +118,7 @@ class DilatedAttention(nn.Module):
             kept, weight = (top - peak).exp(), (sums - peak).exp()
             mixed = mixed * kept[..., None] + found * weight[..., None]
             total, top = total * kept + weight, peak
-        mixed = (mixed / total[..., None]).transpose(0, 1).flatten(1)
-        return self.out_proj(self.inner_attn_ln(mixed))
+        return mixed / total[..., None]
 
 
 def dilated(q: Tensor, k: Tensor, v: Tensor, segment: int, ratio: int) -> tuple[Tensor, Tensor]:
