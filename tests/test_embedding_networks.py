@@ -51,20 +51,11 @@ def filled(network):
 
 @pytest.mark.parametrize(("name", "millions"), [
     ("phikon", 85.8), ("phikon-v2", 303.4), ("midnight-12k", 1140), ("hibou-b", 85.7), ("hibou-l", 303.7),
-    ("ctranspath", 27.5), ("chief-ctranspath", 27.5), ("resnet50-trunc", 8.54), ("retccl", 23.5), ("pathdino", 9.6),
+    ("ctranspath", 27.5), ("resnet50-trunc", 8.54), ("retccl", 23.5), ("pathdino", 9.6),
 ])  # fmt: skip
-def test_the_network_has_the_published_size_and_every_variant_its_dimension(name, millions):
-    backbone = ENTRIES[name]
-    embedder = build(backbone, None, "meta")
-    parameters = sum(parameter.numel() for parameter in embedder.network.parameters())
-    assert parameters / 1e6 == pytest.approx(millions, rel=0.005)
-    patches = torch.empty(2, backbone.tile_px, backbone.tile_px, 3, dtype=torch.uint8, device="meta")
-    for kind in backbone.variants or [backbone.pooling]:
-        embedder.backbone = backbone.variant(kind)
-        assert embedder(patches).shape == (2, *embedder.backbone.row_shape)
-        assert embedder.backbone.row_shape[-1] == (backbone.variants or {kind: backbone.dim})[kind]
-    if backbone.variants:
-        assert embedder.network.num_prefix_tokens == backbone.prefix_tokens
+def test_the_network_has_the_published_size(name, millions):
+    network = build(ENTRIES[name], None, "meta").network
+    assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.005)
 
 
 def transformers_model(name, trained_px):
