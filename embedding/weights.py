@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import pickle
+import re
+import struct
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,6 +26,9 @@ NAMES = (
     "model.pth", "model.pt",
 )  # fmt: skip
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
+# what torch raises for files with cut or altered bytes, beside UnpicklingError
+_DAMAGE = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError, OverflowError,
+           struct.error)  # fmt: skip
 FACTS = "entry.json"  # in a folder of imported weights: what is known of them
 
 
@@ -98,12 +103,11 @@ def local_copy(entry: Source) -> Path | None:
 
 
 def wanted(entry: Source) -> "Wanted":
-    """What the hub is asked for: the entry's file, else safetensors, else pickles; only the file where its sha256 is
-    stated, as no other has that."""
+    """What the hub is asked for: the entry's file and no other, as a repository may hold several networks; where it
+    names none, safetensors before pickles."""
     from .hub import Wanted
 
-    own = (entry.file,) if entry.file is not None else ()
-    names = own if own and entry.sha256 is not None else (*own, *NAMES)
+    names = NAMES if entry.file is None else (entry.file,)
     return Wanted(entry.name, entry.weights.partition(":")[2], names, entry.revision)
 
 
@@ -191,15 +195,14 @@ def _read_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        text = str(error)
-        if "Unsupported" not in text:  # torch's words for a name that weights_only does not know: class, global, …
+        if not re.search("GLOBAL|allowlist", str(error)):  # torch's words for a name that weights_only does not know
             raise BackboneError(path, "it is damaged, or no weights file", "fetch it again") from error
         raise BackboneError(
             path,
             "it holds Python objects, and to restore them would run code that came with it: weights_only refuses it",
             "on a machine that may run it, load it and save its tensors as .safetensors",
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:  # torch's and pickle's of a cut or altered file
+    except _DAMAGE as error:
         what = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise BackboneError(path, f"it is damaged, or no weights file ({what})", "fetch it again") from error
 
@@ -225,6 +228,8 @@ def _locate(entry: Source, offline: bool) -> Path:
         from .hub import find_file
 
         return find_file(wanted(entry), offline)
+    if kind == "none":
+        raise BackboneError(entry.name, "it has no weights", "use it as it is")
     if Path(rest).is_file():
         return Path(rest)
     raise BackboneError(
@@ -258,7 +263,7 @@ def _existing(entry: Source, path: Path) -> Path:
 
 
 def _in_folder(entry: Source, folder: Path) -> Path:
-    named = [folder / name for name in wanted(entry).files if (folder / name).is_file()]
+    named = [folder / name for name in (*wanted(entry).files, *NAMES) if (folder / name).is_file()]
     others = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
     if named:
         return named[0]

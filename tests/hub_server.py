@@ -72,8 +72,7 @@ def hub_server() -> Iterator[Hub]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    state: Hub
+    state: Hub  # the protocol is HTTP/1.0: each request makes a connection, which a guard of connections then sees
 
     def do_HEAD(self) -> None:
         self.do_GET()
