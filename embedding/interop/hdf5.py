@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tiling.coords import DEFLATE, MAX_PX
 from wsi.errors import StoreError
 
+MOST_VALUES, MOST_BYTES = 4096, 1 << 16  # of an attribute, and of one value
 _HEAP = b"GCOL\x01"
 _SMALLEST_HEAP, _OBJECT_HEADER = 4096, 16  # bytes, by the HDF5 file format, III.E
 
@@ -59,14 +60,35 @@ def _is_sound(data: mmap.mmap, at: int, end: int) -> bool:
 
 
 def plain_attrs(item: Any) -> dict[str, Any]:
-    """Attributes as Python values: numbers, texts and lists of them; others are left out."""
+    """Attributes as Python values: numbers, texts and short lists of them; others are left out."""
     found = {}
     for name in item.attrs:
-        if item.attrs.get_id(name).dtype.kind in "biufSUO":
+        if _is_plain(item.attrs.get_id(name)):
             value = item.attrs[name]
             value = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
             found[name] = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
     return found
+
+
+def _is_plain(attribute: Any) -> bool:
+    """Whether libhdf5 can be trusted with an attribute of a file that may be damaged: no nested type, and short."""
+    import h5py
+
+    kinds = (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID, h5py.h5t.TypeStringID, h5py.h5t.TypeEnumID)
+    kind = attribute.get_type()  # of a dataset, too
+    count = int(np.prod(attribute.shape, dtype=np.float64)) if attribute.shape is not None else 0
+    return isinstance(kind, kinds) and 0 < count <= MOST_VALUES and kind.get_size() <= MOST_BYTES
+
+
+def text_of(file: Any, name: str) -> str | None:
+    """A dataset that is one text, None where there is none."""
+    import h5py
+
+    found = file.get(name)
+    if not isinstance(found, h5py.Dataset) or found.shape != () or not _is_plain(found.id):
+        return None
+    value = found[()]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else None
 
 
 def attrs_of(file: Any, name: str) -> dict[str, Any]:

@@ -6,33 +6,50 @@ AnnData as squidpy reads it: `X` float32 (n, d), `obs` x, y, `obsm["spatial"]` t
 """
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wsi.errors import StoreError
 from wsi.publish import appear, appear_file
 
 from .features import Features, Known, Report, keep, plain_name, settle
-from .hdf5 import check_heaps, corners
+from .hdf5 import array, corners, opened, text_of
 
 _OURS = ("span_px", "tile_px", "mpp", "mpp_source", "slide_mpp", "size", "overlap_px", "encoder", "level")
 _INSTALL = {"anndata": 'pip install "slidestream[spatial]"', "spatialdata": "pip install spatialdata"}
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What a table says of its rows: float (n, 2) corners or centres, the side of a tile, and our own record."""
+
+    corners: NDArray[Any] | None
+    centres: NDArray[Any] | None
+    side_px: float
+    record: str | None
+
+
 def read_anndata(path: Path, known: Known) -> list[tuple[Features, Report]]:
-    """`X` with `obs` x and y as corners; without these, `obsm["spatial"]`, taken for centres."""
-    anndata = _package("anndata")
-    check_heaps(path)
-    try:
-        table = anndata.read_h5ad(path)
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise StoreError(path, f"not a sound AnnData file ({error})", "write it again") from None
+    """`X` with `obs` x and y as corners; without these, `obsm["spatial"]`, taken for centres.
+
+    The file is read as the HDF5 that it is: a damaged one can end the process of whoever trusts it.
+    """
+    with opened(path) as file:
+        values = array(path, file, "X")
+        sided = "obs/x" in file and "obs/y" in file
+        xy = np.column_stack([array(path, file, f"obs/{name}", (1,)) for name in "xy"]) if sided else None
+        centres = array(path, file, "obsm/spatial") if "obsm/spatial" in file else None
+        places = [f"uns/spatial/{name}/scalefactors/spot_diameter_fullres" for name in file.get("uns/spatial", ())]
+        sides = [float(array(path, file, place, (0,))) for place in places if place in file]
+        record = text_of(file, "uns/embedding")
     report = Report(path.stem, "anndata", path)
-    found = _of_table(path, table, Features(path.stem, "anndata", _matrix(table)), report)
+    parts = _Parts(xy, centres, sides[0] if sides else 0.0, record)
+    found = _from_parts(path, Features(path.stem, "anndata", values), parts, report)
     return [(settle(found, known, report), report)]
 
 
@@ -49,7 +66,7 @@ def read_spatialdata(path: Path, known: Known) -> list[tuple[Features, Report]]:
     for name, table in data.tables.items():
         report = Report(path.stem, "spatialdata", path)
         features = Features(path.stem, "spatialdata", _matrix(table), encoder=name.removesuffix("_tiles"))
-        features = _of_table(path, table, features, report)
+        features = _from_parts(path, features, _parts_of(table), report)
         if features.xy is None and "tiles" in data.shapes and len(data.shapes["tiles"]) == table.n_obs:
             boxes = data.shapes["tiles"].geometry.bounds.to_numpy()
             width = round(float(np.median(boxes[:, 2] - boxes[:, 0]))) if len(boxes) else None
@@ -63,21 +80,29 @@ def _matrix(table: Any) -> Any:
     return values.toarray() if hasattr(values, "toarray") else np.asarray(values)
 
 
-def _of_table(path: Path, table: Any, found: Features, report: Report) -> Features:
+def _parts_of(table: Any) -> _Parts:
+    sided = {"x", "y"} <= set(table.obs.columns)
+    centres = np.asarray(table.obsm["spatial"]) if "spatial" in table.obsm else None
+    record = table.uns.get("embedding")
+    return _Parts(table.obs[["x", "y"]].to_numpy() if sided else None, centres, 0.0, record)
+
+
+def _from_parts(path: Path, found: Features, parts: _Parts, report: Report) -> Features:
     """The features with what the table says of them."""
-    stated = json.loads(table.uns["embedding"]) if isinstance(table.uns.get("embedding"), str) else {}
+    try:
+        stated = json.loads(parts.record) if isinstance(parts.record, str) else {}
+    except ValueError as error:
+        raise StoreError(path, f"its record of the embedding is no JSON ({error})", "write it again") from None
     values = {name: stated[name] for name in _OURS if stated.get(name) is not None}
     if "size" in values:
         values["size"] = tuple(values["size"])
     found = replace(found, **values, facts={"contract": stated.get("contract")} if stated else {})
-    if {"x", "y"} <= set(table.obs.columns):
-        return replace(found, xy=corners(path, table.obs[["x", "y"]].to_numpy()))
-    if "spatial" in table.obsm:
-        places = np.asarray(table.obsm["spatial"])
-        sides = [one.get("scalefactors", {}) for one in dict(table.uns.get("spatial", {})).values()]
-        side = next((float(one["spot_diameter_fullres"]) for one in sides if "spot_diameter_fullres" in one), 0.0)
+    if parts.corners is not None:
+        return replace(found, xy=corners(path, parts.corners))
+    if parts.centres is not None:
         report.guessed("coords", "obsm spatial", "taken for the tiles' centres, in level-0 pixels")
-        return replace(found, xy=corners(path, places - side / 2), span_px=round(side) or found.span_px)
+        span_px = round(parts.side_px) or found.span_px
+        return replace(found, xy=corners(path, parts.centres - (span_px or 0) / 2), span_px=span_px)
     return found
 
 
