@@ -21,11 +21,11 @@ def _dinov2(size: str, width: int, registers: int = 0, revision: str | None = No
     )  # fmt: skip
 
 
-def _dinov3(name: str, arch: str, width: int, data: str = "lvd1689m") -> Backbone:
+def _dinov3(name: str, arch: str, width: int, data: str = "lvd1689m", revision: str | None = None) -> Backbone:
     satellite = data == "sat493m"
     return vit(
         f"dinov3-{name}{'-sat' if satellite else ''}", f"vit_{arch}_patch16_dinov3",
-        f"hf-hub:timm/vit_{arch}_patch16_dinov3.{data}", width, file="model.safetensors",
+        f"hf-hub:timm/vit_{arch}_patch16_dinov3.{data}", width, revision=revision, file="model.safetensors",
         tile_px=256, mpp=_ANY_SCALE, input_px=256, resize_px=256, interpolation="bilinear",
         norm=SATELLITE if satellite else IMAGENET, patch_px=16, prefix_tokens=5, precision="bf16",
         options={"num_classes": 0, "global_pool": "token"},
@@ -53,15 +53,15 @@ GENERAL = (
               "earlier (1024), which is resnet50-trunc here.",
     ),
     _dinov2("small", 384),
-    _dinov2("base", 768),
+    _dinov2("base", 768, revision="1dc7cda4727a9f4baa37f3ef407928dd642d0149"),
     _dinov2("large", 1024, revision="7eb792a1b3aabe5d55f3da6ff9e2e084744e25f9"),
     _dinov2("giant", 1536),
     _dinov2("small", 384, registers=4),
-    _dinov2("base", 768, registers=4),
+    _dinov2("base", 768, registers=4, revision="0ea2886789fa4e02eb26c1ed4c7080d25abcfb59"),
     _dinov2("large", 1024, registers=4, revision="757db394c14a33b44296267d6dac0982d6c63a61"),
     _dinov2("giant", 1536, registers=4),
     _dinov3("vits16", "small", 384),
-    _dinov3("vits16plus", "small_plus", 384),
+    _dinov3("vits16plus", "small_plus", 384, revision="c35074f0e1a65242948168c9358ce26705c4deb2"),
     _dinov3("vitb16", "base", 768),
     _dinov3("vitl16", "large", 1024),
     _dinov3("vith16plus", "huge_plus", 1280),
