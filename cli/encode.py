@@ -29,10 +29,13 @@ ENCODE = {
         ],
         at("encode.backbone"),
     ),
-    "embeddings": Setting(
-        Annotated[str | None, option("Which folder of RUN/embeddings; by default the one that fits", panel=ENCODERS,
-                                     takes="NAME")],
-        at("encode.embeddings"),
+    "features": Setting(
+        Annotated[
+            str | None,
+            option("Which embeddings: a folder's name in RUN/embeddings; needed where several fit", panel=ENCODERS,
+                   takes="NAME"),
+        ],
+        at("encode.features"),
     ),
     "weights": Setting(
         Annotated[Path | None, option("File or folder with its weights", panel=ENCODERS, takes="FILE")],

@@ -1,7 +1,6 @@
 """The stage that makes one vector of a slide's embeddings, and the table of all vectors."""
 
 import json
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from wsi.errors import BackboneError, SpecError, StoreError
 from wsi.publish import appear_file, fingerprint
 
 from .config import RunSpec
+from .features import contracts_in
 from .folder import RunFolder
 from .manifest import SlideRecord
 from .progress import busy
@@ -111,34 +111,34 @@ def find_tiles(spec: EncodeSpec, folder: RunFolder) -> tuple[str, Contract]:
     from embedding.slide_encoders.contract import check_fits
 
     encoder = find_slide_encoder(spec.encoder)
-    there = dict(_contracts(folder))
-    if spec.embeddings is not None:
-        if spec.embeddings not in there:
+    there = contracts_in(folder)
+    if spec.features is not None:
+        if spec.features not in there:
             hint = f"choose {' or '.join(there)}" if there else "run `wsi embed` first"
-            raise SpecError("--embeddings", f"{folder.root} has no embeddings {spec.embeddings!r}", hint)
-        check_fits(encoder, there[spec.embeddings])
-        return spec.embeddings, there[spec.embeddings]
+            raise SpecError("--features", f"there are no embeddings called {spec.features!r}", hint)
+        check_fits(encoder, there[spec.features])
+        return spec.features, there[spec.features]
     if not there:
         raise StoreError(folder.root, "there are no embeddings in this run folder", "run `wsi embed` first")
-    wanted = encoder.backbone or spec.backbone
+    if encoder.backbone is None and spec.backbone is not None:
+        kinds = ", ".join(sorted({str(contract["backbone"]) for contract in there.values()}))
+        there = {name: contract for name, contract in there.items() if contract["backbone"] == spec.backbone}
+        if not there:
+            problem = f"this run has no embeddings of it, but of {kinds}"
+            raise BackboneError(spec.backbone, problem, f"embed with `wsi embed --backbone {spec.backbone}`")
     fitting: dict[str, Contract] = {}
     misfits: dict[str, Contract] = {}
     refused: BackboneError | None = None
     for name, contract in there.items():
         try:
-            notes = check_fits(encoder, contract)
+            (misfits if check_fits(encoder, contract) else fitting)[name] = contract
         except BackboneError as error:
             refused = error
-            continue
-        if wanted in (None, contract["backbone"]):
-            (misfits if notes else fitting)[name] = contract
     found = fitting or misfits
-    if not found:
-        kinds = ", ".join(sorted({str(contract["backbone"]) for contract in there.values()}))
-        hint = f"embed with `wsi embed --backbone {wanted}`"
-        raise refused or BackboneError(wanted, f"this run has no embeddings of it, but of {kinds}", hint)
+    if not found and refused is not None:
+        raise refused
     if len(found) > 1:
-        raise SpecError("--embeddings", f"{' and '.join(found)} could all be meant", "name one of them")
+        raise SpecError("--features", f"{' and '.join(found)} could all be meant", "name one of them")
     return next(iter(found.items()))
 
 
@@ -177,16 +177,6 @@ def _is_current(mark: str, tiles: Contract, slide_id: str, folder: RunFolder) ->
 
     attrs = _attrs(folder.embeddings(contract_name(tiles), slide_id))
     return attrs is None or attrs.get("fingerprint") == mark
-
-
-def _contracts(folder: RunFolder) -> Iterator[tuple[str, Contract]]:
-    """Each of the run's folders of embeddings, and their contract."""
-    for place in sorted((folder.root / "embeddings").glob("[!.]*/")):
-        for path in place.glob("[!.]*.zarr"):
-            attrs = _attrs(path)
-            if attrs is not None and "contract" in attrs:
-                yield place.name, attrs["contract"]
-                break
 
 
 def _attrs(path: Path) -> dict[str, Any] | None:

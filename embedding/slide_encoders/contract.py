@@ -17,7 +17,7 @@ def check_fits(encoder: SlideEncoder, tiles: Mapping[str, Any]) -> list[str]:
     Other size, scale or stains are told; of another backbone, pooling or length they mean something else to the
     encoder: BackboneError then, with both side by side.
     """
-    if tiles["pooling"] == "dense":
+    if tiles.get("pooling") == "dense":
         raise BackboneError(
             encoder.name, "these embeddings are dense, not one vector a tile", "embed with another --variant"
         )

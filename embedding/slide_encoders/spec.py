@@ -15,7 +15,7 @@ class EncodeSpec:
 
     encoder            name of an entry of SLIDE_ENCODERS
     backbone           whose embeddings are pooled by `mean`, which takes any; None takes the only ones there are
-    embeddings         folder of RUN/embeddings to take, such as uni-1a2b3c4d; None finds the one that fits
+    features           which embeddings: a folder's name in RUN/embeddings; None finds the one that fits
     weights            file or folder to load instead of the entry's own source
     device             auto, cpu, cuda, cuda:1, mps
     offline            make no network call
@@ -25,7 +25,7 @@ class EncodeSpec:
 
     encoder: str = DEFAULT_ENCODER
     backbone: str | None = None
-    embeddings: str | None = None
+    features: str | None = None
     weights: str | None = None
     device: str = "auto"
     offline: bool = False
