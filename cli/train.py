@@ -33,16 +33,29 @@ def train(
         str, typer.Option("--name", "-n", help="Of the model: run/models/NAME", rich_help_panel=MODEL, metavar="NAME")
     ],
     settings: dict[str, Any],
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="Which embeddings: a folder's name in run/embeddings; needed where several fit",
+            rich_help_panel=MODEL,
+            metavar="NAME",
+        ),
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Train a slide classifier on embedded slides, cross-validated by patient. The manifest needs a `label` column."""
     from jobs.config import as_settings, resolve
+    from jobs.features import choose_features
     from jobs.folder import RunFolder, command_line, run_facts, write_run
 
     from .console import say
 
-    records, spec, folder = read_records(source, None), resolve(settings), RunFolder(out)
+    records, folder = read_records(source, None), RunFolder(out)
     check_name(name)
+    resolve(settings)  # what is wrong with the settings is said before what is missing in the folder
+    chosen, contract = choose_features(settings, features, folder)
+    made_here = "origin" not in contract  # embeddings of another tool say less than settings hold
+    spec = resolve({**settings, "features": chosen}, contract if made_here else None)
     if dry_run:
         say(describe_cohort(records, spec, folder) + "; nothing was done.")
         raise typer.Exit(0)

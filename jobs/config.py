@@ -47,6 +47,7 @@ class RunSpec:
     coords    take the tiles of another tool (a folder of CLAM's or TRIDENT's HDF5 files, or one slide's file), or,
               about the same centres at this run's scale, those of another run folder
     model     folder of the model that predicts, None without one
+    features  name of the run's embeddings to train on; None for those that the settings make
     """
 
     tile: TileSpec = field(default_factory=TileSpec)
@@ -59,6 +60,7 @@ class RunSpec:
     heatmap: HeatmapSpec = field(default_factory=HeatmapSpec)
     jobs: ExecSpec = field(default_factory=ExecSpec)
     model: str | None = None
+    features: str | None = None
 
     def __post_init__(self) -> None:
         checks = (

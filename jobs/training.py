@@ -38,10 +38,10 @@ def left_out(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder) -
 
 
 def embeddings_folder(spec: RunSpec) -> str:
-    """Name of the folder of embeddings that the settings ask for."""
+    """Name of the folder of embeddings that the settings name, or ask for."""
     from embedding.contract import contract_name
 
-    return contract_name(contract_of(spec.embed, spec.tile))
+    return spec.features or contract_name(contract_of(spec.embed, spec.tile))
 
 
 def train_model(
