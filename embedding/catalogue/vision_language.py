@@ -35,8 +35,9 @@ VISION_LANGUAGE = (
     ),
     Backbone(
         "musk", "beit3_large_patch16_224", "hf-hub:xiangjx/musk", 2048, family="musk", gated=True,
-        file="model.safetensors", tile_px=384, mpp=(0.5, 0.25, 1.0), input_px=384, resize_px=384, norm=HALF,
-        patch_px=16, precision="fp16", pooling="ms_aug", variants={"ms_aug": 2048, "cls": 1024},
+        revision="de1ffed28608c197d2903f6fa42b491a3fbf0fb8", file="model.safetensors",
+        tile_px=384, mpp=(0.5, 0.25, 1.0), input_px=384, resize_px=384, norm=HALF, patch_px=16,
+        precision="fp16", pooling="ms_aug", variants={"ms_aug": 2048, "cls": 1024},
         licence="CC-BY-NC-ND-4.0", paper="https://doi.org/10.1038/s41586-024-08378-w",
         notes="ms_aug is the authors' choice for features of slides and costs five passes a patch. TRIDENT: cls. "
               "LazySlide: ImageNet's mean and std, with the head for text",
