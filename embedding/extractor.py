@@ -178,7 +178,7 @@ class Extractor:
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
                     raise
-                said = str(error).splitlines()[0]
+                said = str(error).partition("\n")[0] or type(error).__name__
             self._fewer(size, said)
 
     def _fewer(self, size: int, said: str) -> None:
