@@ -23,6 +23,8 @@ VERBS = {
     "make": "Making slides",
     "tile": "Tiling",
     "embed": "Embedding",
+    "encode": "Encoding",
+    "zero_shot": "Scoring",
     "train": "Training",
     "predict": "Predicting",
     "heatmap": "Drawing",

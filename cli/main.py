@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import convert, demo, doctor, info, run, stages, train
+from . import backbones, convert, demo, doctor, encode, info, run, stages, train, zero_shot
 
 app = typer.Typer(
     name="wsi",
@@ -44,14 +44,17 @@ for command, panel in (
     (info.info, "One step"),
     (stages.tile, "One step"),
     (stages.embed, "One step"),
+    (encode.encode, "One step"),
     (train.train, "One step"),
     (stages.predict, "One step"),
     (stages.heatmap, "One step"),
     (train.evaluate, "One step"),
+    (zero_shot.zero_shot, "One step"),
     (convert.convert, "Other tools"),
     (doctor.doctor, "This machine"),
 ):
     app.command(rich_help_panel=panel)(command)
+app.add_typer(backbones.app, rich_help_panel="This machine")
 
 
 def main() -> None:

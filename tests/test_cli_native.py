@@ -15,7 +15,7 @@ def folder(tmp_path_factory):
     [
         ([], ""),
         (["--tile-px", "128"], "tiles of 128 px, its authors' have 224"),
-        (["--tile-mpp", "1.0"], "1 µm/px, its authors' have 0.5"),
+        (["--backbone", "uni", "--tile-mpp", "1.0"], "1 µm/px, its authors' have 0.5"),
         (["--backbone", "virchow2", "--tile-mpp", "1.0"], ""),  # trained at several scales
     ],
 )
