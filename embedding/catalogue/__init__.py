@@ -5,4 +5,4 @@ from .own_networks import OWN_NETWORKS
 from .pathology import PATHOLOGY
 from .vision_language import VISION_LANGUAGE
 
-ENTRIES = (*GENERAL, *PATHOLOGY, *OWN_NETWORKS, *VISION_LANGUAGE)
+ENTRIES = (*PATHOLOGY, *OWN_NETWORKS, *VISION_LANGUAGE, *GENERAL)

@@ -21,7 +21,7 @@ _MAHMOOD = (
         "uni", "vit_large_patch16_224", "hf-hub:MahmoodLab/UNI", 1024, file="pytorch_model.bin", tile_px=256,
         revision="77ffbca1ee1cdcee6e87f6deebd2db8a5888c721", interpolation="bilinear", patch_px=16, gated=True,
         options=_LARGE, licence=_CC, paper="https://doi.org/10.1038/s41591-024-02857-3",
-        notes="Bilinear, as in the authors' code; LazySlide and others stretch, which is the same for square tiles.",
+        notes="Bilinear, as in the authors' code; STAMP follows the hub's configuration.",
     ),
     vit(
         "uni2-h", "vit_giant_patch14_224", "hf-hub:MahmoodLab/UNI2-h", 1536, file="pytorch_model.bin", tile_px=256,
@@ -31,7 +31,8 @@ _MAHMOOD = (
             "init_values": 1e-5, "mlp_ratio": 2.66667 * 2, "no_embed_class": True, "reg_tokens": 8,
         },
         licence=_CC, paper="https://doi.org/10.1038/s41591-024-02857-3",
-        notes="Bilinear, as in the authors' code. TRIDENT runs it in bf16, slide2vec in fp16.",
+        notes="Bilinear, as in the authors' code; STAMP follows the hub's configuration. TRIDENT runs it in bf16, "
+              "slide2vec in fp16.",
     ),
 )  # fmt: skip
 
