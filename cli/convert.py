@@ -115,7 +115,7 @@ def _bring_in(source: Path, out: Path, told: "Known") -> int:
         for flavour, count in done.flavours.items():
             say(f"{flavour}: {count} slides")
         if done.coords:
-            say(f"{len(done.coords)} files of coordinates only are left: wsi tile --coords takes them")
+            say(f"{len(done.coords)} files hold coordinates only and were left: wsi tile --coords takes them")
         say(f"embeddings: {', '.join(done.contracts)}; to train on them: wsi train … --features {done.contracts[0]}")
     else:
         tiles = import_tiles(source, folder, told)

@@ -122,6 +122,8 @@ def find_places(pictures: Pictures) -> Places | None:
         if not said or len(said) < len(found):
             continue
         xy = np.array([[float(one[0]), float(one[1])] for one in said])
+        if by == "x_y" and len(xy) > 1 and not np.ptp(xy, axis=0).all():
+            continue  # a number that all tiles share is no place
         sides = {one[2] for one in said} if by == "slidestream" else set()
         if len(sides) <= 1 and len(np.unique(xy, axis=0)) == len(xy):
             return Places(by, xy, int(sides.pop()) if sides else None)

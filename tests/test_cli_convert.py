@@ -1,10 +1,21 @@
 """Coordinates from and for other tools and other runs, through the commands."""
 
+import csv
+import json
+import shutil
+
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
+from embedding.contract import contract_name
 from embedding.store import open_embeddings
+from jobs.config import resolve
+from jobs.folder import RunFolder
+from jobs.manifest import read_manifest
+from jobs.model_stages import predict_slide
+from jobs.receipts import DONE
 from tests.commands import corners, section, slides, statuses, store, wsi
 from tests.slides import write_svs
 from tiling.coords import read_coords
@@ -125,7 +136,10 @@ def test_what_was_tiled_by_anothers_coordinates_is_embedded_row_by_row(tiled, tm
 
 @pytest.mark.parametrize(
     ("flavour", "run", "problem"),
-    [("trydent", "run", "--to: 'trydent' is unknown; choose trident, clam, stamp"), ("clam", "none", "no tiled slides")],
+    [
+        ("trydent", "run", "--to: 'trydent' is unknown; choose trident, clam, stamp"),
+        ("clam", "none", "no tiled slides"),
+    ],
 )
 def test_what_cannot_be_converted_is_refused(tiled, tmp_path, flavour, run, problem):
     assert problem in wsi("convert", tiled / run, "--to", flavour, "-o", tmp_path / "out", code=2)
@@ -138,3 +152,181 @@ def test_a_dry_run_counts_given_tiles(tiled, tmp_path):
     tiles = sum(len(corners(tiled / "run", name)) for name in ("a", "b.2"))
     assert f"2 slides with {tiles} tiles" in text
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def embedded(tiled):
+    """The same run with embeddings, and its patches as files."""
+    shutil.copytree(tiled / "run", tiled / "embedded")
+    run = tiled / "embedded"
+    wsi("tile", tiled / "slides", "-o", run, *PX, "--patches", "jpeg", "--export", "jpg")
+    wsi("embed", tiled / "slides", "-o", run)
+    return run
+
+
+def only(run, slide_id):
+    """The one store of embeddings that a run has of a slide."""
+    (path,) = run.glob(f"embeddings/*/{slide_id}.zarr")
+    return open_embeddings(path)
+
+
+@pytest.mark.parametrize(
+    ("flavour", "said", "exact"),
+    [
+        ("trident", (), True),
+        ("clam", (), True),
+        ("stamp", ("--slide-mpp", 0.5), True),  # float16 both, so nothing is rounded
+        ("atlaspatch", (), True),
+        ("slide2vec", (), True),
+        ("anndata", (), True),
+    ],
+)
+def test_embeddings_that_go_to_another_tool_come_back_the_same(embedded, tmp_path, flavour, said, exact):
+    if flavour == "anndata":
+        pytest.importorskip("anndata", reason="anndata is not installed: pip install anndata")
+    text = wsi("convert", embedded, "--to", flavour, "-o", tmp_path / "out")
+    assert "2 slides with features of efficientnet-lite0-" in text
+    back = wsi("convert", tmp_path / "out", "--to", "run", "-o", tmp_path / "run", *said)
+    assert f"{flavour}: 2 slides" in back
+    for slide_id in ("a", "b.2"):
+        ours, theirs = only(embedded, slide_id), only(tmp_path / "run", slide_id)
+        assert np.array_equal(ours.embeddings, theirs.embeddings)
+        assert np.array_equal(ours.xy, theirs.xy)
+        assert ours.span_px == theirs.span_px
+        assert theirs.contract["origin"] == flavour
+        assert theirs.contract_hash != ours.contract_hash
+    report = json.loads((tmp_path / "run" / "convert_report.json").read_text())
+    assert [slide["slide_id"] for slide in report["slides"]] == ["a", "b.2"]
+    assert {line["field"] for line in report["slides"][0]["kept"]} >= {"embeddings", "coords", "span_px"}
+
+
+def test_a_run_with_several_kinds_of_embeddings_asks_which(embedded, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(embedded / "embeddings", run / "embeddings")
+    (name,) = (path.name for path in (run / "embeddings").iterdir())
+    wsi("convert", embedded, "--to", "clam", "-o", tmp_path / "clam")
+    wsi("convert", tmp_path / "clam", "--to", "run", "-o", run)
+    assert "embeddings of several" in wsi("convert", run, "--to", "stamp", "-o", tmp_path / "out", code=2)
+    assert "it has no embeddings x" in wsi("convert", run, "--to", "stamp", "-o", tmp_path, "--contract", "x", code=2)
+    assert "2 slides with" in wsi("convert", run, "--to", "stamp", "-o", tmp_path / "out", "--contract", name)
+
+
+def test_imported_features_are_trained_on_and_predicted_from_but_never_mixed_with_ours(trained, tmp_path):
+    run = tmp_path / "run"
+    wsi("convert", trained.run, "--to", "trident", "-o", tmp_path / "out")
+    text = wsi("convert", tmp_path / "out", "--to", "run", "-o", run)
+    (name,) = (path.name for path in (run / "embeddings").iterdir())
+    assert f"--features {name}" in text
+    wsi("train", trained.manifest, "-o", run, "-n", "m", "--features", name, "--folds", 2, "--epochs", 2)
+    spec = resolve({"model": str(run / "models" / "m")})
+    record = read_manifest(trained.manifest)[0]
+    assert predict_slide(record, spec, RunFolder(run)).status == DONE
+    text = wsi("predict", trained.manifest, "-o", run, "-m", trained.model, code=2)
+    assert "origin" in text  # the two contracts, side by side
+    with (run / "slides.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["slide_id"] for row in rows} == {one.slide_id for one in read_manifest(trained.manifest)}
+    assert contract_name(only(run, rows[0]["slide_id"]).contract) == name
+
+
+def test_features_at_the_places_of_the_runs_tiles_are_of_that_slide_and_others_are_refused(embedded, tiled, tmp_path):
+    run = tmp_path / "run"
+    wsi("convert", embedded, "--to", "trident", "-o", tmp_path / "out")
+    wsi("tile", tiled / "slides", "-o", run, *PX, "--coords", tmp_path / "out")
+    wsi("convert", tmp_path / "out", "--to", "run", "-o", run)
+    assert only(run, "a").identity == store(run, "a").identity
+    assert only(run, "a").attrs["grid_fingerprint"] == store(run, "a").attrs["grid_fingerprint"]
+    wsi("tile", tiled / "slides", "-o", run, "--tile-px", 60, "--tile-mpp", 0.5)
+    text = wsi("convert", tmp_path / "out", "--to", "run", "-o", run, code=2)
+    assert "the run folder has other tiles of a" in text
+
+
+def test_a_bad_file_fails_alone_and_coordinates_are_left(embedded, tmp_path):
+    wsi("convert", embedded, "--to", "clam", "-o", tmp_path / "out")
+    (tmp_path / "out" / "h5_files" / "a.h5").write_bytes(b"damaged")
+    (tmp_path / "out" / "pt_files" / "a.pt").unlink()
+    text = wsi("convert", tmp_path / "out", "--to", "run", "-o", tmp_path / "run", code=1)
+    assert "clam: 1 slides" in text
+    assert "a.h5: not a sound HDF5 file" in text
+    assert "2 files hold coordinates only" in text
+
+
+def test_real_bags_become_a_run(data_dir, tmp_path):
+    text = wsi("convert", data_dir / "bags", "--to", "run", "-o", tmp_path / "run")
+    assert "1 files hold coordinates only" in text
+    assert "guessed  span_px (1 of 2 slides)" in text
+    shapes = sorted(open_embeddings(path).embeddings.shape for path in (tmp_path / "run").glob("embeddings/*/*.zarr"))
+    assert shapes == [(180, 512), (777, 512)]
+
+
+def test_exported_patches_come_in_again_and_are_embedded_without_their_slide(embedded, tmp_path):
+    run, copy = tmp_path / "run", tmp_path / "patches"
+    shutil.copytree(embedded / "patches", copy)
+    text = wsi("convert", copy, "--to", "run", "-o", run)
+    assert "tile images: 2 slides" in text
+    theirs, ours = store(run, "a"), store(embedded, "a")
+    rows = [ours.grid.xy.tolist().index(corner) for corner in theirs.grid.xy.tolist()]  # in order of names
+    assert len(set(rows)) == len(ours.grid)
+    assert (theirs.grid.span_px, theirs.grid.mpp) == (ours.grid.span_px, ours.grid.mpp)
+    assert theirs.shards.chunk(3) == ours.shards.chunk(rows[3])  # the JPEG files as they are
+    wsi("embed", run / "slides.csv", "-o", run)
+    assert only(run, "a").contract_hash == only(embedded, "a").contract_hash
+    assert np.allclose(only(run, "a").embeddings, only(embedded, "a").embeddings[rows], atol=0.005)
+
+
+@pytest.mark.parametrize(
+    ("names", "said", "expected", "span", "fate"),
+    [
+        (["000000_x0_y512.png", "000001_x512_y0.png"], (), [[0, 512], [512, 0]], 512, "kept"),  # TRIDENT
+        (["tile_(0, 256.0).png", "tile_(256.0, 0).png"], ("--slide-mpp", 0.25), [[0, 1024], [1024, 0]], 128, "kept"),
+        (["s1_0_64.png", "s1_64_0.png"], (), [[0, 64], [64, 0]], 64, "kept"),
+        (["s1_0_1.png", "s1_1_0.png"], ("--slide-mpp", 0.25), [[0, 128], [128, 0]], 128, "guessed"),  # column and row
+        (["ten10.png", "two2.png", "one1.png"], (), [[0, 0], [64, 0], [0, 64]], 64, "guessed"),  # a made-up grid
+    ],
+)  # fmt: skip
+def test_names_of_tile_images_give_their_places(names, said, expected, span, fate, tmp_path):
+    folder = tmp_path / "tiles" / "s1"
+    folder.mkdir(parents=True)
+    pixels = {name: np.full((64, 64, 3), 20 * number, np.uint8) for number, name in enumerate(names)}
+    for name, image in pixels.items():
+        Image.fromarray(image).save(folder / name)
+    text = wsi("convert", tmp_path / "tiles", "--to", "run", "-o", tmp_path / "run", "--tile-mpp", 0.5, *said)
+    assert f"{fate:<8} coords" in text
+    tiles = store(tmp_path / "run", "s1")
+    assert tiles.grid.xy.tolist() == expected
+    assert tiles.grid.span_px == span
+    found = [int(patch[0, 0, 0]) for patch in tiles.read_patches(0, len(names))]
+    assert sorted(found) == [20 * number for number in range(len(names))]
+
+
+def test_images_that_are_no_tiles_are_left_out_and_counted(tmp_path):
+    folder = tmp_path / "tiles" / "s1"
+    folder.mkdir(parents=True)
+    for number, side in enumerate((64, 64, 64, 32)):
+        Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(folder / f"s1_{number * 64}_{number * 64}.png")
+    (folder / "s1_9_9.png").write_bytes(b"no image")
+    text = wsi("convert", tmp_path / "tiles", "--to", "run", "-o", tmp_path / "run", "--tile-mpp", 0.5)
+    assert "1 slides, 3 tiles" in text
+    assert "dropped  images: not 64 x 64 px, or no image" in text
+    text = wsi("convert", tmp_path / "tiles", "--to", "run", "-o", tmp_path / "run", code=2)
+    assert "give --tile-mpp" in text or "nothing says how large" in text
+
+
+def test_an_archive_of_tiles_is_a_slide(tmp_path):
+    folder = tmp_path / "s1"
+    folder.mkdir()
+    for x in (0, 64):
+        Image.fromarray(np.full((64, 64, 3), x, np.uint8)).save(folder / f"{x}_x{x}_y{x}.png")
+    for kind in ("zip", "tar"):
+        archive = shutil.make_archive(str(tmp_path / kind), kind, folder)
+        wsi("convert", archive, "--to", "run", "-o", tmp_path / "run", "--tile-mpp", 0.5)
+        assert store(tmp_path / "run", kind).grid.xy.tolist() == [[0, 0], [64, 64]]
+
+
+def test_what_makes_no_sense_together_is_refused(embedded, tmp_path):
+    assert "leave out what is said" in wsi(
+        "convert", embedded, "--to", "clam", "-o", tmp_path, "--tile-px", 256, code=2
+    )
+    assert "out of range" in wsi("convert", tmp_path, "--to", "run", "-o", tmp_path / "r", "--slide-mpp", 99, code=2)
+    assert "no such file" in wsi("convert", tmp_path / "x", "--to", "run", "-o", tmp_path / "r", code=2)
+    assert "no tile images" in wsi("convert", tmp_path, "--to", "run", "-o", tmp_path / "r", code=2)

@@ -38,7 +38,6 @@ def read_pt(path: Path, known: Known) -> list[tuple[Features, Report]]:
     if beside.is_file():
         with opened(beside) as file:
             xy = corners(beside, array(beside, file, "coords"))
-        report.kept("coords", str(beside), "its rows are the tensor's")
     return _found(path, values, xy, known, report)
 
 
@@ -51,12 +50,11 @@ def _found(
         coords = read_coords(patches, known.slide_mpp)
         if xy is None and len(coords.xy) == len(values):
             xy = coords.xy
-            report.guessed("coords", str(patches), "rows in the same order: the numbers of tiles agree")
+            report.guessed("coords", str(patches), "by the order of rows: the numbers of tiles agree")
         elif xy is not None and set(map(tuple, xy.tolist())) - set(map(tuple, coords.xy.tolist())):
             raise StoreError(patches, f"its tiles are not those of {path.name}", "name the folder that belongs to it")
         if xy is not None:
             span_px, size = coords.span_px, coords.size
-            report.kept("span_px", coords.span_px, f"from {patches}")
     origin = "bag" if report.flavour == "bag" else "clam"
     found = Features(report.slide_id, origin, values, xy=xy, span_px=span_px, size=size)
     return [(settle(found, known, report), report)]

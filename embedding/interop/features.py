@@ -137,9 +137,11 @@ def settle(found: Features, known: Known, report: Report) -> Features:
 def _placed(found: Features, report: Report) -> Features:
     xy = found.xy
     if xy is None:
-        report.missing("coords", "the places of the tiles are unknown: -1 is stored, and no heatmap can be drawn")
+        if report.of("coords") is None:
+            report.missing("coords", "the places of the tiles are unknown: -1 is stored, and no heatmap can be drawn")
         return found
-    report.kept("coords", f"{len(xy)} corners in level-0 px")
+    if report.of("coords") is None:
+        report.kept("coords", f"{len(xy)} corners in level-0 px")
     if found.span_px is not None:
         report.kept("span_px", found.span_px)
     elif found.tile_px and found.mpp and found.slide_mpp:

@@ -31,7 +31,9 @@ def read(path: Path, known: Known) -> list[tuple[Features, Report]]:
         xy = corners(path, places, 1 / known.slide_mpp)
         span_px = round(tile_um / known.slide_mpp) if tile_um else None
     elif places is not None:
-        report.dropped("coords", "they are in µm: give --slide-mpp, µm per level-0 pixel of these slides")
+        report.dropped(
+            "coords", "they are in µm and no --slide-mpp was given: -1 is stored, and no heatmap can be drawn"
+        )
     found = Features(
         slide_id=report.slide_id,
         origin="stamp",
@@ -77,7 +79,7 @@ def read_old(path: Path, known: Known) -> list[tuple[Features, Report]]:
         if known.slide_mpp:
             xy = corners(path, places, scale / known.slide_mpp)
         else:
-            report.dropped("coords", "they are in 256 µm / 224 px: give --slide-mpp")
+            report.dropped("coords", "they are in 256 µm / 224 px and no --slide-mpp was given: -1 is stored")
         span_px = round(OLD_TILE_UM / known.slide_mpp) if known.slide_mpp else None
         placed = xy if known.slide_mpp else None
         found = replace(found, xy=placed, span_px=span_px, tile_px=OLD_STRIDE_PX, mpp=scale, mpp_source="file")
