@@ -2,12 +2,16 @@
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 LARGE = (".safetensors", ".bin", ".pth", ".pt")  # kept in LFS: their ETag is their sha256, and a CDN sends them
 
@@ -69,6 +73,33 @@ def hub_server() -> Iterator[Hub]:
             hub.released.set()
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def hub_in_use(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that huggingface_hub talks to, an empty cache and an empty store of imported weights in `folder`, and no
+    token. huggingface_hub reads its settings when it is imported, so they are set in it."""
+    from huggingface_hub import constants, file_download
+
+    from embedding import hub as module
+
+    with hub_server() as server:
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        settings = {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": template,
+            "HF_HUB_CACHE": str(folder / "cache"),
+            "HF_TOKEN_PATH": str(folder / "token"),
+            "HF_HUB_OFFLINE": False,
+        }
+        for name, value in settings.items():
+            monkeypatch.setattr(constants, name, value)
+        # versions before 1 have a copy there
+        monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        monkeypatch.setenv("SLIDESTREAM_HOME", str(folder / "home"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        module._notice.cache_clear()
+        yield server
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -168,7 +199,11 @@ class _Handler(BaseHTTPRequestHandler):
             hub.released.wait(60)
             self.close_connection = True
             return None
-        return self._send(200, content)
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if asked is None:
+            return self._send(200, content)
+        start, stop = int(asked[1]), len(content)
+        return self._send(206, content[start:], **{"Content-Range": f"bytes {start}-{stop - 1}/{stop}"})
 
     def _send(self, status: int, content: bytes = b"", **headers: str) -> None:
         self.send_response(status)

@@ -17,7 +17,7 @@ from embedding import BACKBONES, Backbone, build, find_backbone, find_weights, o
 from embedding import hub as hub_module
 from embedding.weights import fetch_weights, local_copy, read_state
 from tests.commands import slides, wsi
-from tests.hub_server import hub_server
+from tests.hub_server import hub_in_use
 from wsi import BackboneError
 
 ONE, TWO = (save({"w": torch.full((64,), float(value))}) for value in (1, 2))
@@ -26,18 +26,7 @@ ONE, TWO = (save({"w": torch.full((64,), float(value))}) for value in (1, 2))
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A hub with one repository, an empty cache, and no token."""
-    from huggingface_hub import constants
-
-    with hub_server() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("SLIDESTREAM_HOME", str(tmp_path / "home"))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        hub_module._notice.cache_clear()
+    with hub_in_use(tmp_path, monkeypatch) as server:
         server.commit("lab/model", model__safetensors=ONE, README__md=b"card", LICENSE=b"terms")
         yield server
 
