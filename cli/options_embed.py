@@ -28,7 +28,10 @@ BACKBONE = {
 VECTORS = {
     **BACKBONE,
     "variant": Setting(
-        Annotated[str | None, option("cls, mean, cls+mean, dense; by default its own", panel=BACKBONES, takes="NAME")],
+        Annotated[
+            str | None,
+            option("cls, mean, cls+mean, dense, projected; by default its own", panel=BACKBONES, takes="NAME"),
+        ],
         at("embed.variant"),
     ),
     "weights": Setting(

@@ -160,7 +160,7 @@ def write_predictions(
         else:
             row |= {key: value for key, value in made.items() if key in columns}
             row |= {f"softmax_{name}": f"{value:.6f}" for name, value in made["softmax"].items()}
-        rows.append({column: _cell(row.get(column)) for column in columns})
+        rows.append({column: as_cell(row.get(column)) for column in columns})
     target, mine = folder.predictions(model.name), {row["slide_id"] for row in rows}
     others = [row for row in table_rows(target) if row["slide_id"] not in mine and row.get("model") == mark]
     with (
@@ -191,7 +191,7 @@ def table_rows(path: Path) -> list[dict[str, str]]:
         return [{key: FORMULA.sub(r"\1", value) for key, value in row.items()} for row in csv.DictReader(stream)]
 
 
-def _cell(value: Any) -> Any:
+def as_cell(value: Any) -> Any:
     """A text that a spreadsheet would run as a formula is written as text; `table_rows` takes the quote away again."""
     return f"'{value}" if isinstance(value, str) and value[:1] in list("=+-@") else "" if value is None else value
 

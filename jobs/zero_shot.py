@@ -28,7 +28,7 @@ from .config import RunSpec, Settings
 from .features import choose_features, contracts_in
 from .folder import RunFolder
 from .manifest import SlideRecord
-from .model_stages import _cell, table_rows
+from .model_stages import as_cell, table_rows
 from .receipts import DONE, EMPTY, FAILED, SKIPPED
 from .run import Outcome
 from .stages import open_fitting
@@ -219,7 +219,7 @@ def write_scores(
         else:
             row |= {key: made[key] for key in columns if key in made}
             row |= {f"softmax_{name}": f"{value:.6f}" for name, value in made["softmax"].items()}
-        rows.append({column: _cell(row.get(column)) for column in columns})
+        rows.append({column: as_cell(row.get(column)) for column in columns})
     mine = {record.slide_id for record in records}
     others = [row for row in table_rows(target) if row["slide_id"] not in mine and row.get("model") == described.mark]
     with (
