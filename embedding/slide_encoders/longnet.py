@@ -46,9 +46,9 @@ class LongNetViT(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, tiles: Tensor, places: Tensor, span_px: int) -> Tensor:
-        tokens = self.patch_embed["proj"](tiles)
-        tokens = tokens + positions(places, self.width).to(tokens)
-        tokens = torch.cat((self.cls_token[0].to(tokens), tokens))  # the class token's position is all zeros
+        tokens = self.patch_embed["proj"](tiles).float()  # what layers add to stays in float32, as in the authors' code
+        tokens = tokens + positions(places, self.width).to(tokens.device)
+        tokens = torch.cat((self.cls_token[0], tokens))  # the class token's position is all zeros
         return self.norm(self.encoder(tokens)[0])
 
 
@@ -157,9 +157,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     values, sums = [], []
     for part in q.split(max(1, SCORES // (heads * keys)), dim=1):
         scores = (part @ k.mT).float() * width**-0.5
-        sums.append(scores.logsumexp(-1))
-        values.append((scores - sums[-1][..., None]).exp().to(v.dtype) @ v)
-    return torch.cat(values, dim=1).float(), torch.cat(sums, dim=1)
+        peak = scores.amax(-1, keepdim=True)
+        weights = scores.sub_(peak).exp_()
+        total = weights.sum(-1, keepdim=True)
+        values.append((weights.to(v.dtype) @ v).float() / total)
+        sums.append((peak + total.log())[..., 0])
+    return torch.cat(values, dim=1), torch.cat(sums, dim=1)
 
 
 def positions(places: Tensor, width: int) -> Tensor:
