@@ -155,7 +155,7 @@ class StainTransform(nn.Module):
         return _mix(matrix, density).add_(offset[..., None, None]).neg_().exp_().mul_(256).sub_(1)
 
 
-@torch.compiler.disable  # a compiler may assume that whole numbers do not wrap
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiler may assume that whole numbers do not wrap
 def draws(seed: int, places: Tensor, count: int) -> Tensor:
     """float32 (n, count) in [-1, 1), evenly spread: a function of seed, place and column alone (splitmix64).
 
