@@ -17,10 +17,10 @@ from wsi.errors import BackboneError
 from wsi.slide import Slide
 
 from .devices import best_device
-from .extractor import Extractor, Plan
+from .extractor import BATCH, Extractor, Plan
 from .loader import Embedder
 
-__all__ = ["Chunk", "Embedded", "best_device", "embed_chunks", "embed_patches", "embed_store", "stored_patches"]
+__all__ = ["BATCH", "Chunk", "Embedded", "best_device", "embed_chunks", "embed_patches", "embed_store", "stored_patches"]
 
 LARGEST = {"float16": 65504.0}
 

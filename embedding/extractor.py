@@ -81,9 +81,8 @@ class Extractor:
     def __init__(self, embedder: Embedder, plan: Plan | None = None):
         self.embedder, self.plan = embedder, plan or Plan()
         self.device = embedder.device
-        on_cpu = self.device.type == "cpu"
-        alone, threads = (lambda: torch.set_num_threads(1)) if on_cpu else None, torch.get_num_threads()
-        self._pool = _Pool(self.plan.threads if on_cpu else 1, alone)
+        on_cpu, threads = self.device.type == "cpu", torch.get_num_threads()
+        self._pool = _Pool(self.plan.threads if on_cpu else 1, self._begin)
         torch.set_num_threads(threads)  # of all others: what a thread sets for itself is what new ones begin with
         self.window = 2 * self.plan.threads + 1 if on_cpu else 3  # batches of a lane at work or waiting for it
         self._copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
@@ -105,7 +104,8 @@ class Extractor:
             if fitting is not None:
                 self._spare.remove(fitting)
             self._spare = [spare for spare in self._spare if spare[0] == tile_px]  # of another run's size
-        batches = fitting[1] if fitting else [self._new_batch(tile_px) for _ in range(self.window)]
+        with self._on_device():
+            batches = fitting[1] if fitting else [self._new_batch(tile_px) for _ in range(self.window)]
         lane = Lane(self, next(self._numbers), batches, stain)
         try:
             yield lane
@@ -123,6 +123,16 @@ class Extractor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _begin(self) -> None:
+        if self.device.type == "cpu":
+            torch.set_num_threads(1)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        """Pinned memory is of a device, too; without this each process would also take some of the first."""
+        return nullcontext() if self._copying is None else torch.cuda.device(self.device)
+
     def _new_batch(self, tile_px: int) -> _Batch:
         pinned, shape = self._copying is not None, (self.batch, tile_px, tile_px, 3)
         # zeros, as the last batch of a slide goes to a GPU in full size
@@ -134,9 +144,11 @@ class Extractor:
         plan, speed = self.plan, 0.0
         if self.device.type == "cuda" and (plan.batch is None or plan.compile == "auto"):
             sizes = (plan.batch,) if plan.batch else None
-            self.batch, speed = find_batch(self._forward, tile_px, plan.views, sizes)
+            self.batch, speed = find_batch(self._embed, tile_px, plan.views, sizes)
         compiled = plan.compile == "on" or (plan.compile == "auto" and compile_pays(plan.tiles, speed))
         if compiled:
+            if plan.compile == "auto":  # where there is no compiler it goes on without
+                torch._dynamo.config.suppress_errors = True
             self.embedder.compile_network()
         name, precision = self.embedder.backbone.name, self.embedder.precision
         how = ", compiled" if compiled else ""
@@ -170,16 +182,17 @@ class Extractor:
             size = min(self._most or len(pixels), len(pixels))
             parts = [slice(at, at + size) for at in range(0, len(pixels), size)]
             try:
-                with torch.inference_mode():
-                    found = [
-                        self.embedder.embed_views(pixels[part], self.plan.views, stain, places[part]) for part in parts
-                    ]
-                    return found[0] if len(found) == 1 else torch.cat(found)
+                found = [self._embed(pixels[part], places[part], stain) for part in parts]
+                return found[0] if len(found) == 1 else torch.cat(found)
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
                     raise
                 said = str(error).partition("\n")[0] or type(error).__name__
             self._fewer(size, said)
+
+    def _embed(self, pixels: Tensor, places: Tensor, stain: nn.Module | None = None) -> Tensor:
+        with torch.inference_mode():
+            return self.embedder.embed_views(pixels, self.plan.views, stain, places)
 
     def _fewer(self, size: int, said: str) -> None:
         name = self.embedder.backbone.name
@@ -250,7 +263,7 @@ class Lane:
 class _Pool:
     """Threads that do what was submitted with the least number first, then what was submitted first."""
 
-    def __init__(self, threads: int, begin: Callable[[], None] | None):
+    def __init__(self, threads: int, begin: Callable[[], None]):
         self._waiting: queue.PriorityQueue[tuple[float, int, Any]] = queue.PriorityQueue()
         self._order = itertools.count()
         self._threads = [threading.Thread(target=self._run, args=(begin,), daemon=True) for _ in range(threads)]
@@ -270,9 +283,8 @@ class _Pool:
         for thread in self._threads:
             thread.join()
 
-    def _run(self, begin: Callable[[], None] | None) -> None:
-        if begin is not None:
-            begin()
+    def _run(self, begin: Callable[[], None]) -> None:
+        begin()
         self._begun.wait()
         while (task := self._waiting.get()[2]) is not None:
             future, work, arguments = task

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,13 @@ from jobs import progress
 from jobs.config import RunSpec, resolve
 from jobs.executors import ExecSpec
 from jobs.folder import RunFolder
-from jobs.last_words import explain_death
+from jobs.last_words import Death, explain_death
 from jobs.manifest import SlideRecord
 from jobs.plan import plan_run
 from jobs.receipts import Receipt
 from jobs.run import Outcome, run_stage
 from jobs.tile_stage import tile_slide
+from jobs.workers import Limits, Workers
 from wsi import SpecError
 from wsi.publish import draft_of
 from wsi.synthetic import SyntheticSpec, write_synthetic_slide
@@ -128,6 +130,55 @@ def test_memory_is_limited_and_the_worker_lives_on(tmp_path):
 def test_tiles_done_and_models_at_work_hold_off_the_deadline(tmp_path):
     found = act(tmp_path, "slow", "model", deadline_s=2)
     assert {receipt.status for receipt in found.values()} == {"done"}
+
+
+def meet(folder: Path, kind: str, number: int) -> tuple[str, int]:
+    """A task that waits for another in the same process, and then does what its name says."""
+    (folder / f"{kind}-{number}").touch()
+    until = time.monotonic() + 30
+    while len(list(folder.iterdir())) < 2 and time.monotonic() < until:
+        progress.advance(number, 10)
+        time.sleep(0.05)
+    progress.advance(number, 10)
+    time.sleep(0.8)
+    if kind == "raise":
+        raise ZeroDivisionError("a task's thread")
+    if kind == "hang":
+        time.sleep(3_600)
+    if kind == "busy":
+        with progress.busy():
+            time.sleep(3)
+    while kind == "wait":
+        progress.advance(number, 10)
+        time.sleep(0.1)
+    return kind, os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "problem"),
+    [
+        (("well", "busy"), None),
+        (("wait", "raise"), "^crashed: its process ended with exit code 1"),
+        (("wait", "hang"), "^timeout: no tile for 2 s"),  # the deadline is of each task
+    ],
+)
+def test_tasks_share_a_process_and_its_death_but_not_their_progress(tmp_path, kinds, problem):
+    (tmp_path / "met").mkdir()
+    found, counts = {}, {}
+    with Workers(1, partial(meet, tmp_path / "met"), tmp_path, Limits(deadline_s=2), slots=2) as workers:
+        assert workers.room == 2
+        for number, kind in enumerate(kinds, 3):
+            workers.submit(kind, kind, number)
+        while workers.busy:
+            counts |= workers.tiles()
+            found |= dict(workers.results())
+    assert counts == {kind: (number, 10) for number, kind in enumerate(kinds, 3)}
+    if problem is None:
+        assert len({pid for _, pid in found.values()}) == 1
+        assert [found[kind][0] for kind in kinds] == list(kinds)
+    else:
+        assert sorted(found) == sorted(kinds)
+        assert all(isinstance(death, Death) and re.search(problem, death.problem) for death in found.values())
 
 
 def test_a_failed_slide_is_tried_again_by_the_next_run(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from jobs import progress
 from jobs.config import RunSpec
-from jobs.executors import ExecSpec
+from jobs.executors import ExecSpec, cpu_count, cpu_quota
 from jobs.folder import RunFolder
 from jobs.manifest import SlideRecord
 from jobs.receipts import Receipt, append_receipt, latest, read_receipts
@@ -125,3 +125,29 @@ def test_keeping_pixels_or_another_limit_of_failures_does_not_embed_again(tmp_pa
     assert statuses(max_failed_tiles=0.5) == ["skipped", "skipped"]
     assert statuses(patches=1) == ["done", "skipped"]
     assert statuses(patches=1, min_tissue=0.5) == ["done", "done"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "expected"),
+    [
+        ("0::/job/step\n", {"job/step/cpu.max": "max 100000", "job/cpu.max": "250000 100000"}, 2.5),
+        ("0::/elsewhere/on/the/host\n", {"cpu.max": "400000 100000"}, 4.0),
+        ("4:cpu,cpuacct:/slurm\n0::/\n", {"cpu/slurm/cpu.cfs_quota_us": "300000",
+                                          "cpu/slurm/cpu.cfs_period_us": "100000"}, 3.0),
+        ("4:cpu:/slurm\n", {"cpu/slurm/cpu.cfs_quota_us": "-1", "cpu/slurm/cpu.cfs_period_us": "100000"}, None),
+        ("2:memory:/x\n", {"x/cpu.max": "100000 100000"}, None),
+    ],
+)  # fmt: skip
+def test_a_containers_share_of_the_processors_is_known(tmp_path, groups, limits, expected):
+    for name, text in {
+        "proc/self/cgroup": groups,
+        **{f"sys/fs/cgroup/{at}": text for at, text in limits.items()},
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cpu_quota(tmp_path) == expected
+
+
+def test_a_batch_system_may_grant_fewer_processors(monkeypatch):
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    assert cpu_count() == 1
