@@ -25,9 +25,10 @@ _TRANSFORMERS_VITS = (
     Backbone(
         "phikon", "vit_base_patch16_224", "hf-hub:owkin/phikon", 768, family="transformers-vit",
         revision="057cc0295895c2df3dd7681a89680da6015cbefe", file="model.safetensors", interpolation="bilinear",
-        precision="fp32", patch_px=16, variants=vit_variants(768), options={"norm_eps": 1e-12},
+        precision="fp32", patch_px=16, variants=vit_variants(768), options={"norm_eps": 1e-6},
         licence=_OWKIN, paper="https://doi.org/10.1101/2023.07.21.23292757",
-        notes="The authors' processor stretches the patch to 224 px, bilinear.",
+        notes="The authors' processor stretches the patch to 224 px, bilinear. They corrected the norms' epsilon in their "
+              "configuration, from 1e-12 to 1e-6; copies older than that have the wrong one.",
     ),
     Backbone(
         "phikon-v2", "vit_large_patch16_224", "hf-hub:owkin/phikon-v2", 1024, family="transformers-vit",
