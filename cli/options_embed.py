@@ -38,6 +38,17 @@ VECTORS = {
         Annotated[Path | None, option("File or folder with its weights", panel=BACKBONES, takes="FILE")],
         at("embed.weights"),
     ),
+    "own_weights": Setting(
+        Annotated[
+            bool | None,
+            option(
+                "They are not those that the authors published, but your own",
+                "--own-weights/--no-own-weights",
+                panel=BACKBONES,
+            ),
+        ],
+        at("embed.own_weights"),
+    ),
     "precision": Setting(
         Annotated[str | None, option("auto, fp32, bf16 or fp16", panel=COMPUTING, takes="KIND")], at("embed.precision")
     ),
@@ -58,7 +69,9 @@ VECTORS = {
         at("embed.stain.target"),
     ),
     "stain_jitter": Setting(
-        Annotated[float | None, option("Change each patch's stains at random by so much", panel=COLOURS, takes="SD")],
+        Annotated[
+            float | None, option("Change each patch's stains at random, by up to this", panel=COLOURS, takes="SHARE")
+        ],
         at("embed.stain.jitter"),
     ),
     "device": Setting(

@@ -9,6 +9,7 @@ from wsi.publish import fingerprint
 
 from .backbone import Backbone
 from .spec import EmbedSpec
+from .stain_target import stain_contract
 
 
 def make_contract(
@@ -39,24 +40,13 @@ def make_contract(
         "precision": precision,
         "dtype": embed.dtype,
         "views": embed.views,
-        "stain": stain_contract(embed),
+        "stain": stain_contract(embed.stain),
         "tile_px": tile.tile_px,
         "mpp": tile.mpp,
         "icc": tile.icc,
         "channels": tile.channels and str(Channels.parse(tile.channels)),
     }
     return {**contract, "hash": fingerprint(contract)}
-
-
-def stain_contract(embed: EmbedSpec) -> dict[str, Any] | None:
-    """What of the stain settings shapes pixels; None where they are left as they are. The target counts by content."""
-    stain = embed.stain
-    if stain.method == "none" and stain.jitter == 0:
-        return None
-    found: dict[str, Any] = {"method": stain.method}
-    if stain.jitter:
-        found |= {"jitter": stain.jitter, "seed": stain.seed}
-    return found
 
 
 def contract_name(contract: Mapping[str, Any]) -> str:

@@ -17,8 +17,8 @@ class StainSpec:
 
     method   none, macenko, reinhard or vahadane: normalise the slide's stains to those of a reference
     target   picture whose stains are the reference; None for the one that ships
-    jitter   standard deviation of a random change of each patch's stain concentrations, 0 for none; drawn by `seed`
-             and the patch's place in the slide's grid, so that it is the same in every run
+    jitter   half the range of a random factor and offset of each dye's amount in a patch (0.05 is light, 0.2 strong),
+             0 for none; drawn by `seed` and the patch's place in the slide's grid: the same in every run
     """
 
     method: str = "none"
@@ -39,23 +39,25 @@ class StainSpec:
 class EmbedSpec:
     """How patches become embeddings.
 
-    backbone   name of an entry of BACKBONES
-    variant    one of the entry's variants, such as cls or cls+mean; None is its own
-    weights    file or folder to load instead of the entry's own source
-    batch      patches a step; None suits the device
-    device     auto, cpu, cuda, cuda:1, mps, or several: cuda:0,cuda:1
-    precision  auto (bf16 where the chip computes in it), fp32, bf16, fp16
-    compile    torch.compile: auto (where the run is long enough to pay for it), on, off
-    dtype      of the stored embeddings: float16 or float32
-    views      1, or up to 8 flips and quarter turns of each patch, each embedded, the patch as it is first
-    stain      what is done to colours before
-    strict     refuse tiles of another size or scale than the backbone's own, instead of a warning
-    offline    make no network call
+    backbone     name of an entry of BACKBONES
+    variant      one of the entry's variants, such as cls or cls+mean; None is its own
+    weights      file or folder to load instead of the entry's own source
+    own_weights  these are not the weights that the authors published: their checksum is not expected
+    batch        patches a step; None suits the device
+    device       auto, cpu, cuda, cuda:1, mps, or several: cuda:0,cuda:1
+    precision    auto (bf16 where the chip computes in it), fp32, bf16, fp16
+    compile      torch.compile: auto (where the run is long enough to pay for it), on, off
+    dtype        of the stored embeddings: float16 or float32
+    views        1, or up to 8 flips and quarter turns of each patch, each embedded, the patch as it is first
+    stain        what is done to colours before
+    strict       refuse tiles of another size or scale than the backbone's own, instead of a warning
+    offline      make no network call
     """
 
     backbone: str = DEFAULT_BACKBONE
     variant: str | None = None
     weights: str | None = None
+    own_weights: bool = False
     batch: int | None = None
     device: str = "auto"
     precision: str = "auto"

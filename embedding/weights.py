@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .hub import Offered, Wanted
+    from .spec import EmbedSpec
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ NAMES = (
     "model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin",
     "model.pth", "model.pt",
 )  # fmt: skip
-SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".torch")
 # what torch raises for files with cut or altered bytes, beside UnpicklingError
 _DAMAGE = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError, OverflowError,
            struct.error)  # fmt: skip
@@ -53,14 +54,22 @@ class Source(Protocol):
     def gated(self) -> bool: ...
 
 
-def find_weights(entry: Source, override: Path | None = None, offline: bool = False) -> Path:
-    """The file with an entry's weights, of the sha256 that the entry states.
+def find_weights(entry: Source, override: Path | None = None, offline: bool = False, own: bool = False) -> Path:
+    """The file with an entry's weights, of the sha256 that the entry states, unless `override` is said to be the
+    user's `own`.
 
     Looked for in this order: `override` (a file or folder), what `wsi backbones import` brought, the installed
     package, the hub's cache, the hub. With `offline` (or HF_HUB_OFFLINE) no network call is made.
     Raises BackboneError that says what to do.
     """
-    return _authentic(entry, _existing(entry, override) if override is not None else _locate(entry, offline))
+    if override is None:
+        return _authentic(entry, _locate(entry, offline))
+    return _existing(entry, override) if own else _authentic(entry, _existing(entry, override))
+
+
+def weights_of(spec: "EmbedSpec") -> Path:
+    """The file with the weights that these settings embed with."""
+    return find_weights(spec.entry(), Path(spec.weights) if spec.weights else None, spec.offline, spec.own_weights)
 
 
 def fetch_weights(entry: Source, found: "Offered | None" = None) -> Path:
@@ -82,7 +91,7 @@ def _authentic(entry: Source, path: Path) -> Path:
             path,
             f"it is not the weights file of {entry.name}: its sha256 is {weights_digest(path)}, "
             f"that of the authors' file is {entry.sha256}",
-            "give the authors' file; weights of your own need an entry of their own",
+            "give the authors' file, or say that they are your own with --own-weights",
         )
     return path
 

@@ -154,7 +154,7 @@ def resolve(settings: Settings, contract: Mapping[str, Any] | None = None) -> Ru
     tile, embed = settings.setdefault("tile", {}), settings.setdefault("embed", {})
     if isinstance(tile.get("channels"), str):
         tile["channels"] = str(Channels.parse(tile["channels"]))  # one choice has one text: it is compared as text
-    if contract is not None:
+    if contract is not None and "origin" not in contract:  # another tool's embeddings say less than settings hold
         _follow(contract, tile, embed)
     backbone = _build(EmbedSpec, embed).entry()
     tile.setdefault("tile_px", backbone.tile_px)
@@ -166,6 +166,12 @@ def _follow(contract: Mapping[str, Any], tile: Settings, embed: Settings) -> Non
     """Give the settings what a model's contract says, where nobody said anything; refuse what says otherwise."""
     stain = embed["stain"] = dict(embed.get("stain") or {})
     normalised = contract.get("stain") or {"method": "none", "jitter": 0.0}
+    if len(str(normalised.get("target", ""))) == 64 and stain.get("target") is None:
+        raise SpecError(
+            "embed.stain.target",
+            f"the model's embeddings were normalised to a picture, of sha256 {normalised['target'][:12]}…",
+            "name it with --stain-target; it may lie anywhere",
+        )
     fixed = (
         *((tile, key, contract.get(key)) for key in ("tile_px", "mpp", "icc", "channels") if key in contract),
         *((embed, key, contract.get(key)) for key in ("backbone", "precision", "dtype", "views") if key in contract),

@@ -57,7 +57,12 @@ def truth_figures(records: Sequence[SlideRecord], folder: RunFolder, model_path:
     from mil.predict import predict
 
     model = open_model(model_path)
-    if not all_synthetic(records) or {row.slide_id for row in model.cohort} != {record.slide_id for record in records}:
+    tiled = all(folder.tiles(record.slide_id).exists() for record in records)  # not so of another tool's embeddings
+    if (
+        not tiled
+        or not all_synthetic(records)
+        or {row.slide_id for row in model.cohort} != {record.slide_id for record in records}
+    ):
         return {}
     share, softmax, attention = [], [], []
     for record in records:

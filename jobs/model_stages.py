@@ -81,6 +81,11 @@ def heatmap_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outc
         picture.unlink(missing_ok=True)
         write_json(sidecar, {**made_from, "objects": 0, "fingerprint": mark})
         return Outcome(EMPTY, mark)
+    if not store.attrs.get("placed", True):
+        raise StoreError(store.path, "the places of its tiles are not known", "import them with coordinates")
+    if not folder.tiles(record.slide_id).exists():
+        remedy = "tile the slide at their places (`wsi tile --coords`), then import them again"
+        raise StoreError(store.path, "these embeddings of another tool lie on no tiles of this run", remedy)
     tiles = open_patches(folder.tiles(record.slide_id))
     heatmap = replace(heatmap_of(_predict(model, store, record), store, spec.heatmap.score), origin=mark_of_model)
     count = write_geojson(heatmap, path)

@@ -185,7 +185,8 @@ def test_weights_that_the_model_was_not_trained_with_end_the_run_before_work(run
     state = torch.load(find_weights(find_backbone("efficientnet-lite0")), weights_only=True)
     torch.save({**state, "_conv_stem.weight": state["_conv_stem.weight"] * 1.01}, tmp_path / "other.pth")
     options = ["-m", run.model, "-o", tmp_path / "run", "--weights", tmp_path / "other.pth"]
-    text = wsi("run", run.manifest, *options, code=2)
+    assert "not the weights file of efficientnet-lite0" in wsi("run", run.manifest, *options, code=2)
+    text = wsi("run", run.manifest, *options, "--own-weights", code=2)
     assert "weights_sha256" in text
     assert not (tmp_path / "run").exists()
 
