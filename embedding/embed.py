@@ -20,7 +20,16 @@ from .devices import best_device
 from .extractor import BATCH, Extractor, Plan
 from .loader import Embedder
 
-__all__ = ["BATCH", "Chunk", "Embedded", "best_device", "embed_chunks", "embed_patches", "embed_store", "stored_patches"]
+__all__ = [
+    "BATCH",
+    "Chunk",
+    "Embedded",
+    "best_device",
+    "embed_chunks",
+    "embed_patches",
+    "embed_store",
+    "stored_patches",
+]
 
 LARGEST = {"float16": 65504.0}
 
@@ -53,6 +62,7 @@ def embed_chunks(
     Raises BackboneError, naming tiles, for an embedding that is not finite, or is not in `dtype`.
     """
     views, row_shape, done = extractor.plan.views, extractor.embedder.backbone.row_shape, 0
+    stain = None if stain is None else stain.to(extractor.device)
     with extractor.lane(grid.spec.tile_px, stain) as lane:
         for places, found in lane.run(patches):
             _check_finite(places, found, grid, dtype, extractor.embedder.backbone.name)

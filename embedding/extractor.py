@@ -51,6 +51,11 @@ class Plan:
     waiting: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
+def usable_threads(granted: int) -> int:
+    """Threads to compute with on a CPU, of so many processors: OMP_NUM_THREADS may say fewer."""
+    return min(granted, torch.get_num_threads())
+
+
 @dataclass
 class _Batch:
     """Patches on their way: `count` of `pixels` uint8 (size, t, t, 3) and of `places` int64 (size,) are filled."""

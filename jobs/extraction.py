@@ -30,40 +30,41 @@ from .tile_stage import open_record
 from .workers import worker_number
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
     from embedding.extractor import Extractor
+    from embedding.stain import StainTransform
 
 TILE_AGAIN = "run `wsi tile` again"
 
 _turn = threading.Lock()
-_kept: tuple[EmbedSpec, "Extractor"] | None = None
+_kept: tuple[tuple[EmbedSpec, str], "Extractor"] | None = None  # the Extractor of these settings and this digest
 
 
 def load_extractor(spec: EmbedSpec, folder: RunFolder) -> "Extractor":
     """The backbone on this worker's device, shared by all slides of the process and kept, so that it is loaded once."""
     global _kept
+    from embedding.weights import weights_digest, weights_of
+
     with busy(), _turn:
-        if _kept is None or _kept[0] != spec:
+        weights = weights_of(spec)
+        wanted = spec, weights_digest(weights)
+        if _kept is None or _kept[0] != wanted:
             if _kept is not None:
                 _kept[1].close()
             _kept = None  # before the next is loaded: two may not fit
-            _kept = spec, _load(spec, folder)
+            _kept = wanted, _load(spec, weights, folder)
         return _kept[1]
 
 
-def _load(spec: EmbedSpec, folder: RunFolder) -> "Extractor":
-    from embedding.extractor import Extractor, Plan
+def _load(spec: EmbedSpec, weights: Path, folder: RunFolder) -> "Extractor":
+    from embedding.extractor import Extractor, Plan, usable_threads
     from embedding.loader import build
-    from embedding.weights import find_weights
 
     devices = find_devices(spec.device)
-    device, backbone = devices[worker_number() % len(devices)], spec.entry()
-    weights = find_weights(backbone, Path(spec.weights) if spec.weights else None, spec.offline)
-    embedder = build(backbone, weights, device, precision_of(spec))
+    device = devices[worker_number() % len(devices)]
+    embedder = build(spec.entry(), weights, device, precision_of(spec))
     tiles = count_tiles(folder) if device.startswith("cuda") and spec.compile == "auto" else 0
-    return Extractor(embedder, Plan(spec.batch, compute_threads(devices), spec.compile, tiles, spec.views, busy))
+    threads = usable_threads(compute_threads(devices))
+    return Extractor(embedder, Plan(spec.batch, threads, spec.compile, tiles, spec.views, busy))
 
 
 def precision_of(spec: EmbedSpec) -> str:
@@ -74,10 +75,8 @@ def precision_of(spec: EmbedSpec) -> str:
 
 
 def compute_threads(devices: tuple[str, ...]) -> int:
-    """Threads that compute on a CPU, which the processes that do so share. OMP_NUM_THREADS may set fewer."""
-    import torch
-
-    return max(1, min(torch.get_num_threads(), cpu_count() // max(1, devices.count("cpu"))))
+    """Processors for a process that computes on the CPU: those that do so share what there is."""
+    return max(1, cpu_count() // max(1, devices.count("cpu")))
 
 
 def count_tiles(folder: RunFolder) -> int:
@@ -93,7 +92,7 @@ def choice(spec: EmbedSpec) -> str:
     """In words, what computes the embeddings here."""
     devices, entry = find_devices(spec.device), spec.entry()
     batch = f"batches of {spec.batch}" if spec.batch else "batches to suit"
-    threads = f", {max(1, cpu_count() // devices.count('cpu'))} threads" if "cpu" in devices else ""
+    threads = f", {compute_threads(devices)} threads" if "cpu" in devices else ""
     return f"{entry.name} ({entry.pooling}) on {', '.join(devices)} in {precision_of(spec)}, {batch}{threads}"
 
 
@@ -135,13 +134,13 @@ def check_unread(record: SlideRecord, ok: NDArray[np.bool_], limit: float) -> in
     return failed
 
 
-def stain_of(spec: StainSpec, store: PatchStore, device: "torch.device") -> "nn.Module | None":
+def stain_of(spec: StainSpec, store: PatchStore) -> "StainTransform | None":
     """What is done to the colours of the slide's patches, fitted once on its tissue; None where nothing is."""
     if spec.method == "none" and spec.jitter == 0:
         return None
     from embedding.stain import fit_stain
 
-    return fit_stain(spec, tissue_pixels(store)).to(device)
+    return fit_stain(spec, tissue_pixels(store))
 
 
 def tissue_pixels(store: PatchStore) -> NDArray[np.uint8]:

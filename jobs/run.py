@@ -98,6 +98,9 @@ def problem_of(error: EngineError, record: SlideRecord) -> str:
 def _explain(error: Exception, record: SlideRecord, spec: RunSpec) -> tuple[str, str]:
     if isinstance(error, EngineError):
         return problem_of(error, record), str(error.args[2])
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not loaded here: the model itself does not fit
+        problem = f"memory: the device has no room for the model ({str(error).partition('. ')[0]})"
+        return problem, "free memory on the device, give another --device, or choose a smaller backbone"
     if isinstance(error, MemoryError):
         return out_of_memory(str(error), spec.jobs.memory_mib), MORE_MEMORY
     if isinstance(error, FileNotFoundError):

@@ -75,7 +75,7 @@ def _embed(record: SlideRecord, spec: RunSpec, folder: RunFolder, path: Path, fa
 
             with pixels_of(record, spec, store, grid) as patches:
                 extractor = load_extractor(embed, folder)
-                stain = stain_of(embed.stain, store, extractor.device)
+                stain = stain_of(embed.stain, store)
                 advance(0, total)
                 for chunk in embed_chunks(patches, grid, extractor, embed.dtype, stain):
                     writer.write(chunk.vectors, chunk.ok)
@@ -89,10 +89,9 @@ def _embed(record: SlideRecord, spec: RunSpec, folder: RunFolder, path: Path, fa
 def contract_of(spec: EmbedSpec, tile: TileSpec) -> dict[str, Any]:
     """The contract that embeddings made so are of. Finds the weights (and may fetch them), loads nothing."""
     from embedding.contract import make_contract
-    from embedding.weights import find_weights, weights_digest
+    from embedding.weights import weights_digest, weights_of
 
-    weights = find_weights(spec.entry(), Path(spec.weights) if spec.weights else None, spec.offline)
-    return make_contract(spec.entry(), weights_digest(weights), tile, spec, precision_of(spec))
+    return make_contract(spec.entry(), weights_digest(weights_of(spec)), tile, spec, precision_of(spec))
 
 
 def open_fitting(path: Path, folder: RunFolder, slide_id: str) -> "EmbeddingStore":

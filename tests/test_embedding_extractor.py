@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from embedding import BACKBONES, write_embeddings
+from embedding import BACKBONES, build, write_embeddings
 from embedding.devices import find_devices
 from embedding.embed import embed_chunks, stored_patches
 from embedding.extractor import Extractor, Plan
@@ -267,6 +267,16 @@ def test_half_precision_weights_give_nearly_the_same_embeddings():
         assert 0.9999 <= measured_cosine(exact, half, seen) <= 1 + 1e-9
         with torch.inference_mode():
             assert half(seen).dtype == reference.dtype == torch.float32
+
+
+CAST = {entry.family: entry for entry in reversed(BACKBONES.values()) if entry.patch_px is not None}
+
+
+@pytest.mark.parametrize("entry", CAST.values(), ids=CAST)
+def test_every_family_of_vits_computes_in_halves(entry):
+    seen = torch.zeros(2, entry.tile_px, entry.tile_px, 3, dtype=torch.uint8, device="meta")
+    found = build(entry, None, "meta", "bf16")(seen)
+    assert (found.shape, found.dtype) == ((2, *entry.row_shape), torch.float32)
 
 
 @pytest.mark.parametrize(
