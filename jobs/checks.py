@@ -50,7 +50,7 @@ def check_contract(model: "TrainedModel", folder: RunFolder) -> None:
     """Raise BackboneError, with both contracts side by side, where the run has embeddings but none of the model's."""
     if folder.embeddings(contract_name(model.contract), "any").parent.is_dir():
         return
-    other = next(folder.root.glob("embeddings/*/*.zarr"), None)
+    other = next(folder.root.glob("embeddings/*/[!.]*.zarr"), None)
     if other is None:
         return
     found = open_embeddings(other).contract

@@ -58,11 +58,8 @@ def truth_figures(records: Sequence[SlideRecord], folder: RunFolder, model_path:
 
     model = open_model(model_path)
     tiled = all(folder.tiles(record.slide_id).exists() for record in records)  # not so of another tool's embeddings
-    if (
-        not tiled
-        or not all_synthetic(records)
-        or {row.slide_id for row in model.cohort} != {record.slide_id for record in records}
-    ):
+    same = {row.slide_id for row in model.cohort} == {record.slide_id for record in records}
+    if not (tiled and same and all_synthetic(records)):
         return {}
     share, softmax, attention = [], [], []
     for record in records:

@@ -21,7 +21,7 @@ def contracts_in(folder: RunFolder) -> dict[str, dict[str, Any]]:
 
     found = {}
     for place in sorted(folder.root.glob("embeddings/*/")):
-        first = next(place.glob("*.zarr"), None)
+        first = next(place.glob("[!.]*.zarr"), None)
         if first is not None:
             found[place.name] = open_embeddings(first).contract
     return found

@@ -86,7 +86,13 @@ class Bag:
 def load_bag(
     store: Embeddings, label: str | None = None, patient_id: str | None = None, case_id: str | None = None
 ) -> Bag:
-    """The bag of one slide's embeddings; tiles that could not be read (`ok` False) are left out."""
+    """The bag of one slide's embeddings; tiles that could not be read (`ok` False) are left out.
+
+    Raises BackboneError for dense embeddings.
+    """
+    if np.asarray(store.embeddings).ndim != 2:
+        problem = "its embeddings are dense: a vector for each patch token, not one for each tile"
+        raise BackboneError(store.slide_id, problem, "embed with another --variant, such as cls or mean")
     ok = np.asarray(store.ok, bool)
     return Bag(
         features=np.asarray(store.embeddings)[ok].astype(np.float32),
