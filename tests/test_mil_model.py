@@ -211,6 +211,9 @@ def test_a_bag_takes_only_the_tiles_that_could_be_read():
     assert bag.features[:, 0].tolist() == [0, 6, 9]
     assert bag.xy[:, 0].tolist() == [0, 16, 24]
     assert (bag.slide_ids, bag.label, bag.patient_id, bag.identity) == (("s1",), "benign", "p1", "f1")
+    store.embeddings = np.zeros((4, 2, 2, 3), np.float16)
+    with pytest.raises(BackboneError, match=r"a vector for each patch token.*--variant"):
+        load_bag(store)
 
 
 def test_a_name_that_is_no_plain_folder_is_refused(model, tmp_path):
