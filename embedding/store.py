@@ -83,31 +83,34 @@ class EmbeddingWriter:
         if views > 1:
             views_shape = (tiles, views - 1, *row_shape)
             self._arrays["views"] = empty(self._group, "views", views_shape, dtype, self.rows)
-        self._waiting: list[NDArray[Any]] = []
-        self._written = 0
+        # one buffer, filled again and again: thousands of small arrays that wait would keep the heap in pieces
+        self._waiting = np.empty((self.rows, views, *row_shape), dtype)
+        self._filled = self._written = 0
         self.ok = np.zeros(tiles, np.bool_)
 
     def write(self, vectors: NDArray[Any], ok: NDArray[np.bool_]) -> None:
         """The next rows: vectors (b, views, *row_shape), zero where `ok` (b,) is False."""
-        start = self._written + sum(len(part) for part in self._waiting)
+        start = self._written + self._filled
         self.ok[start : start + len(ok)] = ok
-        self._waiting.append(vectors)
-        while sum(len(part) for part in self._waiting) >= self.rows:
-            self._flush(self.rows)
+        while len(vectors):
+            taken = vectors[: self.rows - self._filled]
+            self._waiting[self._filled : self._filled + len(taken)] = taken
+            self._filled += len(taken)
+            vectors = vectors[len(taken) :]
+            if self._filled == self.rows:
+                self._flush()
 
-    def _flush(self, rows: int) -> None:
-        waiting = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting)
-        self._waiting = [waiting[rows:]] if len(waiting) > rows else []
-        part = slice(self._written, self._written + rows)
-        self._arrays["embeddings"][part] = waiting[:rows, 0]
+    def _flush(self) -> None:
+        part = slice(self._written, self._written + self._filled)
+        self._arrays["embeddings"][part] = self._waiting[: self._filled, 0]
         if "views" in self._arrays:
-            self._arrays["views"][part] = waiting[:rows, 1:]
-        self._written += rows
+            self._arrays["views"][part] = self._waiting[: self._filled, 1:]
+        self._written, self._filled = part.stop, 0
 
     def finish(self, xy: NDArray[np.int64], facts: dict[str, Any]) -> None:
         """All rows are written: add coordinates and facts. Raises StoreError when some are not."""
-        if left := sum(len(part) for part in self._waiting):
-            self._flush(left)
+        if self._filled:
+            self._flush()
         if self._written != self.tiles:
             raise StoreError(self._draft, f"{self._written} of {self.tiles} rows were written", "report this")
         put(self._group, "xy", xy)
