@@ -9,11 +9,12 @@ _OWKIN = "Owkin non-commercial"
 _SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
 
 
-def _hibou(size: str, hub: str, width: int, mlp_ratio: float) -> Backbone:
+def _hibou(size: str, hub: str, width: int, mlp_ratio: float, revision: str | None = None) -> Backbone:
     return Backbone(
         f"hibou-{size[0]}", f"vit_{size}_patch14_reg4_dinov2", f"hf-hub:histai/{hub}", width,
-        family="transformers-vit", file="model.safetensors", norm=HIBOU, patch_px=14, prefix_tokens=5,
-        variants=vit_variants(width), gated=True, options={**_SWIGLU, "mlp_ratio": mlp_ratio, "norm_eps": 1e-6},
+        family="transformers-vit", revision=revision, file="model.safetensors", norm=HIBOU, patch_px=14,
+        prefix_tokens=5, variants=vit_variants(width), gated=True,
+        options={**_SWIGLU, "mlp_ratio": mlp_ratio, "norm_eps": 1e-6},
         licence="Apache-2.0", paper="https://arxiv.org/abs/2406.05074",
         notes="Class token after the last layer norm, which is the authors' pooler_output. The authors' own code on "
               "the hub is not run: it asks for transformers below 5. Run in fp16 by some tools, in fp32 by others.",
@@ -27,8 +28,8 @@ _TRANSFORMERS_VITS = (
         revision="057cc0295895c2df3dd7681a89680da6015cbefe", file="model.safetensors", interpolation="bilinear",
         precision="fp32", patch_px=16, variants=vit_variants(768), options={"norm_eps": 1e-6},
         licence=_OWKIN, paper="https://doi.org/10.1101/2023.07.21.23292757",
-        notes="The authors' processor stretches the patch to 224 px, bilinear. They corrected the norms' epsilon in their "
-              "configuration, from 1e-12 to 1e-6; copies older than that have the wrong one.",
+        notes="The authors' processor stretches the patch to 224 px, bilinear. They corrected the norms' epsilon in "
+              "their configuration, from 1e-12 to 1e-6; copies older than that have the wrong one.",
     ),
     Backbone(
         "phikon-v2", "vit_large_patch16_224", "hf-hub:owkin/phikon-v2", 1024, family="transformers-vit",
@@ -45,7 +46,8 @@ _TRANSFORMERS_VITS = (
         options={"norm_eps": 1e-6}, licence="MIT", paper="https://arxiv.org/abs/2504.05186",
         notes="The authors' vector for classification is cls+mean; TRIDENT's default is cls (1536).",
     ),
-    _hibou("base", "hibou-b", 768, 5.33334),  # SwiGLU: gate and value of 2048 each
+    # SwiGLU: gate and value of 2048 each
+    _hibou("base", "hibou-b", 768, 5.33334, "7fdc8cce365ebfd9e7e60ee6ee9a8d4d59388f3c"),
     _hibou("large", "hibou-L", 1024, 5.34375),  # 2736 each
 )  # fmt: skip
 

@@ -25,7 +25,8 @@ _MAHMOOD = (
     ),
     vit(
         "uni2-h", "vit_giant_patch14_224", "hf-hub:MahmoodLab/UNI2-h", 1536, file="pytorch_model.bin", tile_px=256,
-        interpolation="bilinear", patch_px=14, prefix_tokens=9, gated=True, precision="bf16",
+        revision="d517a8dd47902dd7c308b3c36f63bce47e7b9a43", interpolation="bilinear", patch_px=14, prefix_tokens=9,
+        gated=True, precision="bf16",
         options={
             **_VIT, **_SWIGLU, "patch_size": 14, "depth": 24, "num_heads": 24, "embed_dim": 1536,
             "init_values": 1e-5, "mlp_ratio": 2.66667 * 2, "no_embed_class": True, "reg_tokens": 8,
@@ -39,11 +40,13 @@ _MAHMOOD = (
 _PAIGE = (
     vit(
         "virchow", "vit_huge_patch14_224", "hf-hub:paige-ai/Virchow", 1280, pooling="cls+mean", gated=True,
+        revision="19eebc84ae33e79f1b2d866e6ff90ae50e522f9a",
         patch_px=14, options=_VIRCHOW, licence="Apache-2.0", paper="https://doi.org/10.1038/s41591-024-03141-0",
         notes="cls+mean (2560), as on the authors' card; STAMP's `virchow` is cls (1280), its `virchow-full` ours.",
     ),
     vit(
         "virchow2", "vit_huge_patch14_224", "hf-hub:paige-ai/Virchow2", 1280, pooling="cls+mean", gated=True,
+        revision="3158645804b69e3f3bc4439d4116edddf0840a72",
         mpp=_SCALES, patch_px=14, prefix_tokens=5, options={**_VIRCHOW, "reg_tokens": 4},
         licence=_CC, paper="https://arxiv.org/abs/2408.00738",
         notes="cls+mean (2560) without the registers, as on the authors' card; STAMP, eva and TRIDENT's "
@@ -53,7 +56,8 @@ _PAIGE = (
 
 _GIGAPATH = vit(
     "prov-gigapath", "vit_giant_patch14_dinov2", "hf-hub:prov-gigapath/prov-gigapath", 1536,
-    file="pytorch_model.bin", tile_px=256, resize_px=256, patch_px=16, gated=True,
+    revision="eba85dd46097c3eedfcc2a3a9a930baecb6bcc19", file="pytorch_model.bin", tile_px=256, resize_px=256,
+    patch_px=16, gated=True,
     options={
         **_VIT, "patch_size": 16, "embed_dim": 1536, "depth": 40, "num_heads": 24, "mlp_ratio": 5.33334,
     },
@@ -65,6 +69,7 @@ _GIGAPATH = vit(
 _BIOPTIMUS = (
     vit(
         "h-optimus-0", "vit_giant_patch14_reg4_dinov2", "hf-hub:bioptimus/H-optimus-0", 1536, norm=HOPTIMUS,
+        revision="b145cc1e6c6b30d3251aa8b1f844e6974188a743",
         patch_px=14, prefix_tokens=5, gated=True, options=_HOPT, licence="Apache-2.0",
         paper="https://github.com/bioptimus/releases/tree/main/models/h-optimus/v0",
         notes="Its authors take tiles of 224 px as they are. Others are resized, bicubic as in slide2vec; TRIDENT is "
@@ -72,17 +77,19 @@ _BIOPTIMUS = (
     ),
     vit(
         "h-optimus-1", "vit_giant_patch14_reg4_dinov2", "hf-hub:bioptimus/H-optimus-1", 1536, norm=HOPTIMUS,
+        revision="3592cb220dec7a150c5d7813fb56e68bd57473b9",
         patch_px=14, prefix_tokens=5, gated=True, options=_HOPT, licence=_CC,
         paper="https://huggingface.co/bioptimus/H-optimus-1",
         notes="As h-optimus-0: tiles of 224 px as they are, others resized bicubic; TRIDENT is bilinear.",
     ),
     vit(
         "h0-mini", "vit_base_patch14_reg4_dinov2", "hf-hub:bioptimus/H0-mini", 768, pooling="cls+mean",
+        revision="5b5cc0505d19ae558270045eb0df8c34df4d9609", file="model.safetensors",
         norm=HOPTIMUS, patch_px=14, prefix_tokens=5, gated=True,
         options={**_VIT, **_SWIGLU, "mlp_ratio": 5.33334, "global_pool": ""},
         licence=_CC, paper="https://arxiv.org/abs/2501.16239",
         notes="cls+mean (1536), as in the authors' own package, slide2vec and LazySlide; TRIDENT takes cls (768). The "
-              "width of its SwiGLU layers follows from its 86 M parameters.",
+              "width of its SwiGLU layers follows from the size of its file.",
     ),
 )  # fmt: skip
 
@@ -110,6 +117,7 @@ _KAIKO = (
 
 _LUNIT: dict[str, Any] = {
     "precision": "fp32",
+    "mpp": (0.5, 0.25),
     "licence": "Lunit non-commercial",
     "paper": "https://arxiv.org/abs/2212.04690",
 }
@@ -119,16 +127,21 @@ def _lunit_vit(patch: int, revision: str | None = None) -> Backbone:
     return vit(
         f"lunit-vits{patch}", f"vit_small_patch{patch}_224", f"hf-hub:1aurent/vit_small_patch{patch}_224.lunit_dino",
         384, revision=revision, file="model.safetensors", norm=LUNIT, patch_px=patch, options=_VIT, **_LUNIT,
-        notes="The whole tile and the mean and std that the authors trained with, as in eva. TRIDENT, slide2vec and "
-              "AtlasPatch follow the hub's configuration (ImageNet's, 248 px, central 224), LazySlide has ImageNet's.",
+        notes="The whole tile and the mean and std that the authors trained with, as in eva and in newer LazySlide and "
+              "slide2vec (which crops: 248 px, central 224). TRIDENT, AtlasPatch and older versions follow the hub's "
+              "configuration, which is timm's own: ImageNet's for ViT-S/8, 0.5 for ViT-S/16.",
     )  # fmt: skip
 
 
-def _lunit_resnet(method: str, revision: str) -> Backbone:
+def _lunit_resnet(method: str) -> Backbone:
+    file = f"{method}_rn50_ep200.torch"
     return Backbone(
-        f"lunit-resnet50-{method}", "resnet50", f"hf-hub:1aurent/resnet50.lunit_{method}", 2048, revision=revision,
-        file="model.safetensors", pooling="pool", options={"num_classes": 0}, **_LUNIT,
-        notes="ImageNet's mean and std, as in the hub's configuration: the authors publish others for their ViTs only. "
+        f"lunit-resnet50-{method}", "resnet50",
+        f"file:https://github.com/lunit-io/benchmark-ssl-pathology/releases/download/pretrained-weights/{file}", 2048,
+        family="resnet", file=file, pooling="pool", **_LUNIT,
+        notes="The authors' own file: the copy on the hub, 1aurent/resnet50.lunit_…, is reported to differ in the "
+              "statistics of its batch norms. Sources disagree on mean and std: ImageNet's here, as on the hub and in "
+              "raw2features, since eva read the authors' others as those of the ViTs; LazySlide takes these for all. "
               "The whole tile, as in LazySlide; AtlasPatch follows the hub: 235 px and the central 224.",
     )  # fmt: skip
 
@@ -136,9 +149,9 @@ def _lunit_resnet(method: str, revision: str) -> Backbone:
 _LUNITS = (
     _lunit_vit(16),
     _lunit_vit(8, "c23bc01cfbe022bc1f2a8a9306125a07818e4eb4"),
-    _lunit_resnet("bt", "3994bae53df7f7d3797ef1d50faba0c433888aab"),
-    _lunit_resnet("mocov2", "8f9dd67ef1b2ab4f921411fb33a5cf2c159ccc8b"),
-    _lunit_resnet("swav", "3f4002f7007e656fa8f85c0e2caff2f23a585f85"),
+    _lunit_resnet("bt"),
+    _lunit_resnet("mocov2"),
+    _lunit_resnet("swav"),
 )
 
 _OTHERS = (
