@@ -52,7 +52,7 @@ GENERAL = (
         notes="The last stage (2048), the tile resized to 224 px; CLAM's and TRIDENT's `resnet50` stop one stage "
               "earlier (1024), which is resnet50-trunc here.",
     ),
-    _dinov2("small", 384),
+    _dinov2("small", 384, revision="4610ca143709d58a633b6397a74412c2c3842454"),
     _dinov2("base", 768, revision="1dc7cda4727a9f4baa37f3ef407928dd642d0149"),
     _dinov2("large", 1024, revision="7eb792a1b3aabe5d55f3da6ff9e2e084744e25f9"),
     _dinov2("giant", 1536),
