@@ -123,10 +123,10 @@ def compute_threads() -> int:
 def show_pipeline(folder: Path, rounds: int) -> None:
     print(f"\npipeline: {SLIDES} slides at a time against the bare model, {compute_threads()} threads, tiles/s")
     print(f"{'':26}{'bare/CPU-s':>12}{'pipeline':>10}{'':>8}{'bare/s':>10}{'pipeline':>10}")
-    cases = ((entry_of("vit_small_patch16_224"), 60), (find_backbone("efficientnet-lite0"), 150))
+    cases = ((entry_of("vit_small_patch16_224"), 96), (find_backbone("efficientnet-lite0"), 320))
     path = draw(folder, 4096)
     for entry, tiles in cases:
-        grid, slides = plan(path, entry.tile_px, tiles), 3
+        grid, slides = plan(path, entry.tile_px, tiles), 4
         embedder, batches = load(entry, "cpu", "fp32"), in_memory(path, grid)
         total = len(grid) * slides
         with Extractor(embedder, Plan(threads=compute_threads())) as extractor:

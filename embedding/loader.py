@@ -57,7 +57,7 @@ class Embedder(nn.Module):
     def vectors(self, pixels: Tensor) -> Tensor:
         """Grey levels (n, 3, input_px, input_px) → float32 embeddings (n, *row_shape)."""
         mean, std = self.transform.mean, self.transform.std
-        pixels = pixels.float().mul(1 / (255 * std)).sub_(mean / std)
+        pixels = pixels.to(torch.float32, copy=True).mul_(1 / (255 * std)).sub_(mean / std)
         pixels = pixels.to(DTYPES[self.precision]).contiguous(memory_format=torch.channels_last)
         if hasattr(self.network, "embed"):  # it pools in ways of its own
             return self.network.embed(pixels, self.backbone.pooling).float()  # type: ignore[operator]
