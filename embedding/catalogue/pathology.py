@@ -83,13 +83,14 @@ _BIOPTIMUS = (
         notes="As h-optimus-0: tiles of 224 px as they are, others resized bicubic; TRIDENT is bilinear.",
     ),
     vit(
-        "h0-mini", "vit_base_patch14_reg4_dinov2", "hf-hub:bioptimus/H0-mini", 768, pooling="cls+mean",
+        "h0-mini", "vit_base_patch14_reg4_dinov2", "hf-hub:bioptimus/H0-mini", 768,
         revision="5b5cc0505d19ae558270045eb0df8c34df4d9609", file="model.safetensors",
         norm=HOPTIMUS, patch_px=14, prefix_tokens=5, gated=True,
         options={**_VIT, **_SWIGLU, "mlp_ratio": 5.33334, "global_pool": ""},
         licence=_CC, paper="https://arxiv.org/abs/2501.16239",
-        notes="cls+mean (1536), as in the authors' own package, slide2vec and LazySlide; TRIDENT takes cls (768). The "
-              "width of its SwiGLU layers follows from the size of its file.",
+        notes="cls (768), as in the authors' own benchmark (plismbench) and TRIDENT; slide2vec, LazySlide and "
+              "AtlasPatch take cls+mean (1536), which the authors' card also shows: `--variant cls+mean`. The width of "
+              "its SwiGLU layers follows from the size of its file.",
     ),
 )  # fmt: skip
 
