@@ -195,23 +195,22 @@ def _tensors(path: Path, repeats: int) -> None:
 
     import wsi  # noqa: F401  (lets torchvision be imported beside a CPU torch)
     from embedding import find_backbone
-    from embedding.embed import BATCH
-    from embedding.loader import build
+    from embedding.extractor import BATCH
+    from embedding.transform import Transform
 
     torch.set_num_threads(1)
-    embedder = build(find_backbone("uni"), None, "meta")
-    mean, std = find_backbone("uni").norm
-    for name, values in (("mean", mean), ("std", std)):
-        embedder._buffers[name] = torch.tensor(values).view(1, 3, 1, 1)
-    steps = [transforms.Resize(224, transforms.InterpolationMode.BICUBIC), transforms.ToTensor()]
-    recipe = transforms.Compose([*steps, transforms.Normalize(mean, std)])
+    entry = find_backbone("uni")
+    transform = Transform(entry)
+    kernel = transforms.InterpolationMode(entry.interpolation)
+    steps = [transforms.Resize(224, kernel), transforms.ToTensor(), transforms.Normalize(*entry.norm)]
+    recipe = transforms.Compose(steps)
     with open_slide(path) as slide, openslide.OpenSlide(path) as peer:
         grid = _grid(slide, CASES[3])
 
         def engine() -> None:
             for batch in iter_patches(slide, grid, 1):
                 for start in range(0, len(batch.patches), BATCH["cpu"]):  # as the engine embeds
-                    embedder.transform(torch.from_numpy(batch.patches[start : start + BATCH["cpu"]]))
+                    transform(torch.from_numpy(batch.patches[start : start + BATCH["cpu"]]))
 
         def loop() -> None:
             for x, y in grid.xy.tolist():

@@ -110,7 +110,7 @@ def start(
     from jobs.pipeline import Job
     from jobs.stages import check_embedding
 
-    from .console import err
+    from .console import err, say
 
     records = read_records(source, slide_mpp)
     if others := left_in(source, records):
@@ -118,7 +118,7 @@ def start(
     trained = open_model(str(model)) if model is not None else None
     spec = resolve(settings, trained.contract if trained is not None else None)
     if embeds:
-        check_embedding(spec, trained.contract if trained is not None else None)
+        say(check_embedding(spec, trained.contract if trained is not None else None), style="dim")
     return Job(records, spec, RunFolder(out))
 
 

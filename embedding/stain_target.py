@@ -53,7 +53,7 @@ def stain_contract(spec: StainSpec) -> dict[str, Any] | None:
     found: dict[str, Any] = {"method": spec.method, "glass": [stain_fit.CLEAR, stain_fit.GLASS]}
     if spec.method != "none":
         found |= {
-            "fitted_on": f"tissue of each slide, {stain_fit.PIXELS:,} pixels",
+            "fitted_on": f"tissue of each slide, {stain_fit.PIXELS:,} pixels of its tiles",
             **stain_fit.PARAMETERS[spec.method],
         }
         found["target"] = _digest(spec)

@@ -21,11 +21,12 @@ class ExecSpec:
 
     executor    processes: slides are read in worker processes, so a decoder that crashes, hangs or eats memory costs
                 one slide; serial: here, unprotected
-    workers     processes that tile and draw; None is one a core, at most one a slide. Embedding runs in one
+    workers     processes that tile and draw; None is one a core, at most one a slide. Embedding runs in one a device
     threads     reading threads per slide
     deadline_s  a slide of which no tile gets done for so long is given up, None for never; loading and running a model
                 does not count
-    read_mib    memory that reading one slide's patches may hold, beyond the process itself: batches and shared tiles
+    read_mib    memory that reading one slide's patches may hold, beyond the process itself: batches and shared tiles;
+                the two slides that an embedding process works on share it
     memory_mib  memory that a worker may take to tile a slide, beyond what it has when it starts, None for any amount
                 (Linux). Not for embedding, which needs what its model needs
     """

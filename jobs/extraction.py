@@ -2,9 +2,9 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from embedding.extractor import Extractor
     from embedding.stain import StainTransform
 
+STAIN_TILES = 64  # of a slide, evenly spread over its grid, on which its stains are fitted
 TILE_AGAIN = "run `wsi tile` again"
 
 _turn = threading.Lock()
@@ -96,23 +97,41 @@ def choice(spec: EmbedSpec) -> str:
     return f"{entry.name} ({entry.pooling}) on {', '.join(devices)} in {precision_of(spec)}, {batch}{threads}"
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """Where the patches of a tiled slide come from.
+
+    stream  all of them, in the grid's order, read ahead of whoever takes them
+    sample  those of the given rows of the grid, as far as they can be read: uint8 (k, t, t, 3)
+    """
+
+    stream: Iterator[PatchBatch]
+    sample: Callable[[NDArray[np.intp]], NDArray[np.uint8]]
+
+
 @contextmanager
-def pixels_of(record: SlideRecord, spec: RunSpec, store: PatchStore, grid: TileGrid) -> Iterator[Iterator[PatchBatch]]:
-    """The patches of a tiled slide: those its store keeps, else read from the slide, ahead of whoever takes them.
+def pixels_of(record: SlideRecord, spec: RunSpec, store: PatchStore, grid: TileGrid) -> Iterator[Pixels]:
+    """The patches that the slide's store keeps, else those of the slide itself.
 
     Raises SlideError where the slide is not the one that was tiled, or, at the end, changed meanwhile.
     """
     if slide_identity(record.path) != store.identity:
         raise SlideError(record.path, "it is not the slide that was tiled: its content differs", TILE_AGAIN)
-    memory = reading_bytes(spec.jobs)
+    memory, threads = reading_bytes(spec.jobs), spec.jobs.thread_count()
     if store.has_patches:
         from embedding.embed import stored_patches
 
-        yield stored_patches(store, spec.jobs.thread_count(), memory)
+        ok = store.array("ok")
+        yield Pixels(stored_patches(store, threads, memory), lambda rows: store.read_at(rows[ok[rows]]))
         return
     # pixels as they were tiled: the colours are the store's, whatever this command was told
     with open_record(record, replace(spec, tile=grid.spec)) as slide:
-        yield iter_patches(slide, grid, spec.jobs.thread_count(), memory)
+
+        def sample(rows: NDArray[np.intp]) -> NDArray[np.uint8]:
+            few = replace(grid, xy=grid.xy[rows], tissue=grid.tissue[rows])
+            return np.concatenate([group.patches[group.ok] for group in iter_patches(slide, few, threads, memory)])
+
+        yield Pixels(iter_patches(slide, grid, threads, memory), sample)
     if slide_identity(record.path) != store.identity:
         raise SlideError(record.path, "it changed while it was read", "run again when it is no longer written to")
 
@@ -134,20 +153,14 @@ def check_unread(record: SlideRecord, ok: NDArray[np.bool_], limit: float) -> in
     return failed
 
 
-def stain_of(spec: StainSpec, store: PatchStore) -> "StainTransform | None":
-    """What is done to the colours of the slide's patches, fitted once on its tissue; None where nothing is."""
+def stain_of(spec: StainSpec, grid: TileGrid, pixels: Pixels) -> "StainTransform | None":
+    """What is done to the colours of the slide's patches, None where nothing is; fitted once on pixels of some of its
+    tiles, at their own scale: a thumbnail has no nuclei left."""
     if spec.method == "none" and spec.jitter == 0:
         return None
     from embedding.stain import fit_stain
 
-    return fit_stain(spec, tissue_pixels(store))
-
-
-def tissue_pixels(store: PatchStore) -> NDArray[np.uint8]:
-    """RGB pixels (m, 3) of the slide's thumbnail that show tissue."""
-    thumbnail, mask = store.thumbnail, store.array("mask")
-    at = [
-        np.minimum((np.arange(side) + 0.5) * thumbnail.scale // store.mask_scale, most - 1).astype(int)
-        for side, most in zip(thumbnail.unread.shape, mask.shape, strict=True)
-    ]
-    return thumbnail.pixels[mask[np.ix_(*at)] & ~thumbnail.unread]
+    if spec.method == "none":
+        return fit_stain(spec, np.zeros((0, 3), np.uint8))
+    rows = np.unique(np.linspace(0, len(grid) - 1, min(len(grid), STAIN_TILES)).astype(np.intp))
+    return fit_stain(spec, pixels.sample(rows).reshape(-1, 3))

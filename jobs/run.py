@@ -25,7 +25,8 @@ from .receipts import FAILED, Receipt, append_receipt
 from .workers import Limits, Workers
 
 EMBED_SLOTS = 2  # slides that an embedding process works on at a time
-_READS_NO_SLIDE = ("predict", "heatmap")  # work on stores: no decoder that could hang, and models of any size
+# these work on stores: no decoder that could hang, and models of any size
+_READS_NO_SLIDE = ("predict", "heatmap", "encode", "zero_shot")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -150,7 +151,8 @@ def _workers(stage: Stage, slides: int, spec: RunSpec, folder: RunFolder, notes:
     name = stage_name(stage)
     work = partial(run_one, stage, spec=spec, folder=folder)
     if name in _READS_NO_SLIDE:
-        return Workers(spec.jobs.worker_count(slides), work, notes, Limits())
+        processes = 1 if name == "encode" else spec.jobs.worker_count(slides)  # one large model
+        return Workers(processes, work, notes, Limits())
     if name == "embed":  # a model each, which may need any memory; the next slide is read while it computes
         from embedding.devices import find_devices
 

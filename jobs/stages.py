@@ -1,5 +1,6 @@
 """The embedding stage: one tiled slide in, its embeddings out."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from tiling.spec import TileSpec
 from wsi.errors import BackboneError, StoreError
 from wsi.publish import fingerprint
 
+from .checks import check_native
 from .config import RunSpec
 from .extraction import TILE_AGAIN, check_unread, choice, load_extractor, pixels_of, precision_of, stain_of
 from .folder import RunFolder
@@ -23,18 +25,20 @@ from .stored import find_stored
 if TYPE_CHECKING:
     from embedding.store import EmbeddingStore
 
+_log = logging.getLogger(__name__)
 EMBED_VERSION = 2  # raised when the same settings begin to give other results
 
 
 def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
     """Embeddings of one tiled slide → embeddings/<contract>/<slide_id>.zarr."""
-    from embedding.contract import contract_name
+    from embedding.contract import contract_name, off_native
     from embedding.store import open_embeddings
 
     store = open_patches(folder.tiles(record.slide_id))
     tiled_mpp = store.attrs["slide"]["mpp"]
     if record.mpp not in (None, tiled_mpp):
         raise StoreError(store.path, f"it was tiled at {tiled_mpp} µm/px, the manifest says {record.mpp}", TILE_AGAIN)
+    check_native(spec.embed, store.grid.spec)
     contract = contract_of(spec.embed, store.grid.spec)
     mark = fingerprint(EMBED_VERSION, contract["hash"], store.attrs["grid_fingerprint"])
     path = folder.embeddings(contract_name(contract), record.slide_id)
@@ -50,6 +54,7 @@ def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcom
         "span_px": store.grid.span_px,
         "mpp": store.grid.mpp,
         "mpp_source": store.attrs["slide"]["mpp_source"],
+        "off_native": off_native(spec.embed.entry(), store.grid.spec),
     }
     try:
         failed = _embed(record, spec, folder, path, facts)
@@ -73,11 +78,14 @@ def _embed(record: SlideRecord, spec: RunSpec, folder: RunFolder, path: Path, fa
         if total:
             from embedding.embed import embed_chunks
 
-            with pixels_of(record, spec, store, grid) as patches:
+            with pixels_of(record, spec, store, grid) as pixels:
                 extractor = load_extractor(embed, folder)
-                stain = stain_of(embed.stain, store)
+                stain = stain_of(embed.stain, grid, pixels)
+                if stain is not None and stain.problem:
+                    _log.warning("%s keeps its colours: %s", record.slide_id, stain.problem)
+                    facts = {**facts, "stain_problem": stain.problem}
                 advance(0, total)
-                for chunk in embed_chunks(patches, grid, extractor, embed.dtype, stain):
+                for chunk in embed_chunks(pixels.stream, grid, extractor, embed.dtype, stain):
                     writer.write(chunk.vectors, chunk.ok)
                     done += len(chunk.ok)
                     advance(done, total)

@@ -21,6 +21,8 @@ from jobs.receipts import Receipt
 from jobs.run import run_stage
 from jobs.stages import embed_slide
 from jobs.tile_stage import tile_slide
+from tests import commands
+from tests.slides import write_svs
 from wsi.synthetic import SyntheticSpec, write_synthetic_slide
 
 NAMES = ("a", "b", "c")
@@ -176,3 +178,20 @@ def test_dtype_views_and_stain_reach_the_store_and_its_contract(cohort, run):
 def test_the_record_of_the_run_counts_tiles_for_the_choice_of_compiling(run):
     counts = [json.loads(path.read_text())["attributes"]["complete"]["tiles"] for path in run.glob("tiles/*/zarr.json")]
     assert extraction.count_tiles(RunFolder(run)) == sum(counts) > 0
+
+
+def test_stains_are_fitted_on_tiles_and_a_slide_without_any_keeps_its_colours(tmp_path):
+    grey = np.full((960, 1200, 3), 243, np.uint8)
+    grey[240:720, 240:960] = np.random.default_rng(0).integers(90, 150, (480, 720, 1))
+    folder, run = commands.slides(tmp_path / "slides", "pink"), tmp_path / "run"
+    write_svs(folder / "grey.svs", grey)
+    commands.wsi("tile", folder, "-o", run, "--tissue", "none")
+    commands.wsi("embed", folder, "-o", run)
+    (plain,) = (run / "embeddings").iterdir()
+    commands.wsi("embed", folder, "-o", run, "--stain", "macenko")
+    (stained,) = set((run / "embeddings").iterdir()) - {plain}
+    found = {name: open_embeddings(stained / f"{name}.zarr") for name in ("pink", "grey")}
+    same = {n: np.array_equal(found[n].embeddings, open_embeddings(plain / f"{n}.zarr").embeddings) for n in found}
+    assert same == {"pink": False, "grey": True}
+    assert found["pink"].contract["stain"]["method"] == "macenko"
+    assert [name for name, store in found.items() if "stain_problem" in store.attrs] == ["grey"]
