@@ -77,7 +77,7 @@ def side_by_side(
     """A table of two contracts in plain text: a line each key, those that differ marked, first the names and hashes."""
     ours, theirs = _flat(found), _flat(wanted)
     unequal = {key for key, _, _ in differing(found, wanted)}
-    keys = sorted({*ours, *theirs}, key=lambda key: (key != "hash", key not in unequal))
+    keys = sorted(dict.fromkeys([*ours, *theirs]), key=lambda key: (key != "hash", key not in unequal))
     rows = [("", *titles)] + [
         (f"{'≠' if key in unequal else ' '} {key}", _shown(ours.get(key)), _shown(theirs.get(key))) for key in keys
     ]

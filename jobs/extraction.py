@@ -92,9 +92,9 @@ def count_tiles(folder: RunFolder) -> int:
 def choice(spec: EmbedSpec) -> str:
     """In words, what computes the embeddings here."""
     devices, entry = find_devices(spec.device), spec.entry()
-    batch = f"batches of {spec.batch}" if spec.batch else "batches to suit"
+    batch = f", batches of {spec.batch}" if spec.batch else ""
     threads = f", {compute_threads(devices)} threads" if "cpu" in devices else ""
-    return f"{entry.name} ({entry.pooling}) on {', '.join(devices)} in {precision_of(spec)}, {batch}{threads}"
+    return f"{entry.name} ({entry.pooling}) on {', '.join(devices)} in {precision_of(spec)}{batch}{threads}"
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def to_train_on(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder
     if missing:
         named = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
         others = ", ".join(sorted(entry.name for entry in folder.root.glob("embeddings/*") if entry.name != where))
-        hint = f"; there are those of {others}: name their --backbone, --tile-px and --tile-mpp" if others else ""
+        hint = f"; there are those of {others}, to be named with --features" if others else ""
         raise StoreError(
             Path("embeddings") / where,
             f"{len(missing)} of {len(labelled)} labelled slides have no embeddings there ({named})",

@@ -22,7 +22,9 @@ class EngineError(Exception):
         return str(self.args[1])
 
     def __str__(self) -> str:
-        return "{}: {}; {}".format(*self.args)
+        where, problem, remedy = self.args
+        between = "" if str(problem).endswith("\n") else "; "  # a problem with a table ends its last line itself
+        return f"{where}: {problem}{between}{remedy}"
 
 
 class SlideError(EngineError):
