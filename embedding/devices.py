@@ -40,10 +40,14 @@ def _check(name: str) -> None:
         return
     import torch
 
-    try:
-        known = name.partition(":")[0] in KINDS
-        there = known and torch.zeros(1, device=name).sum().item() == 0
-    except (RuntimeError, AssertionError):  # torch's ways of saying that a device is absent
-        there = False
+    kind, _, number = name.partition(":")
+    if kind == "cuda":  # nothing is put there: that takes hundreds of MiB, and a GPU may be for one process alone
+        there = torch.cuda.is_available() and (number or "0").isdigit()
+        there = there and int(number or 0) < torch.cuda.device_count()
+    else:
+        try:
+            there = kind in KINDS and torch.zeros(1, device=name).sum().item() == 0
+        except (RuntimeError, AssertionError):  # torch's ways of saying that a device is absent
+            there = False
     if not there:
         raise SpecError("--device", f"{name!r} cannot be used here", "choose auto, cpu, or what `wsi doctor` shows")

@@ -111,13 +111,13 @@ class Extractor:
             self._spare = [spare for spare in self._spare if spare[0] == tile_px]  # of another run's size
         with self._on_device():
             batches = fitting[1] if fitting else [self._new_batch(tile_px) for _ in range(self.window)]
-        lane = Lane(self, next(self._numbers), batches, stain)
-        try:
-            yield lane
-        finally:
-            lane.drop()
-            with self._turn:
-                self._spare.append((tile_px, batches))
+            lane = Lane(self, next(self._numbers), batches, stain)
+            try:
+                yield lane
+            finally:
+                lane.drop()
+                with self._turn:
+                    self._spare.append((tile_px, batches))
 
     def close(self) -> None:
         self._pool.close()
@@ -135,7 +135,8 @@ class Extractor:
             torch.cuda.set_device(self.device)
 
     def _on_device(self) -> AbstractContextManager[Any]:
-        """Pinned memory is of a device, too; without this each process would also take some of the first."""
+        """Pinned memory and waiting for events are of the thread's device, too; without this each process would also
+        take some memory of the first."""
         return nullcontext() if self._copying is None else torch.cuda.device(self.device)
 
     def _new_batch(self, tile_px: int) -> _Batch:
@@ -177,7 +178,7 @@ class Extractor:
         vectors = self._forward(sent[0], sent[1], stain)
         found = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
         found.copy_(vectors, non_blocking=True)
-        event = torch.cuda.Event()
+        event = torch.cuda.Event(blocking=True)  # others spin while they wait: a core a lane that could read
         event.record(computing)
         return event, found[: batch.count]
 
@@ -234,7 +235,7 @@ class Lane:
                 if filling.count == len(filling.pixels):
                     self._send(filling)
                     filling = None
-            while self._sent and self._sent[0][1].done():
+            while self._sent and _is_there(self._sent[0][1]):
                 yield self._receive()
         if filling is not None:
             self._send(filling)
@@ -265,12 +266,20 @@ class Lane:
         return places, vectors.numpy()
 
 
+def _is_there(future: Future[tuple[Any, Tensor]]) -> bool:
+    """Whether its result can be taken, or its error raised, at once: a GPU may still be at what is only begun."""
+    if not future.done() or future.exception() is not None:
+        return future.done()
+    event = future.result()[0]
+    return event is None or bool(event.query())
+
+
 class _Pool:
     """Threads that do what was submitted with the least number first, then what was submitted first."""
 
     def __init__(self, threads: int, begin: Callable[[], None]):
         self._waiting: queue.PriorityQueue[tuple[float, int, Any]] = queue.PriorityQueue()
-        self._order = itertools.count()
+        self._order, self._turn, self._closed = itertools.count(), threading.Lock(), False
         self._threads = [threading.Thread(target=self._run, args=(begin,), daemon=True) for _ in range(threads)]
         self._begun = threading.Barrier(threads + 1)
         for thread in self._threads:
@@ -278,13 +287,19 @@ class _Pool:
         self._begun.wait()
 
     def submit(self, number: int, work: Callable[..., Any], *arguments: object) -> Future[Any]:
+        """Raises RuntimeError after `close`: nobody would ever do it."""
         future: Future[Any] = Future()
-        self._waiting.put((number, next(self._order), (future, work, arguments)))
+        with self._turn:
+            if self._closed:
+                raise RuntimeError("the extractor is closed")
+            self._waiting.put((number, next(self._order), (future, work, arguments)))
         return future
 
     def close(self) -> None:
-        for _ in self._threads:
-            self._waiting.put((float("inf"), next(self._order), None))
+        with self._turn:
+            self._closed = True
+            for _ in self._threads:
+                self._waiting.put((float("inf"), next(self._order), None))
         for thread in self._threads:
             thread.join()
 
@@ -318,4 +333,5 @@ def _out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     words = str(error).lower()
-    return "out of memory" in words or "not enough memory" in words or "can't allocate memory" in words
+    said = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")  # the last: cuBLAS, cuDNN
+    return any(part in words for part in said)

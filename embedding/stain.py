@@ -162,7 +162,9 @@ def draws(seed: int, places: Tensor, count: int) -> Tensor:
     Whole numbers that wrap are the same on every device, and no generator has a state that a batch's order would move.
     """
     columns = torch.arange(count, device=places.device)
-    state = places[:, None] * count + columns + _scrambled(torch.tensor(seed % 2**63, device=places.device))
+    # full, not tensor: that would have the host wait for the device, at every batch
+    start = torch.full((), seed % 2**63, dtype=torch.int64, device=places.device)
+    state = places[:, None] * count + columns + _scrambled(start)
     return (_scrambled(state) >> 40 & 0xFFFFFF).float() * 2.0**-23 - 1
 
 

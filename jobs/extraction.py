@@ -17,7 +17,7 @@ from embedding.spec import EmbedSpec, StainSpec
 from tiling.grid import TileGrid
 from tiling.patches import PatchStore
 from tiling.stream import PatchBatch, iter_patches
-from wsi.errors import SlideError
+from wsi.errors import BackboneError, SlideError
 from wsi.identity import slide_identity
 
 from .config import RunSpec
@@ -40,19 +40,27 @@ _turn = threading.Lock()
 _kept: tuple[tuple[EmbedSpec, str], "Extractor"] | None = None  # the Extractor of these settings and this digest
 
 
-def load_extractor(spec: EmbedSpec, folder: RunFolder) -> "Extractor":
-    """The backbone on this worker's device, shared by all slides of the process and kept, so that it is loaded once."""
+def load_extractor(spec: EmbedSpec, folder: RunFolder, digest: str) -> "Extractor":
+    """The backbone on this worker's device, shared by all slides of the process and kept, so that it is loaded once.
+
+    digest  sha256 of its weights, as the contract has it
+    Raises BackboneError where the weights file is another by now.
+    """
     global _kept
     from embedding.weights import weights_digest, weights_of
 
     with busy(), _turn:
-        weights = weights_of(spec)
-        wanted = spec, weights_digest(weights)
+        wanted = spec, digest
         if _kept is None or _kept[0] != wanted:
             if _kept is not None:
                 _kept[1].close()
             _kept = None  # before the next is loaded: two may not fit
-            _kept = wanted, _load(spec, weights, folder)
+            weights = weights_of(spec)
+            loaded = _load(spec, weights, folder)
+            if weights_digest(weights) != digest:  # asked after it was read
+                loaded.close()
+                raise BackboneError(weights, "it was replaced while the run was at work", "run again")
+            _kept = wanted, loaded
         return _kept[1]
 
 

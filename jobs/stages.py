@@ -17,7 +17,7 @@ from .config import RunSpec
 from .extraction import TILE_AGAIN, check_unread, choice, load_extractor, pixels_of, precision_of, stain_of
 from .folder import RunFolder
 from .manifest import SlideRecord
-from .progress import advance
+from .progress import advance, busy
 from .receipts import DONE, EMPTY, SKIPPED
 from .run import Outcome
 from .stored import find_stored
@@ -39,7 +39,8 @@ def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcom
     if record.mpp not in (None, tiled_mpp):
         raise StoreError(store.path, f"it was tiled at {tiled_mpp} µm/px, the manifest says {record.mpp}", TILE_AGAIN)
     check_native(spec.embed, store.grid.spec)
-    contract = contract_of(spec.embed, store.grid.spec)
+    with busy():  # reads the weights, gigabytes of them, for their digest
+        contract = contract_of(spec.embed, store.grid.spec)
     mark = fingerprint(EMBED_VERSION, contract["hash"], store.attrs["grid_fingerprint"])
     path = folder.embeddings(contract_name(contract), record.slide_id)
     there = find_stored(path, mark, spec.tile.max_failed_tiles, open_embeddings)
@@ -79,7 +80,7 @@ def _embed(record: SlideRecord, spec: RunSpec, folder: RunFolder, path: Path, fa
             from embedding.embed import embed_chunks
 
             with pixels_of(record, spec, store, grid) as pixels:
-                extractor = load_extractor(embed, folder)
+                extractor = load_extractor(embed, folder, facts["contract"]["weights_sha256"])
                 stain = stain_of(embed.stain, grid, pixels)
                 if stain is not None and stain.problem:
                     _log.warning("%s keeps its colours: %s", record.slide_id, stain.problem)

@@ -185,6 +185,41 @@ def test_memory_for_not_even_one_patch_and_other_faults_of_a_network_fail_the_sl
                 embed(extractor, 20)
 
 
+def test_a_lane_of_a_closed_extractor_fails_and_does_not_wait_for_ever():
+    with Extractor(Embedder(ENTRY, MeanColour()), Plan(4)) as extractor:
+        chunks = embed_chunks(patches(333), grid_of(333), extractor, "float32")
+        next(chunks)
+    with pytest.raises(RuntimeError, match="closed"):
+        list(chunks)
+
+
+def test_what_a_device_has_only_begun_is_waited_for_when_a_batch_is_needed_not_before():
+    waited, begun = [], []
+
+    class Event:
+        """As CUDA's of work that is at its beginning."""
+
+        def query(self):
+            return False
+
+        def synchronize(self):
+            waited.append(len(begun))
+
+    with Extractor(Embedder(ENTRY, MeanColour()), Plan(20)) as extractor:
+        start, compute = extractor._start, extractor._compute
+
+        def started(*arguments):
+            begun.append(start(*arguments))
+            begun[-1].result()
+            return begun[-1]
+
+        extractor._start = started
+        extractor._compute = lambda *arguments: (Event(), compute(*arguments)[1])
+        embed(extractor, 333)
+        batches = len(begun)
+        assert waited == [min(batches, extractor.window + number) for number in range(batches)]
+
+
 def test_a_stain_transform_gets_each_patch_with_its_place():
     seen = {}
 

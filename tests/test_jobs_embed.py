@@ -23,6 +23,7 @@ from jobs.stages import embed_slide
 from jobs.tile_stage import tile_slide
 from tests import commands
 from tests.slides import write_svs
+from wsi.errors import BackboneError
 from wsi.synthetic import SyntheticSpec, write_synthetic_slide
 
 NAMES = ("a", "b", "c")
@@ -160,6 +161,11 @@ def test_a_slide_changed_after_tiling_is_not_embedded(cohort, run, tmp_path):
     assert receipts[1].problem == "it is not the slide that was tiled: its content differs"
     shutil.copy(cohort / "b.svs", changed / "b.svs")
     assert [receipt.status for receipt in embed(changed, run, spec_of(batch=4))] == ["skipped", "done", "skipped"]
+
+
+def test_weights_replaced_between_their_digest_and_their_loading_are_refused(run):
+    with pytest.raises(BackboneError, match="it was replaced while the run was at work"):
+        extraction.load_extractor(spec_of().embed, RunFolder(run), "0" * 64)
 
 
 def test_dtype_views_and_stain_reach_the_store_and_its_contract(cohort, run):
