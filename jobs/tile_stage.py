@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tiling.coords import grid_from_coords, known_empty, read_coords
 from tiling.grid import TileGrid, draw, plan_grid, plan_scales
 from tiling.outside import read_mask
-from tiling.patches import PatchRequest, open_patches, write_patches
+from tiling.patches import PatchRequest, PatchStore, open_patches, write_patches
 from tiling.quality import TileQuality, measure_quality
 from tiling.regions import load_regions, region_file, regions_digest
 from tiling.spec import FLAGS, QualitySpec, TileSpec
@@ -28,6 +28,7 @@ from wsi.errors import SlideError, SpecError
 from wsi.identity import slide_identity
 from wsi.publish import fingerprint
 from wsi.slide import Slide
+from wsi.source import is_url
 
 from .config import RunSpec
 from .convert import export_slide, remove_stale_exports
@@ -82,6 +83,9 @@ def open_record(record: SlideRecord, spec: RunSpec) -> Slide:
 def tile_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
     """Tissue and tile grid of one slide (and its patches, if they are kept) → tiles/<slide_id>.zarr."""
     path = folder.tiles(record.slide_id)
+    imported = imported_tiles(path, record)
+    if imported is not None:
+        return Outcome(SKIPPED, imported.fingerprint, len(imported.grid), int((~imported.array("ok")).sum()))
     with open_record(record, spec) as slide:
         identity = slide_identity(record.path)
         grid_mark = grid_fingerprint(record, spec, identity, slide)
@@ -116,6 +120,14 @@ def tile_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome
     if there is not None:
         return Outcome(SKIPPED, mark, there.tiles, there.failed, why_empty(store))
     return Outcome(DONE if len(planned.grid) else EMPTY, mark, len(planned.grid), failed, why_empty(store))
+
+
+def imported_tiles(path: Path, record: SlideRecord) -> PatchStore | None:
+    """The tiles of the record, where they are pictures that were imported and are there: there is no slide to tile."""
+    if not (path / "zarr.json").is_file() or is_url(record.path):
+        return None
+    store = open_patches(path)
+    return store if store.notes.get("imported") and slide_identity(record.path) == store.identity else None
 
 
 def plan_slide(record: SlideRecord, spec: RunSpec, slide: Slide) -> Planned:
