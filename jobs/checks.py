@@ -5,7 +5,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
-from embedding.contract import contract_name, off_native, side_by_side
+from embedding.contract import contract_name, explain_mismatch, off_native
 from embedding.spec import EmbedSpec
 from embedding.store import open_embeddings
 from tiling.patches import open_patches
@@ -53,11 +53,8 @@ def check_contract(model: "TrainedModel", folder: RunFolder) -> None:
     other = next(folder.root.glob("embeddings/*/[!.]*.zarr"), None)
     if other is None:
         return
-    found = open_embeddings(other).contract
-    title = f"{contract_name(found)}, the model is of {contract_name(model.contract)}"
-    table = side_by_side(found, model.contract, (contract_name(found), contract_name(model.contract)))
-    remedy = "embed with the model's backbone and settings: `wsi run` with --model takes them from it"
-    raise BackboneError(folder.root, f"its embeddings are of contract {title}\n\n{table}\n", remedy)
+    problem, remedy = explain_mismatch(open_embeddings(other).contract, model.contract, ("its embeddings", "the model"))
+    raise BackboneError(folder.root, problem, remedy)
 
 
 def tiled_as(records: Sequence[SlideRecord], folder: RunFolder) -> TileSpec | None:
