@@ -40,10 +40,10 @@ def _check(name: str) -> None:
         return
     import torch
 
-    kind, _, number = name.partition(":")
+    kind = name.partition(":")[0]
     if kind == "cuda":  # nothing is put there: that takes hundreds of MiB, and a GPU may be for one process alone
-        there = torch.cuda.is_available() and (number or "0").isdigit()
-        there = there and int(number or 0) < torch.cuda.device_count()
+        known = ("cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count())))
+        there = torch.cuda.is_available() and name in known
     else:
         try:
             there = kind in KINDS and torch.zeros(1, device=name).sum().item() == 0

@@ -31,13 +31,13 @@ def find_batch(
         try:
             speed, used = _measure(forward, size, tile_px)
         except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
             break
         if best and speed < best_speed * GAIN:
             break
         best, best_speed = size, speed
         if used > 0.25:  # twice as many would take twice as much
             break
+    torch.cuda.empty_cache()  # of the largest size that was tried
     return best or 1, best_speed
 
 
