@@ -255,9 +255,11 @@ class Lane:
         self._sent.append((batch, self._extractor._start(self._number, batch, self._stain)))
 
     def _receive(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        batch, future = self._sent[0]
+        batch = self._sent[0][0]
         with self._extractor.plan.waiting():
-            event, vectors = future.result()
+            # no name for the future: with its error and this frame it would be a ring, which keeps a failed slide's
+            # readers and their memory until Python looks for rings
+            event, vectors = self._sent[0][1].result()
             if event is not None:
                 event.synchronize()
         self._sent.popleft()

@@ -1,5 +1,6 @@
 """The extractor: what goes in comes out, in order, in bounded memory, whoever else is at work and whatever runs out."""
 
+import gc
 import logging
 import threading
 import tracemalloc
@@ -218,6 +219,30 @@ def test_what_a_device_has_only_begun_is_waited_for_when_a_batch_is_needed_not_b
         embed(extractor, 333)
         batches = len(begun)
         assert waited == [min(batches, extractor.window + number) for number in range(batches)]
+
+
+def test_a_slide_that_fails_lets_go_of_its_reader_at_once():
+    ended = []
+
+    def stream():
+        try:
+            yield from patches(333)
+        finally:
+            ended.append(True)
+
+    def fail(extractor: Extractor) -> None:
+        given = stream()
+        list(embed_chunks(given, grid_of(333), extractor))
+
+    gc.disable()
+    try:
+        broken = MeanColour(0, RuntimeError, "shapes cannot be multiplied")
+        with Extractor(Embedder(ENTRY, broken), Plan(4)) as extractor, pytest.raises(RuntimeError) as caught:
+            fail(extractor)
+        del caught
+        assert ended
+    finally:
+        gc.enable()
 
 
 def test_a_stain_transform_gets_each_patch_with_its_place():
