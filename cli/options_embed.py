@@ -52,6 +52,13 @@ VECTORS = {
     "precision": Setting(
         Annotated[str | None, option("auto, fp32, bf16 or fp16", panel=COMPUTING, takes="KIND")], at("embed.precision")
     ),
+    "engine": Setting(
+        Annotated[
+            str | None,
+            option("torch, or openvino, which is faster for convnets on a CPU", panel=COMPUTING, takes="NAME"),
+        ],
+        at("embed.engine"),
+    ),
     "dtype": Setting(
         Annotated[str | None, option("Embeddings are kept in float16 or float32", panel=BACKBONES, takes="KIND")],
         at("embed.dtype"),

@@ -176,6 +176,7 @@ def _follow(contract: Mapping[str, Any], tile: Settings, embed: Settings) -> Non
         *((tile, key, contract.get(key)) for key in ("tile_px", "mpp", "icc", "channels") if key in contract),
         *((embed, key, contract.get(key)) for key in ("backbone", "precision", "dtype", "views") if key in contract),
         *([(embed, "variant", contract["pooling"])] if "pooling" in contract else []),
+        (embed, "engine", contract.get("engine", "torch")),
         *((stain, key, normalised[key]) for key in ("method", "jitter", "seed") if key in normalised),
     )  # a model of an earlier version says less; that it does not fit is said where contracts meet
     for section, key, value in fixed:

@@ -73,6 +73,10 @@ def _load(spec: EmbedSpec, weights: Path, folder: RunFolder) -> "Extractor":
     embedder = build(spec.entry(), weights, device, precision_of(spec))
     tiles = count_tiles(folder) if device.startswith("cuda") and spec.compile == "auto" else 0
     threads = usable_threads(compute_threads(devices))
+    if spec.engine == "openvino":
+        from embedding.openvino import use_openvino
+
+        use_openvino(embedder, threads)
     return Extractor(embedder, Plan(spec.batch, threads, spec.compile, tiles, spec.views, busy))
 
 
@@ -80,6 +84,8 @@ def precision_of(spec: EmbedSpec) -> str:
     """What the network computes in: one for all devices of a run, as it is part of the contract."""
     if spec.precision != "auto":
         return spec.precision
+    if spec.engine == "openvino":
+        return "fp32"
     return choose_precision(spec.precision, spec.entry(), find_devices(spec.device)[0])
 
 
@@ -98,11 +104,18 @@ def count_tiles(folder: RunFolder) -> int:
 
 
 def choice(spec: EmbedSpec) -> str:
-    """In words, what computes the embeddings here."""
+    """In words, what computes the embeddings here. Raises BackboneError where the engine cannot."""
     devices, entry = find_devices(spec.device), spec.entry()
+    engine = ""
+    if spec.engine == "openvino":
+        from embedding.openvino import check_openvino
+
+        for device in devices:
+            check_openvino(entry.name, device)
+        engine = " by OpenVINO"
     batch = f", batches of {spec.batch}" if spec.batch else ""
     threads = f", {compute_threads(devices)} threads" if "cpu" in devices else ""
-    return f"{entry.name} ({entry.pooling}) on {', '.join(devices)} in {precision_of(spec)}{batch}{threads}"
+    return f"{entry.name} ({entry.pooling}) on {', '.join(devices)} in {precision_of(spec)}{engine}{batch}{threads}"
 
 
 @dataclass(frozen=True)
