@@ -94,10 +94,21 @@ def build(
         with torch.device(device):
             return Embedder(backbone, family.create(backbone), precision).eval()
     network = create_unfilled(lambda: family.create(backbone))
-    state = family.rename(backbone, read_state(weights), network)
+    state = _renamed(backbone, read_state(weights), network, weights)
     fill(network, state, family.UNUSED, backbone.name, weights)
     embedder = Embedder(backbone, network, precision).eval().requires_grad_(False)
     return embedder.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def check_weights(backbone: Backbone, path: Path) -> None:
+    """Compare a weights file with the network: the names and shapes of its tensors, which are not read where the file
+    can be mapped into memory. Raises BackboneError, naming which, unless they fit exactly.
+    """
+    family = find_family(backbone.family)
+    with torch.device("meta"):
+        network = family.create(backbone)
+    state = _renamed(backbone, read_state(path, mapped=True), network, path)
+    _compare(network.state_dict(), state, family.UNUSED, backbone.name, path)
 
 
 def create_unfilled(create: Callable[[], nn.Module]) -> nn.Module:
@@ -115,11 +126,26 @@ def fill(network: nn.Module, state: dict[str, Tensor], unused: str, name: str, p
     tensors that match `unused` may be there beside them.
     """
     expected = network.state_dict()
+    _compare(expected, state, unused, name, path)
+    network.load_state_dict({key: state[key].float() for key in expected}, assign=True)
+
+
+def _renamed(backbone: Backbone, state: dict[str, Tensor], network: nn.Module, path: Path) -> dict[str, Tensor]:
+    """`state` by the network's names. Another network's file may hold the same in shapes that cannot be renamed."""
+    try:
+        renamed: dict[str, Tensor] = find_family(backbone.family).rename(backbone, state, network)
+    except (RuntimeError, LookupError, ValueError, AttributeError, AssertionError) as error:
+        problem = f"not the weights of {backbone.name}: {type(error).__name__} when its tensors were renamed ({error})"
+        raise BackboneError(path, problem, "give the right file") from error
+    return renamed
+
+
+def _compare(expected: dict[str, Tensor], state: dict[str, Tensor], unused: str, name: str, path: Path) -> None:
     missing = sorted(set(expected) - set(state))
     wrong = sorted(key for key in set(expected) & set(state) if expected[key].shape != state[key].shape)
     left = sorted(key for key in set(state) - set(expected) if not re.match(unused, key))
     if missing or wrong or left:
-        parts = (f"{len(names)} {what} (such as {', '.join(names[:3])})" for what, names in
-                 (("missing", missing), ("of another shape", wrong), ("unknown", left)) if names)  # fmt: skip
-        raise BackboneError(path, f"not the weights of {name}: tensors {', '.join(parts)}", "give the right file")
-    network.load_state_dict({key: state[key].float() for key in expected}, assign=True)
+        parts = (f"{len(names)} tensor{'s' * (len(names) > 1)} {what} (such as {', '.join(names[:3])})"
+                 for what, names in (("missing", missing), ("of another shape", wrong), ("unknown", left))
+                 if names)  # fmt: skip
+        raise BackboneError(path, f"not the weights of {name}: {', '.join(parts)}", "give the right file")

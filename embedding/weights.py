@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import struct
+import zipfile
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -168,15 +169,17 @@ def weights_digest(path: Path) -> str:
     return _digest(path, status.st_size, status.st_mtime_ns)
 
 
-def read_state(path: Path) -> "dict[str, Tensor]":
+def read_state(path: Path, mapped: bool = False) -> "dict[str, Tensor]":
     """Tensors of a weights file. Pickled files are read with `weights_only`, so loading never runs their code.
+
+    mapped  leave the tensors in the file until they are used, where its format allows it
 
     Raises BackboneError for a damaged file, one that holds more than tensors and plain values, or no tensors at all.
     """
     import torch
 
     _refuse_stand_ins(path)
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path, mapped)
     for key in ("state_dict", "model", "teacher"):  # wrappers seen around published weights
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -198,11 +201,11 @@ def _read_safetensors(path: Path) -> Any:
         raise BackboneError(path, f"it is a damaged safetensors file ({error})", "fetch it again") from error
 
 
-def _read_pickle(path: Path) -> Any:
+def _read_pickle(path: Path, mapped: bool) -> Any:
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         if not re.search("GLOBAL|allowlist", str(error)):  # torch's words for a name that weights_only does not know
             raise BackboneError(path, "it is damaged, or no weights file", "fetch it again") from error

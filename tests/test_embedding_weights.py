@@ -15,6 +15,7 @@ from safetensors.torch import save, save_file
 
 from embedding import BACKBONES, Backbone, build, find_backbone, find_weights, open_embeddings, weights_digest
 from embedding import hub as hub_module
+from embedding.loader import check_weights
 from embedding.weights import fetch_weights, local_copy, read_state
 from tests.commands import slides, wsi
 from tests.hub_server import hub_in_use
@@ -288,6 +289,38 @@ def test_a_cut_pickle_is_refused_wherever_it_was_cut(tmp_path):
         (tmp_path / "cut.pth").write_bytes(whole[:length])
         with pytest.raises(BackboneError, match="damaged"):
             read_state(tmp_path / "cut.pth")
+
+
+MISFITS = {
+    "a tensor too few": (lambda state: {k: v for k, v in state.items() if k != "norm.weight"}, "missing.*norm.weight"),
+    "one too many": (lambda state: {**state, "foo.bar": torch.zeros(2)}, "unknown.*foo.bar"),
+    "another width": (lambda state: {**state, "norm.weight": torch.zeros(49)}, "another shape.*norm.weight"),
+    "another network": (lambda state: {"w": torch.zeros(2)}, "missing.*unknown"),
+    "odd positions": (lambda state: {**state, "pos_embed": torch.zeros(1)}, "not the weights of tiny"),
+    "another patch size": (
+        lambda state: {**state, "patch_embed.proj.weight": torch.zeros(48, 3, 16, 16)}, "another shape.*patch_embed",
+    ),
+    "its own": (lambda state: state, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth", "old.pth"])
+@pytest.mark.parametrize("name", MISFITS)
+def test_names_and_shapes_are_compared_without_the_network(tmp_path, name, suffix):
+    change, said = MISFITS[name]
+    path = tmp_path / f"w.{suffix}"
+    state = change(build(tiny(), None).network.state_dict())
+    if suffix == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"model": state}, path, _use_new_zipfile_serialization=suffix == "pth")
+    if said is None:
+        check_weights(tiny(), path)
+        return
+    with pytest.raises(BackboneError, match=said):
+        check_weights(tiny(), path)
+    with pytest.raises(BackboneError, match=said):
+        build(tiny(), path)
 
 
 def test_what_surrounds_published_weights_is_taken_off(tmp_path):

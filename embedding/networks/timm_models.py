@@ -9,6 +9,8 @@ from ..backbone import Backbone
 
 UNUSED = r"(head|fc|classifier|dino_head|ibot_head)\.|mask_token$"
 
+_PATCHES = "patch_embed.proj.weight"
+
 
 def create(backbone: Backbone) -> nn.Module:
     """timm's network, not yet filled."""
@@ -23,7 +25,10 @@ def create(backbone: Backbone) -> nn.Module:
 
 
 def rename(backbone: Backbone, state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Published weights → timm's keys, and position embeddings of another grid resized, where they differ."""
+    """Published weights → timm's keys, and position embeddings of another grid resized, where they differ. Timm would
+    also resize the filters of another patch size: these are kept, so that the file, which is of another model, is
+    refused.
+    """
     if backbone.arch == "tf_efficientnet_lite0" and "_conv_stem.weight" in state:
         return {_efficientnet_key(name): value for name, value in state.items() if not name.startswith("_fc.")}
     if backbone.arch.endswith("_dinov3"):
@@ -31,7 +36,8 @@ def rename(backbone: Backbone, state: dict[str, Tensor], network: nn.Module) -> 
     if backbone.arch.startswith("vit_"):
         from timm.models.vision_transformer import checkpoint_filter_fn
 
-        return checkpoint_filter_fn(_unchunked(state), network)  # type: ignore[arg-type]
+        patches = {name: value for name, value in state.items() if name == _PATCHES and value.ndim == 4}
+        return checkpoint_filter_fn(_unchunked(state), network) | patches  # type: ignore[arg-type]
     return state
 
 
