@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+PACKAGES = ("wsi", "tiling", "embedding", "mil", "heatmaps", "jobs", "cli")  # what -v shows the log of
 MOST_FAILURES = 30  # listed on the terminal
 WORDS = {"done": "done", "empty": "empty", "skipped": "already there", "failed": "failed"}
 VERBS = {
@@ -37,12 +38,11 @@ def say(text: str, style: str | None = None) -> None:
 
 
 def start_logging(verbose: bool) -> None:
-    level = logging.DEBUG if verbose else logging.WARNING
     handler = RichHandler(console=err, show_path=False, markup=False)
-    logging.basicConfig(level=level, format="%(name)s: %(message)s", handlers=[handler], force=True)
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", handlers=[handler], force=True)
+    for package in PACKAGES:  # those of others log hundreds of lines, which would hide ours
+        logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.NOTSET)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what our own check of the file then says better
-    for noisy in ("httpx", "httpcore", "urllib3", "PIL", "filelock", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 @contextmanager

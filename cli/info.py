@@ -1,6 +1,7 @@
 """wsi info: what is known of slides, without reading their pixels unless asked to."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
 
 def info(
     slides: Annotated[
-        list[str], typer.Argument(help="Slide files, or URLs such as s3://bucket/a.svs", metavar="SLIDE")
+        list[str],
+        typer.Argument(help="Slide files, URLs such as s3://bucket/a.svs, or run folders", metavar="SLIDE"),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a slide", metavar="")] = False,
     measure: Annotated[
@@ -23,7 +25,7 @@ def info(
         str | None, typer.Option(help="Of a fluorescence or 16-bit file: DAPI=0000FF:100-4000", metavar="TEXT")
     ] = None,
 ) -> None:
-    """Show format, scale, levels, codec and associated images of slides."""
+    """Show format, scale, levels, codec and associated images of slides; of a run folder, its embeddings."""
     from wsi import open_slide
     from wsi.channels import Channels
     from wsi.errors import EngineError
@@ -34,6 +36,9 @@ def info(
     failed = 0
     for path in slides:
         try:
+            if _is_run(path):
+                _show_run(path, as_json)
+                continue
             with open_slide(path, channels=chosen) as slide:
                 out.print_json(data=_facts(slide, measure)) if as_json else _show(slide, measure)
         except EngineError as error:
@@ -42,6 +47,28 @@ def info(
             err.print(str(error), markup=False)
     # one slide asked for and not readable is wrong input; some of many is work with failures
     raise typer.Exit(0 if not failed else 2 if len(slides) == failed else 1)
+
+
+def _is_run(path: str) -> bool:
+    """A slide that is a folder has neither."""
+    return bool(path) and ((Path(path) / "run.json").is_file() or (Path(path) / "embeddings").is_dir())
+
+
+def _show_run(path: str, as_json: bool) -> None:
+    """The embeddings that a run holds, by the names that --features and --contract take."""
+    from jobs.features import USUAL, contracts_in, features_table, stores_in
+    from jobs.folder import RunFolder
+
+    from .console import out, say
+
+    folder = RunFolder(Path(path))
+    contracts, slides = contracts_in(folder), stores_in(folder)
+    if as_json:
+        found = [{"name": name, "slides": slides[name], "contract": contracts[name]} for name in contracts]
+        out.print_json(data={"path": path, "embeddings": found})
+        return
+    say(path, style="bold")
+    say(features_table(contracts, USUAL, slides) if contracts else "  no embeddings: run `wsi embed`")
 
 
 def _facts(slide: "Slide", measure: bool) -> dict:

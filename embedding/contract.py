@@ -72,7 +72,7 @@ def off_native(backbone: Backbone, tile: TileSpec) -> list[str]:
 
 def differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[tuple[str, object, object]]:
     """(key, what is, what is wanted) of all that two contracts differ in, but for the hash that follows from it."""
-    ours, theirs = _flat(found), _flat(wanted)
+    ours, theirs = flatten(found), flatten(wanted)
     keys = [*ours, *(key for key in theirs if key not in ours)]
     return [(key, ours.get(key), theirs.get(key)) for key in keys if key != "hash" and ours.get(key) != theirs.get(key)]
 
@@ -85,7 +85,7 @@ def side_by_side(
 
     Of another tool's contract and one of ours, only what both state is compared.
     """
-    ours, theirs = _flat(found), _flat(wanted)
+    ours, theirs = flatten(found), flatten(wanted)
     unlike = [key for key, _, _ in differing(found, wanted)]
     alike = [key for key in ours if key in theirs and key not in unlike and key != "hash"]
     unsaid: list[str] = []
@@ -125,7 +125,7 @@ def explain_mismatch(
     if tool is not None:
         return problem, f"bring in features with `wsi convert` that {tool} made as it did the model's"
     if {key for key, _, _ in differing(found, wanted)} == {"weights_sha256"}:
-        return problem, "give with --weights the file that the model was trained with"
+        return problem, "embed with the model's weights: name their file with --weights"
     return problem, "embed as for the model: `wsi run` with --model takes the settings from it, --weights its weights"
 
 
@@ -153,12 +153,12 @@ def _cut(text: str, at: int, width: int) -> str:
     return f"{kept[:-1]}…" if start + width < len(text) else kept
 
 
-def _flat(contract: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+def flatten(contract: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """{"a": {"b": 1}} → {"a.b": 1}; tuples become lists, as JSON would return them."""
     flat: dict[str, object] = {}
     for key, value in contract.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
     return flat

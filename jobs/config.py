@@ -86,6 +86,9 @@ class RunSpec:
 
 
 Settings = dict[str, Any]
+# how a model's settings are called on the command line, where it is not by their name
+_OPTIONS = {"tile_px": "--tile-px", "mpp": "--tile-mpp", "method": "--stain", "jitter": "--stain-jitter",
+            "seed": "embed.stain.seed"}  # fmt: skip
 
 
 def load_recipe(path: Path | str) -> Settings:
@@ -168,9 +171,9 @@ def _follow(contract: Mapping[str, Any], tile: Settings, embed: Settings) -> Non
     normalised = contract.get("stain") or {"method": "none", "jitter": 0.0}
     if len(str(normalised.get("target", ""))) == 64 and stain.get("target") is None:
         raise SpecError(
-            "embed.stain.target",
+            "--stain-target",
             f"the model's embeddings were normalised to a picture, of sha256 {normalised['target'][:12]}…",
-            "name it with --stain-target; it may lie anywhere",
+            "name it; it may lie anywhere",
         )
     fixed = (
         *((tile, key, contract.get(key)) for key in ("tile_px", "mpp", "icc", "channels") if key in contract),
@@ -181,11 +184,8 @@ def _follow(contract: Mapping[str, Any], tile: Settings, embed: Settings) -> Non
     )  # a model of an earlier version says less; that it does not fit is said where contracts meet
     for section, key, value in fixed:
         if section.setdefault(key, value) != value:
-            raise SpecError(
-                key,
-                f"{section[key]} was asked for, the model was trained on {value}",
-                "leave it away, or use a model trained so",
-            )
+            problem = f"{section[key]} was asked for, the model was trained on {value}"
+            raise SpecError(_OPTIONS.get(key, f"--{key}"), problem, "leave it out, or use a model trained so")
 
 
 def as_settings(spec: RunSpec) -> Settings:

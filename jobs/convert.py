@@ -15,6 +15,7 @@ from wsi.errors import SpecError, StoreError
 from wsi.geometry import Level
 from wsi.publish import write_json
 
+from .features import choices, contracts_in, several_fit
 from .folder import RunFolder
 from .receipts import FAILED, latest, read_receipts
 from .stored import made_since
@@ -110,9 +111,10 @@ def export_run(folder: RunFolder, flavour: str, out: Path, contract: str | None 
 def _contract(folder: RunFolder, name: str | None) -> str | None:
     there = sorted(entry.name for entry in folder.root.glob("embeddings/*") if any(entry.glob("*.zarr")))
     if name is not None and name not in there:
-        raise StoreError(folder.root, f"it has no embeddings {name}", f"choose {' or '.join(there) or 'another run'}")
+        hint = f"choose {choices(there, folder) if there else 'another run'}"
+        raise StoreError(folder.root, f"it has no embeddings {name}", hint)
     if name is None and len(there) > 1:
-        raise SpecError("--contract", "the run has embeddings of several", f"choose {' or '.join(there)}")
+        raise several_fit(contracts_in(folder), folder, "--contract")
     return name or next(iter(there), None)
 
 

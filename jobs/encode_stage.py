@@ -12,7 +12,7 @@ from wsi.errors import BackboneError, SpecError, StoreError
 from wsi.publish import appear_file, fingerprint
 
 from .config import RunSpec
-from .features import contracts_in
+from .features import choices, contracts_in, several_fit
 from .folder import RunFolder
 from .manifest import SlideRecord
 from .progress import busy
@@ -106,7 +106,7 @@ def find_tiles(spec: EncodeSpec, folder: RunFolder) -> tuple[str, Contract]:
     """Which of the run's embeddings the encoder takes: name of their folder, and their contract.
 
     Of several that fit, those of the encoder's own tile size and scale. Raises BackboneError, with what is needed
-    beside what is there, where none fits; SpecError where more than one does.
+    beside what is there, where none fits; StoreError where more than one does.
     """
     from embedding.slide_encoders.contract import check_fits
 
@@ -114,7 +114,7 @@ def find_tiles(spec: EncodeSpec, folder: RunFolder) -> tuple[str, Contract]:
     there = contracts_in(folder)
     if spec.features is not None:
         if spec.features not in there:
-            hint = f"choose {' or '.join(there)}" if there else "run `wsi embed` first"
+            hint = f"choose {choices(there, folder)}" if there else "run `wsi embed` first"
             raise SpecError("--features", f"there are no embeddings called {spec.features!r}", hint)
         check_fits(encoder, there[spec.features])
         return spec.features, there[spec.features]
@@ -138,7 +138,7 @@ def find_tiles(spec: EncodeSpec, folder: RunFolder) -> tuple[str, Contract]:
     if not found and refused is not None:
         raise refused
     if len(found) > 1:
-        raise SpecError("--features", f"{' and '.join(found)} could all be meant", "name one of them")
+        raise several_fit(found, folder, "--features")
     return next(iter(found.items()))
 
 

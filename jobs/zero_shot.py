@@ -25,7 +25,7 @@ from wsi.errors import BackboneError, SpecError, StoreError
 from wsi.publish import appear_file, fingerprint, write_json
 
 from .config import RunSpec, Settings
-from .features import choose_features, contracts_in
+from .features import choose_features, contracts_in, features_table
 from .folder import RunFolder
 from .manifest import SlideRecord
 from .model_stages import as_cell, table_rows
@@ -63,19 +63,18 @@ class Description:
 def projected_features(settings: Settings, named: str | None, folder: RunFolder) -> tuple[str, dict[str, Any]]:
     """(name, contract) of the run's embeddings that prompts can be compared with: the variant `projected`.
 
-    Raises BackboneError with both contracts side by side where the run has those of another variant, StoreError where
-    it has none, or several that fit.
+    Raises BackboneError where the run has those of other variants or backbones, with these and what is needed;
+    StoreError where it has none, or several that fit.
     """
     embed, there = settings.get("embed") or {}, contracts_in(folder)
     backbone = embed.get("backbone")
     if named is None and there and not any(_compares(contract, backbone) for contract in there.values()):
-        same = [contract for contract in there.values() if contract.get("backbone") == backbone]
-        raise _refused([*same, *there.values()][0], backbone)
+        raise _refused(there, backbone, folder)
     # of weights that differ it is said later, with both contracts
     asked = {key: value for key, value in embed.items() if key != "weights"} | {"variant": VARIANT}
     name, contract = choose_features({**settings, "embed": asked}, named, folder)
     if not _compares(contract, backbone):
-        raise _refused(contract, backbone)
+        raise _refused({name: contract}, backbone, folder)
     return name, contract
 
 
@@ -83,16 +82,23 @@ def _compares(contract: Mapping[str, Any], backbone: str | None) -> bool:
     return contract.get("pooling") == VARIANT and backbone in (None, contract.get("backbone"))
 
 
-def _refused(contract: Mapping[str, Any], asked: str | None) -> BackboneError:
-    """The refusal of embeddings that are of another variant, or of another backbone than `asked`."""
-    wanted = {**contract, "pooling": VARIANT} | ({"backbone": asked} if asked else {})
-    table = side_by_side(contract, wanted, ("these embeddings", "prompts need"))
+def _refused(there: Mapping[str, Mapping[str, Any]], asked: str | None, folder: RunFolder) -> BackboneError:
+    """The refusal of embeddings that are of other variants, or of other backbones than `asked`."""
     able = [name for name, backbone in BACKBONES.items() if VARIANT in backbone.variants]
-    name = wanted["backbone"] if wanted.get("backbone") in able else " or ".join(able)
+    first, *others = there.values()
+    if asked is None and not others and first.get("backbone") in able:
+        asked = first["backbone"]
+    wanted = {"backbone": asked or "one with a text tower", "pooling": VARIANT}
+    if others:
+        table = features_table(there, shown=("variant",))
+    else:
+        table = side_by_side({key: first.get(key) for key in wanted}, wanted, ("these embeddings", "prompts need"))
+    what = f"the variant {VARIANT}" + (f" of {asked}" if asked else "")
+    problem = f"prompts are compared with embeddings of {what}, and these are of others\n\n{table}\n"
+    name = asked if asked in able else "NAME"
+    remedy = f"embed with `wsi embed --backbone {name} --variant {VARIANT}`"
     return BackboneError(
-        contract_name(contract),
-        f"prompts are compared with embeddings of the variant {VARIANT}\n\n{table}\n",
-        f"embed with `wsi embed --backbone {name} --variant {VARIANT}`",
+        folder.root / "embeddings", problem, remedy if name != "NAME" else f"{remedy}, of {', '.join(able)}"
     )
 
 
@@ -113,8 +119,9 @@ def describe(
     backbone = find_backbone(contract["backbone"], VARIANT)
     weights = find_weights(backbone, Path(spec.weights) if spec.weights else None, spec.offline)
     if weights_digest(weights) != contract.get("weights_sha256"):
-        wanted = {**contract, "weights_sha256": weights_digest(weights)}
-        table = side_by_side(contract, wanted, ("these embeddings", "these weights"))
+        found = {key: contract.get(key) for key in ("backbone", "pooling", "weights_sha256")}
+        wanted = {**found, "weights_sha256": weights_digest(weights)}
+        table = side_by_side(found, wanted, ("these embeddings", "these weights"))
         remedy = "give with --weights the file that they were made with"
         raise BackboneError(weights, f"the embeddings are not of these weights\n\n{table}\n", remedy)
     tokenizer = tokenizer_file(backbone, weights, spec.offline)

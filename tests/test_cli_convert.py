@@ -186,6 +186,7 @@ def test_embeddings_that_go_to_another_tool_come_back_the_same(embedded, tmp_pat
         pytest.importorskip("anndata", reason="anndata is not installed: pip install anndata")
     text = wsi("convert", embedded, "--to", flavour, "-o", tmp_path / "out")
     assert "2 slides with features of efficientnet-lite0-" in text
+    assert ("embeddings: float16 as float32" in text) == (flavour in ("clam", "atlaspatch", "anndata"))
     back = wsi("convert", tmp_path / "out", "--to", "run", "-o", tmp_path / "run", *said)
     assert f"{flavour}: 2 slides" in back
     for slide_id in ("a", "b.2"):
@@ -206,7 +207,9 @@ def test_a_run_with_several_kinds_of_embeddings_asks_which(embedded, tmp_path):
     (name,) = (path.name for path in (run / "embeddings").iterdir())
     wsi("convert", embedded, "--to", "clam", "-o", tmp_path / "clam")
     wsi("convert", tmp_path / "clam", "--to", "run", "-o", run)
-    assert "embeddings of several" in wsi("convert", run, "--to", "stamp", "-o", tmp_path / "out", code=2)
+    text = wsi("convert", run, "--to", "stamp", "-o", tmp_path / "out", code=2)
+    assert "run/embeddings: 2 of them fit" in text
+    assert "name one with --contract" in text
     assert "it has no embeddings x" in wsi("convert", run, "--to", "stamp", "-o", tmp_path, "--contract", "x", code=2)
     assert "2 slides with" in wsi("convert", run, "--to", "stamp", "-o", tmp_path / "out", "--contract", name)
 
@@ -223,6 +226,10 @@ def test_imported_features_are_trained_on_and_predicted_from_but_never_mixed_wit
     assert predict_slide(record, spec, RunFolder(run)).status == DONE
     text = wsi("predict", trained.manifest, "-o", run, "-m", trained.model, code=2)
     assert "origin" in text  # the two contracts, side by side
+    text = wsi("predict", trained.manifest, "-o", trained.run, "-m", run / "models" / "m", code=2)
+    assert "embeddings that TRIDENT made" in text
+    assert "wsi convert FILES --to run" in text  # and not settings of ours, which would not mend it
+    assert "≠" not in text
     with (run / "slides.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["slide_id"] for row in rows} == {one.slide_id for one in read_manifest(trained.manifest)}

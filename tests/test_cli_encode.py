@@ -13,6 +13,8 @@ from embedding.contract import contract_name
 from embedding.slide_encoders import find_slide_encoder
 from embedding.slide_encoders.build import build_encoder
 from embedding.slide_store import open_slide_vector
+from jobs.features import several_fit
+from jobs.folder import RunFolder
 from tests.commands import slides, statuses, wsi
 from tiling import TileSpec
 
@@ -137,11 +139,38 @@ def test_the_embeddings_that_fit_are_found_among_others(tmp_path):
     wsi("encode", source, "-o", run, "--backbone", "resnet50")
     assert table(run, "mean-*")["vectors"].shape == (1, 2048)
     text = wsi("encode", source, "-o", run, code=2)
-    assert "could all be meant" in text
-    assert all(name in text for name in (other, native))
+    assert "run/embeddings: 3 of them fit" in text  # no option is blamed that was not given
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.startswith(("uni-", "resnet50-"))}
+    assert rows == {photographs: ["pool", "0.5"], other: ["cls", "1"], native: ["cls", "0.5"]}  # what they differ in
     assert "1 done" in wsi("encode", source, "-o", run, "--features", other)
     text = wsi("encode", source, "-o", run, "--features", "uni", code=2)
     assert all(name in text for name in ("no embeddings called 'uni'", photographs, other, native))
+
+
+def test_the_embeddings_of_a_run_are_listed_with_their_settings(tmp_path):
+    run, source = tmp_path / "run", manifest(tmp_path, "a")
+    names = [
+        embedded(run, "resnet50", {"a": 3, "b": 2}),
+        *(embedded(run, "uni", {"a": 1}, mpp) for mpp in (0.5, 1, 2, 4)),
+    ]
+    lines = wsi("info", run).splitlines()
+    assert max(map(len, lines[1:])) <= 100
+    rows = {line.split()[0]: line.split()[1:] for line in lines[2:] if line}
+    assert rows.keys() == set(names)
+    assert rows[names[0]] == ["pool", "256", "0.5", "fp32", "float16", "1", "–", "2"]
+    found = json.loads(wsi("info", run, "--json"))["embeddings"]
+    assert {one["name"]: one["slides"] for one in found} == dict(zip(names, (2, 1, 1, 1, 1), strict=True))
+    assert found[0]["contract"]["backbone"] == "resnet50"
+    text = wsi("encode", source, "-o", run, "--features", "uni", code=2)
+    assert f"another of the 5 that `wsi info {run}` lists" in text  # not a line of all names
+    (tmp_path / "empty" / "embeddings").mkdir(parents=True)
+    assert "wsi embed" in wsi("info", tmp_path / "empty")
+
+
+def test_embeddings_that_no_usual_setting_tells_apart_are_told_by_the_rest(tmp_path):
+    folder = RunFolder(tmp_path)
+    contracts = {name: {"backbone": "uni", "dim": dim, "hash": name} for name, dim in (("a", 3), ("b", 4))}
+    assert "They differ also in dim." in str(several_fit(contracts, folder, "--contract"))
 
 
 @pytest.mark.parametrize(

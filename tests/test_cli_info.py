@@ -1,11 +1,13 @@
 """wsi info: what it says on a terminal and as JSON."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
 import tifffile
 
+from cli.console import start_logging
 from tests.commands import section, slides, wsi
 from tests.slides import SvsOptions, write_svs
 
@@ -82,6 +84,17 @@ def test_an_unreadable_slide_among_others_costs_only_itself(tmp_path):
     text = wsi("info", folder / "b.svs", folder / "a.svs", code=1)
     assert "1,200 × 960 px" in text
     assert "error" in text
+
+
+def test_more_is_logged_of_ours_and_not_of_the_libraries():
+    try:
+        start_logging(True)
+        assert logging.getLogger("jobs.stages").isEnabledFor(logging.DEBUG)
+        for library in ("zarr", "numcodecs", "httpx", "PIL.Image"):
+            assert not logging.getLogger(library).isEnabledFor(logging.INFO)
+    finally:
+        start_logging(False)
+    assert not logging.getLogger("jobs.stages").isEnabledFor(logging.INFO)
 
 
 def test_an_empty_name_is_not_the_current_folder():

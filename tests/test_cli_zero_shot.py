@@ -105,6 +105,11 @@ def test_embeddings_of_another_variant_are_refused_with_both_contracts(home):
     assert not (run / "predictions").exists()
     pool = next((run / "embeddings").iterdir()).name
     projected.rename(run / "embeddings" / described(projected))
+    said = score(home, "--backbone", "plip", code=2)  # of several, none is blamed: all are listed, and what is needed
+    rows = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.startswith("tiny-plip-")}
+    assert sorted(rows.values()) == [["pool"], ["projected"]]
+    assert "the variant projected of plip" in said
+    assert "≠" not in said
     score(home)  # the fitting ones are found beside them
     assert statuses(run, "zero_shot") == {"a": "done", "b": "done"}
     assert "≠ pooling" in score(home, "--features", pool, code=2)

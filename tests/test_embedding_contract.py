@@ -67,7 +67,7 @@ def test_of_what_is_equal_only_the_best_known_is_shown_and_the_rest_is_counted()
         (OURS, THEIRS, contract_name(THEIRS), r"make them with TRIDENT .*wsi convert FILES --to run.*wsi predict"),
         (THEIRS, OURS, "≠ origin", r"wsi run` with --model"),
         (THEIRS, {**THEIRS, "origin": "clam"}, "≠ origin", r"wsi convert` that CLAM made"),
-        (OURS, changed(weights_sha256="cd" * 32), "≠ weights_sha256", r"--weights the file"),
+        (OURS, changed(weights_sha256="cd" * 32), "≠ weights_sha256", r"name their file with --weights"),
         (OURS, changed(tile_px=256, weights_sha256="cd" * 32), "≠ tile_px", r"wsi run` with --model"),
     ],
 )

@@ -98,9 +98,16 @@ def test_a_models_contract_sets_backbone_and_tiles_and_refuses_others():
     embed = resolve({}, {**full, "stain": stained}).embed
     assert (embed.variant, embed.precision, embed.dtype, embed.views) == ("pool", "bf16", "float32", 4)
     assert (embed.stain.method, embed.stain.jitter, embed.stain.seed) == ("macenko", 0.1, 3)
-    for asked in ({"precision": "fp32"}, {"stain": {"method": "macenko"}}, {"views": 1}):
-        with pytest.raises(SpecError, match="the model was trained on"):
+    refused = {
+        "--precision": {"precision": "fp32"},
+        "--stain": {"stain": {"method": "macenko"}},
+        "--views": {"views": 1},
+    }
+    for option, asked in refused.items():
+        with pytest.raises(SpecError, match=f"^{option}: .* the model was trained on .*leave it out"):
             resolve({"embed": asked}, {**full, "stain": None})
+    with pytest.raises(SpecError, match=r"^--tile-mpp: "):
+        resolve({"tile": {"mpp": 0.5}}, contract)
     older = {key: contract[key] for key in ("backbone", "tile_px", "mpp")}
     assert resolve({}, older).tile.icc == "none"
     with pytest.raises(SpecError, match="uni was asked for, the model was trained on resnet50"):

@@ -10,7 +10,7 @@ from tiling.coords import trident_attrs
 from wsi.errors import SpecError, StoreError
 from wsi.publish import appear_file
 
-from .features import Features, Known, Report, keep, settle
+from .features import Features, Known, Report, as_float32, keep, settle
 from .hdf5 import array, corners, number, opened, plain_attrs, size_of, whole
 from .trident import write_rows
 
@@ -81,9 +81,9 @@ def write(found: Features, out: Path, report: Report) -> Path:
     with appear_file(path) as draft, h5py.File(draft, "w") as file:
         write_rows(file, "coords", boxes, CHUNK_ROWS)
         write_rows(file, "passports", _passports(found, boxes, size), CHUNK_ROWS)
-        write_rows(file, f"features/{_model(found)}", found.embeddings.astype(np.float32))
+        write_rows(file, f"features/{_model(found)}", as_float32(found, report))
         file.attrs.update(attrs)
-    keep(found, report, "embeddings", "coords", "span_px", "tile_px", "slide_mpp", "encoder")
+    keep(found, report, "coords", "span_px", "tile_px", "slide_mpp", "encoder")
     if found.size is None:
         report.missing("size", "level0_width and level0_height are not written")
     return path

@@ -10,7 +10,7 @@ from tiling.coords import read_coords
 from wsi.errors import StoreError
 from wsi.publish import appear_file
 
-from .features import Features, Known, Report, settle
+from .features import Features, Known, Report, as_float32, settle
 from .hdf5 import array, corners, opened
 from .trident import write_rows
 
@@ -96,7 +96,7 @@ def write(found: Features, out: Path, report: Report) -> Path:
     import h5py
     import torch
 
-    values = found.embeddings.astype(np.float32)
+    values = as_float32(found, report)
     path = out / "h5_files" / f"{found.slide_id}.h5"
     with appear_file(path) as draft, h5py.File(draft, "w") as file:
         write_rows(file, "features", values)
@@ -104,7 +104,6 @@ def write(found: Features, out: Path, report: Report) -> Path:
             write_rows(file, "coords", found.xy.astype(np.int32))
     with appear_file(out / "pt_files" / f"{found.slide_id}.pt") as draft:
         torch.save(torch.from_numpy(values), draft)
-    report.kept("embeddings")
     if found.xy is not None:
         report.kept("coords")
     for name in ("span_px", "tile_px", "mpp", "encoder"):

@@ -193,6 +193,13 @@ def as_float16(found: Features, report: Report) -> NDArray[np.float16]:
     return found.embeddings.astype(np.float16)
 
 
+def as_float32(found: Features, report: Report) -> NDArray[np.float32]:
+    """Embeddings as float32, which holds every float16; the report is told that they are kept, and of the change."""
+    dtype = found.embeddings.dtype
+    report.kept("embeddings", None, "" if dtype == np.float32 else f"{dtype} as float32")
+    return found.embeddings.astype(np.float32)
+
+
 def foreign_contract(found: Features) -> dict[str, Any]:
     """The contract of features that another tool made: what is known of them and from where, with a hash over it.
 
