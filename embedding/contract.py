@@ -17,7 +17,12 @@ _TOOLS = {"trident": "TRIDENT", "mussel": "Mussel", "clam": "CLAM", "stamp": "ST
 
 
 def make_contract(
-    backbone: Backbone, digest: str, tile: TileSpec, embed: EmbedSpec | None = None, precision: str = "fp32"
+    backbone: Backbone,
+    digest: str,
+    tile: TileSpec,
+    embed: EmbedSpec | None = None,
+    precision: str = "fp32",
+    pixels: str | None = None,
 ) -> dict[str, Any]:
     """All that determines an embedding of a patch, and a hash over it.
 
@@ -25,6 +30,7 @@ def make_contract(
     tile       how the tiles were asked for; of it size, scale and colours count
     embed      how they are embedded; of it stain, views, stored dtype and, where it is not torch, the engine count
     precision  what the network is computed in: fp32, bf16 or fp16
+    pixels     what the slide's pixels went through before they were embedded, None where they are its own
     Which chip computed it is not part of it: that difference is below the precision's own.
     """
     embed = embed or EmbedSpec(backbone.name)
@@ -52,6 +58,8 @@ def make_contract(
     }
     if embed.engine != "torch":  # without it the contract is that of embeddings made before there was a choice
         contract["engine"] = embed.engine
+    if pixels is not None:
+        contract["pixels"] = pixels
     return {**contract, "hash": fingerprint(contract)}
 
 

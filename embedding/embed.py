@@ -86,7 +86,7 @@ def _check_finite(
     largest = np.abs(rows).max(axis=1)  # of a row with a NaN: NaN
     bad = places[~np.isfinite(largest)]
     if len(bad):
-        problem = f"not finite (NaN or Inf) are the embeddings of {_named(bad, grid)}"
+        problem = f"not finite (NaN or Inf) are the embeddings of {_named(bad, grid)}, of the first {places[-1] + 1}"
         raise BackboneError(backbone, problem, "check the weights; with --precision fp32 they may be finite")
     bad = places[largest > LARGEST.get(dtype, np.inf)]
     if len(bad):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 SIZES = (32, 64, 128, 256, 512, 1024)
 GAIN = 1.03  # a larger batch must bring so much: it takes memory and makes the last batch of a slide dearer
+PINNED_BYTES = 256 << 20  # that a batch may take of the host: six are in memory that cannot be swapped out
 COMPILE_S, COMPILE_GAIN = 90.0, 0.15  # what compiling costs, and what share of the time it saves
 
 
@@ -27,7 +28,8 @@ def find_batch(
     device. It stops at half of the free memory, as the next slide's batches must fit beside.
     """
     best, best_speed = 0, 0.0
-    for size in sizes or [max(8, size // views) for size in SIZES]:
+    pinned = [size for size in SIZES if size * tile_px * tile_px * 3 <= PINNED_BYTES] or SIZES[:1]
+    for size in sizes or [max(8, size // views) for size in pinned]:
         try:
             speed, used = _measure(forward, size, tile_px)
         except torch.OutOfMemoryError:

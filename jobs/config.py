@@ -159,6 +159,8 @@ def resolve(settings: Settings, contract: Mapping[str, Any] | None = None) -> Ru
         tile["channels"] = str(Channels.parse(tile["channels"]))  # one choice has one text: it is compared as text
     if contract is not None and "origin" not in contract:  # another tool's embeddings say less than settings hold
         _follow(contract, tile, embed)
+        if "pixels" in contract:
+            settings.setdefault("patches", "jpeg")
     backbone = _build(EmbedSpec, embed).entry()
     tile.setdefault("tile_px", backbone.tile_px)
     tile.setdefault("mpp", backbone.mpp[0])

@@ -18,7 +18,7 @@ from .manifest import SlideRecord
 from .progress import busy
 from .receipts import DONE, EMPTY, SKIPPED
 from .run import Outcome
-from .stages import open_fitting
+from .stages import open_unchanged
 from .stored import find_stored
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def encode_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outco
     from embedding.slide_store import open_slide_vector, write_slide_vector
 
     name, _ = find_tiles(spec.encode, folder)
-    store = open_fitting(folder.embeddings(name, record.slide_id), folder, record.slide_id)
+    store = open_unchanged(folder.embeddings(name, record.slide_id), folder, record)
     notes = check_fits(find_slide_encoder(spec.encode.encoder), store.contract)
     contract = slide_contract_of(spec.encode, store.contract)
     mark = fingerprint(ENCODE_VERSION, contract["hash"], store.fingerprint)

@@ -15,17 +15,15 @@ from numpy.typing import NDArray
 
 from heatmaps import Heatmap, OverlayStyle, draw_overlay, write_geojson
 from tiling.patches import open_patches
-from wsi.errors import SlideError, SpecError, StoreError
-from wsi.identity import slide_identity
+from wsi.errors import SpecError, StoreError
 from wsi.publish import appear_file, fingerprint, write_json
-from wsi.source import is_url
 
 from .config import RunSpec
 from .folder import RunFolder
 from .manifest import SlideRecord
 from .receipts import DONE, EMPTY, FAILED, SKIPPED
 from .run import Outcome
-from .stages import open_fitting
+from .stages import open_unchanged
 
 if TYPE_CHECKING:
     from embedding.store import EmbeddingStore
@@ -136,25 +134,11 @@ def embeddings_for(model: "TrainedModel", record: SlideRecord, folder: RunFolder
 
     path = folder.embeddings(contract_name(dict(model.contract)), record.slide_id)
     if path.exists():
-        store = open_fitting(path, folder, record.slide_id)
-        check_unchanged(record, store)
-        return store
+        return open_unchanged(path, folder, record)
     for other in sorted(folder.root.glob(f"embeddings/*/{record.slide_id}.zarr")):
         bag = load_bag(open_embeddings(other))
         require_contract(bag, model.contract, model.contract_hash, model.head.dim)
     raise StoreError(path, "this slide has no embeddings", "run `wsi embed` on it first")
-
-
-def check_unchanged(record: SlideRecord, store: "EmbeddingStore") -> None:
-    """Raise SlideError where the slide's file is there and is not the one that the embeddings are of.
-
-    Slides that are elsewhere by now need not be there, and another tool's embeddings are of no file that it knows.
-    """
-    if "origin" in store.contract or is_url(record.path) or not Path(record.path).exists():
-        return
-    if slide_identity(record.path) != store.identity:
-        problem = "it is not the slide that was embedded: its content differs"
-        raise SlideError(record.path, problem, "run `wsi tile` and `wsi embed` again")
 
 
 def write_predictions(

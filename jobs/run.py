@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import parent_process
 from pathlib import Path
 from uuid import uuid4
 
@@ -63,7 +64,9 @@ def run_one(stage: Stage, record: SlideRecord, spec: RunSpec, folder: RunFolder)
     name = stage_name(stage)
     try:
         outcome = stage(record, spec, folder)
-    except Exception as error:  # noqa: BLE001  (the one place: a failed slide is a receipt, never a stop)
+    except Exception as error:
+        if type(error).__name__ == "AcceleratorError" and parent_process() is not None:
+            raise  # a GPU's context is lost for this process: it ends, and its slides are tried again in another
         error.add_note(f"stage={name} slide={record.slide_id}")
         problem, remedy = _explain(error, record, spec)
         trace = "".join(traceback.format_exception(error))

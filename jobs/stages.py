@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedding.spec import EmbedSpec
-from tiling.patches import open_patches
+from tiling.codecs import QUALITY
+from tiling.patches import PatchStore, open_patches
 from tiling.spec import TileSpec
-from wsi.errors import BackboneError, StoreError
+from wsi.errors import BackboneError, SlideError, StoreError
+from wsi.identity import slide_identity
 from wsi.publish import fingerprint
+from wsi.source import is_url
 
 from .checks import check_native
 from .config import RunSpec
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from embedding.store import EmbeddingStore
 
 _log = logging.getLogger(__name__)
+FEATURE_FILES = (".h5", ".pt", ".npz", ".h5ad")
+AS_JPEG = f"jpeg, quality {QUALITY}"
 EMBED_VERSION = 2  # raised when the same settings begin to give other results
 
 
@@ -39,8 +44,9 @@ def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcom
     if record.mpp not in (None, tiled_mpp):
         raise StoreError(store.path, f"it was tiled at {tiled_mpp} µm/px, the manifest says {record.mpp}", TILE_AGAIN)
     check_native(spec.embed, store.grid.spec)
+    check_unchanged(record, store.identity, TILE_AGAIN)
     with busy():  # reads the weights, gigabytes of them, for their digest
-        contract = contract_of(spec.embed, store.grid.spec)
+        contract = contract_of(spec.embed, store.grid.spec, lossy_pixels(store))
     mark = fingerprint(EMBED_VERSION, contract["hash"], store.attrs["grid_fingerprint"])
     path = folder.embeddings(contract_name(contract), record.slide_id)
     there = find_stored(path, mark, spec.tile.max_failed_tiles, open_embeddings)
@@ -95,12 +101,42 @@ def _embed(record: SlideRecord, spec: RunSpec, folder: RunFolder, path: Path, fa
     return failed
 
 
-def contract_of(spec: EmbedSpec, tile: TileSpec) -> dict[str, Any]:
-    """The contract that embeddings made so are of. Finds the weights (and may fetch them), loads nothing."""
+def contract_of(spec: EmbedSpec, tile: TileSpec, pixels: str | None = None) -> dict[str, Any]:
+    """The contract that embeddings made so are of. Finds the weights (and may fetch them), loads nothing.
+
+    pixels  how pixels were changed before they are embedded: see `lossy_pixels`
+    """
     from embedding.contract import make_contract
     from embedding.weights import weights_digest, weights_of
 
-    return make_contract(spec.entry(), weights_digest(weights_of(spec)), tile, spec, precision_of(spec))
+    return make_contract(spec.entry(), weights_digest(weights_of(spec)), tile, spec, precision_of(spec), pixels)
+
+
+def lossy_pixels(store: PatchStore) -> str | None:
+    """What the store's pixels went through, where they are not the slide's own: encoded again, a cosine of 0.995."""
+    encoded = store.pixels == "jpeg" and not store.notes.get("imported")
+    return AS_JPEG if encoded else None
+
+
+def check_unchanged(record: SlideRecord, identity: str, remedy: str) -> None:
+    """Raise SlideError where the slide's file is there and is not the one with this identity: results are of another.
+
+    A slide that is elsewhere by now need not be there for what does not read it.
+    """
+    if is_url(record.path) or not Path(record.path).exists():
+        return
+    if slide_identity(record.path) != identity:
+        if Path(record.path).suffix in FEATURE_FILES:
+            remedy = "this is a file of features: give the manifest of the slides themselves"
+        raise SlideError(record.path, "it is not the slide that was tiled: its content differs", remedy)
+
+
+def open_unchanged(path: Path, folder: RunFolder, record: SlideRecord) -> "EmbeddingStore":
+    """As `open_fitting`; also raises SlideError where the slide itself was replaced since it was embedded."""
+    store = open_fitting(path, folder, record.slide_id)
+    if "origin" not in store.contract:  # another tool's embeddings are of no file that it knows
+        check_unchanged(record, store.identity, "run `wsi tile` and `wsi embed` again")
+    return store
 
 
 def open_fitting(path: Path, folder: RunFolder, slide_id: str) -> "EmbeddingStore":
@@ -128,12 +164,16 @@ def check_embedding(spec: RunSpec, wanted: Mapping[str, Any] | None = None) -> s
 
     Raises BackboneError or SpecError, also when the embeddings would be of another contract than the model's, `wanted`.
     """
-    from embedding.contract import side_by_side
+    from embedding.contract import explain_mismatch
+    from embedding.loader import check_weights
+    from embedding.stain_target import reference
+    from embedding.weights import weights_of
 
-    contract = contract_of(spec.embed, spec.tile)
+    contract = contract_of(spec.embed, spec.tile, AS_JPEG if spec.patches == "jpeg" else None)
     if wanted is not None and contract["hash"] != wanted["hash"]:
-        problem = f"its embeddings would be of contract {contract['hash']}, the model is of {wanted['hash']}"
-        table = side_by_side(contract, wanted, ("these settings", "the model"))
-        remedy = "give the weights and settings that the model was trained with"
-        raise BackboneError(spec.embed.backbone, f"{problem}\n\n{table}\n", remedy)
+        problem, remedy = explain_mismatch(contract, wanted, ("these settings", "the model"))
+        raise BackboneError(spec.embed.backbone, problem, remedy)
+    check_weights(spec.embed.entry(), weights_of(spec.embed))
+    if spec.embed.stain.method != "none":
+        reference(spec.embed.stain)
     return choice(spec.embed)

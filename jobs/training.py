@@ -10,7 +10,7 @@ from .config import RunSpec
 from .folder import RunFolder
 from .manifest import SlideRecord
 from .receipts import FAILED, latest, read_receipts
-from .stages import contract_of, has_fitting, open_fitting
+from .stages import AS_JPEG, contract_of, has_fitting, open_unchanged
 
 if TYPE_CHECKING:
     from mil.bag import Bag
@@ -41,7 +41,9 @@ def embeddings_folder(spec: RunSpec) -> str:
     """Name of the folder of embeddings that the settings name, or ask for."""
     from embedding.contract import contract_name
 
-    return spec.features or contract_name(contract_of(spec.embed, spec.tile))
+    return spec.features or contract_name(
+        contract_of(spec.embed, spec.tile, AS_JPEG if spec.patches == "jpeg" else None)
+    )
 
 
 def train_model(
@@ -68,7 +70,7 @@ def load_bags(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder) 
     where = embeddings_folder(spec)
     return [
         load_bag(
-            open_fitting(folder.embeddings(where, record.slide_id), folder, record.slide_id),
+            open_unchanged(folder.embeddings(where, record.slide_id), folder, record),
             record.label,
             record.patient_id,
             record.case_id,

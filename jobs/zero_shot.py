@@ -31,7 +31,7 @@ from .manifest import SlideRecord
 from .model_stages import as_cell, table_rows
 from .receipts import DONE, EMPTY, FAILED, SKIPPED
 from .run import Outcome
-from .stages import open_fitting
+from .stages import open_unchanged
 
 if TYPE_CHECKING:
     from embedding.store import EmbeddingStore
@@ -160,7 +160,7 @@ def zero_shot_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Ou
     path = folder.embeddings(contract_name(described.contract), record.slide_id)
     if not path.exists():
         raise StoreError(path, "this slide has no embeddings", "run `wsi embed` on it first")
-    store = open_fitting(path, folder, record.slide_id)
+    store = open_unchanged(path, folder, record)
     mark = fingerprint(VERSION, described.mark, store.fingerprint, spec.heatmap.max_px)
     target = folder.predictions(described.name).with_suffix("") / f"{record.slide_id}.json"
     drawn = [folder.heatmap(described.name, record.slide_id), folder.overlay(described.name, record.slide_id)]

@@ -67,6 +67,14 @@ def test_embeddings_of_a_slide_that_was_replaced_are_not_used(run):
     slide = run.manifest.parent / "synthetic-03-a.svs"
     write_synthetic_slide(slide, SyntheticSpec(seed=99, width_px=1024, height_px=1024))
     options = ["-o", run.run, "--executor", "serial"]
+    for command in (
+        ["predict", "-m", run.model, *options],
+        ["heatmap", "-m", run.model, *options],
+        ["encode", *options[:2]],
+    ):
+        text = wsi(command[0], run.manifest, *command[1:], code=1)
+        assert "it is not the slide that was tiled: its content differs" in text
+    assert "its content differs" in wsi("train", run.manifest, "-o", run.run, "-n", "b", code=2)
     wsi("tile", run.manifest, *options)
     for command in ("predict", "heatmap"):
         text = wsi(command, run.manifest, "-m", run.model, *options, code=1)

@@ -201,3 +201,22 @@ def test_stains_are_fitted_on_tiles_and_a_slide_without_any_keeps_its_colours(tm
     assert same == {"pink": False, "grey": True}
     assert found["pink"].contract["stain"]["method"] == "macenko"
     assert [name for name, store in found.items() if "stain_problem" in store.attrs] == ["grey"]
+
+
+def test_pixels_that_were_encoded_again_are_another_contract_and_raw_ones_are_not(cohort, run):
+    assert {one.status for one in embed(cohort, run, spec_of())} == {"done"}
+    for patches, status in (("raw", "skipped"), ("jpeg", "done")):
+        kept = replace(spec_of(), patches=patches)
+        run_stage(tile_slide, [SlideRecord("a", cohort / "a.svs", "a", "a")], kept, RunFolder(run))
+        assert [one.status for one in embed(cohort, run, kept)] == [status, "skipped", "skipped"]
+    found = [open_embeddings(path).contract.get("pixels") for path in sorted((run / "embeddings").glob("*/a.zarr"))]
+    assert sorted(found, key=str) == [None, "jpeg, quality 90"]
+
+
+def test_a_slide_that_was_replaced_is_not_taken_for_the_one_that_was_embedded(cohort, run, tmp_path):
+    shutil.copytree(cohort, tmp_path / "cohort")
+    assert {one.status for one in embed(tmp_path / "cohort", run, spec_of())} == {"done"}
+    shutil.copy(cohort / "b.svs", tmp_path / "cohort" / "a.svs")
+    again = embed(tmp_path / "cohort", run, spec_of())
+    assert [one.status for one in again] == ["failed", "skipped", "skipped"]
+    assert again[0].problem == "it is not the slide that was tiled: its content differs"
