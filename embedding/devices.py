@@ -17,6 +17,8 @@ def find_devices(wanted: str = "auto") -> tuple[str, ...]:
     """
     if wanted != "auto":
         names = tuple(name.strip() for name in wanted.split(","))
+        if "" in names:
+            raise SpecError("--device", f"{wanted!r} has no name where a comma asks for one", "leave the comma out")
         for name in dict.fromkeys(names):
             _check(name)
         return names

@@ -108,7 +108,7 @@ def check_weights(backbone: Backbone, path: Path) -> None:
     with torch.device("meta"):
         network = family.create(backbone)
     state = _renamed(backbone, read_state(path, mapped=True), network, path)
-    _compare(network.state_dict(), state, family.UNUSED, backbone.name, path)
+    compare(network.state_dict(), state, family.UNUSED, backbone.name, path)
 
 
 def create_unfilled(create: Callable[[], nn.Module]) -> nn.Module:
@@ -126,8 +126,20 @@ def fill(network: nn.Module, state: dict[str, Tensor], unused: str, name: str, p
     tensors that match `unused` may be there beside them.
     """
     expected = network.state_dict()
-    _compare(expected, state, unused, name, path)
+    compare(expected, state, unused, name, path)
     network.load_state_dict({key: state[key].float() for key in expected}, assign=True)
+
+
+def compare(expected: dict[str, Tensor], state: dict[str, Tensor], unused: str, name: str, path: Path) -> None:
+    """Raise BackboneError, naming which, unless names and shapes in `state` are the `expected`; see `fill`."""
+    missing = sorted(set(expected) - set(state))
+    wrong = sorted(key for key in set(expected) & set(state) if expected[key].shape != state[key].shape)
+    left = sorted(key for key in set(state) - set(expected) if not re.match(unused, key))
+    if missing or wrong or left:
+        parts = (f"{len(names)} tensor{'s' * (len(names) > 1)} {what} (such as {', '.join(names[:3])})"
+                 for what, names in (("missing", missing), ("of another shape", wrong), ("unknown", left))
+                 if names)  # fmt: skip
+        raise BackboneError(path, f"not the weights of {name}: {', '.join(parts)}", "give the right file")
 
 
 def _renamed(backbone: Backbone, state: dict[str, Tensor], network: nn.Module, path: Path) -> dict[str, Tensor]:
@@ -138,14 +150,3 @@ def _renamed(backbone: Backbone, state: dict[str, Tensor], network: nn.Module, p
         problem = f"not the weights of {backbone.name}: {type(error).__name__} when its tensors were renamed ({error})"
         raise BackboneError(path, problem, "give the right file") from error
     return renamed
-
-
-def _compare(expected: dict[str, Tensor], state: dict[str, Tensor], unused: str, name: str, path: Path) -> None:
-    missing = sorted(set(expected) - set(state))
-    wrong = sorted(key for key in set(expected) & set(state) if expected[key].shape != state[key].shape)
-    left = sorted(key for key in set(state) - set(expected) if not re.match(unused, key))
-    if missing or wrong or left:
-        parts = (f"{len(names)} tensor{'s' * (len(names) > 1)} {what} (such as {', '.join(names[:3])})"
-                 for what, names in (("missing", missing), ("of another shape", wrong), ("unknown", left))
-                 if names)  # fmt: skip
-        raise BackboneError(path, f"not the weights of {name}: {', '.join(parts)}", "give the right file")

@@ -157,6 +157,13 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
+def in_words(stated: str | None, found: str) -> str:
+    """What the sha256 that an entry states says of the one that was found."""
+    if stated is None:
+        return "its entry states none to compare with"
+    return "as its entry states" if stated == found else "not that of the authors' file"
+
+
 @lru_cache(maxsize=64)
 def _digest(path: Path, size: int, modified_ns: int) -> str:
     with path.open("rb") as stream:

@@ -55,9 +55,12 @@ def test_the_list_has_a_line_for_every_model_in_80_columns(hub):
     assert max(map(len, lines)) <= 80
     assert {line.split()[0] for line in lines if line} >= {*BACKBONES, *SLIDE_ENCODERS}
     (line,) = (line for line in lines if line.startswith(LITE0))
-    assert line.split() == [LITE0, "*", "1280", "224", "0.25–2", "fp32", "yes", "Apache-2.0"]
+    assert line.split() == [LITE0, "*", "1280", "224", "0.25–2", "yes", "Apache-2.0"]
     (line,) = (line for line in lines if line.startswith("uni "))
-    assert line.split() == ["uni", "1024", "256", "0.5", "fp16", "yes", "no", "CC-BY-NC-ND-4.0"]
+    assert line.split() == ["uni", "1024", "256", "0.5", "yes", "no", "CC-BY-NC-ND-4.0"]
+    starred = [" * " in line for line in lines[1 : len(BACKBONES)]]  # tiny, which the test added, is after them
+    assert starred == sorted(starred)  # those that are not of pathology come last
+    assert next(line for line in lines if line.startswith("plip ")).endswith(" none stated …")
     listed = json.loads(wsi("backbones", "list", "--json"))
     assert [entry["name"] for entry in listed] == [*BACKBONES, *SLIDE_ENCODERS]
 
@@ -77,6 +80,11 @@ def test_everything_can_be_shown(hub):
         assert entry.paper in text
     text = " ".join(wsi("backbones", "show", "uni").split())
     assert f"accept the terms at {hub.url}/MahmoodLab/UNI, set HF_TOKEN, then `wsi backbones fetch uni`" in text
+    assert "224 px at 0.25, 0.5, 1 or 2 µm/px" in wsi("backbones", "show", LITE0)
+    assert wsi("backbones", "show", "ctranspath").count("https://drive.google.com") == 1
+    assert wsi("backbones", "fetch", "ctranspath", code=2).count("https://drive.google.com") == 1
+    assert "it is a slide encoder" in wsi("backbones", "verify", "titan", code=2)
+    assert "'cpu,' has no name" in wsi("backbones", "verify", LITE0, "--device", "cpu,", code=2)
     assert "did you mean uni or uni2-h" in wsi("backbones", "show", "uni2", code=2)
 
 
@@ -207,7 +215,7 @@ def sound(tmp_path_factory):
     """A bundle of a file given by hand."""
     folder = tmp_path_factory.mktemp("sound")
     with pytest.MonkeyPatch.context() as patch, hub_in_use(folder, patch) as server:
-        server.commit("lab/tiny", model__safetensors=save({"w": torch.zeros(9)}), LICENSE=b"terms")
+        server.commit("lab/tiny", model__safetensors=save(build(tiny(), None).network.state_dict()), LICENSE=b"terms")
         patch.setitem(BACKBONES, "tiny", tiny())
         wsi("backbones", "fetch", "tiny")
         wsi("backbones", "export", "tiny", "-o", folder / "b.tar")
@@ -249,13 +257,32 @@ def test_a_folder_with_a_link_is_no_bundle(sound, tmp_path, monkeypatch):
 def test_weights_given_by_hand_can_be_carried_too(tmp_path, monkeypatch):
     monkeypatch.setenv("SLIDESTREAM_HOME", str(tmp_path / "home"))
     monkeypatch.setitem(BACKBONES, "tiny", tiny(weights="file:https://example.org/download"))
-    (tmp_path / "my weights (2).pth").write_bytes(b"some weights")
+    torch.save(build(tiny(), None).network.state_dict(), tmp_path / "my weights (2).pth")
     given = ["--weights", tmp_path / "my weights (2).pth"]
-    wsi("backbones", "export", "tiny", "-o", tmp_path / "b.tar", *given)
+    seen = wsi("backbones", "export", "tiny", "-o", tmp_path / "b.tar", *given)
+    assert "its entry states none to compare with" in seen
     assert "are of one NAME" in wsi("backbones", "export", "tiny", LITE0, "-o", tmp_path / "c.tar", *given, code=2)
     wsi("backbones", "import", tmp_path / "b.tar")
-    assert find_weights(tiny(weights="file:https://example.org/download")).read_bytes() == b"some weights"
+    assert find_weights(tiny(weights="file:https://example.org/download")).read_bytes() == given[1].read_bytes()
     assert "https://example.org/download" in (weights_home() / "tiny" / "TERMS.txt").read_text()
+
+
+def test_a_bundle_holds_no_weights_of_another_network_nor_ones_own(hub, tmp_path, monkeypatch):
+    state = build(tiny(), None).network.state_dict()
+    mine, other = tmp_path / "mine.safetensors", tmp_path / "other.safetensors"
+    mine.write_bytes(save(state))
+    other.write_bytes(save({**state, "foo.bar": torch.zeros(2)}))
+    export = ["backbones", "export", "tiny", "-o", tmp_path / "b.tar", "--weights"]
+    assert "1 tensor unknown (such as foo.bar)" in wsi(*export, other, code=2)
+    export[2] = "madeleine"
+    assert "not the weights of madeleine" in wsi(*export, other, code=2)
+    export[2] = "tiny"
+    monkeypatch.setitem(BACKBONES, "tiny", tiny(sha256="0" * 64))
+    assert "copy your own weights as they are" in wsi(*export, mine, code=2)
+    assert not (tmp_path / "b.tar").exists()
+    verify = ["backbones", "verify", "tiny", "--device", "cpu", "--weights", mine]
+    assert "with --own-weights" in wsi(*verify, code=2)
+    assert "not that of the authors' file" in wsi(*verify, "--own-weights")
 
 
 def test_golden_tiles_are_the_same_bytes_everywhere():

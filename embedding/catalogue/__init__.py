@@ -5,4 +5,7 @@ from .own_networks import OWN_NETWORKS
 from .pathology import PATHOLOGY
 from .vision_language import VISION_LANGUAGE
 
-ENTRIES = (*PATHOLOGY, *OWN_NETWORKS, *VISION_LANGUAGE, *GENERAL)
+# those that are not of pathology come last, whichever table they are in
+ENTRIES = sorted(
+    (*GENERAL, *PATHOLOGY, *OWN_NETWORKS, *VISION_LANGUAGE), key=lambda entry: not entry.domain.startswith("pathology")
+)

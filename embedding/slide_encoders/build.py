@@ -13,7 +13,7 @@ from torch import nn
 
 from wsi.errors import BackboneError, SpecError
 
-from ..loader import create_unfilled, fill
+from ..loader import compare, create_unfilled, fill
 from ..weights import read_state
 from . import remote
 from .encoder import SlideEncoder
@@ -84,6 +84,17 @@ def build_encoder(
     network = create_unfilled(lambda: module.create(encoder))
     fill(network, module.rename(read_state(weights)), module.UNUSED, encoder.name, weights)
     return SlideModel(encoder, network, device, precision)
+
+
+def check_encoder(encoder: SlideEncoder, weights: Path) -> None:
+    """Compare a weights file with the network of an encoder without code: names and shapes of its tensors. Raises
+    BackboneError, naming which, unless they fit exactly.
+    """
+    module = import_module(f".{ARCHITECTURES[encoder.arch]}", __package__)
+    with torch.device("meta"):
+        network = module.create(encoder)
+    state = module.rename(read_state(weights, mapped=True))
+    compare(network.state_dict(), state, module.UNUSED, encoder.name, weights)
 
 
 def choose_precision(encoder: SlideEncoder, wanted: str, device: str) -> str:
