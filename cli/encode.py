@@ -41,6 +41,11 @@ ENCODE = {
         Annotated[Path | None, option("File or folder with its weights", panel=ENCODERS, takes="FILE")],
         at("encode.weights"),
     ),
+    "own_weights": Setting(
+        Annotated[bool | None, option("They are not those that the authors published, but your own",
+                                      "--own-weights/--no-own-weights", panel=ENCODERS)],
+        at("encode.own_weights"),
+    ),
     "trust_remote_code": Setting(
         Annotated[bool | None, option("Let Python code that came with the weights run", "--trust-remote-code",
                                       panel=ENCODERS)],

@@ -159,7 +159,7 @@ def resolve(settings: Settings, contract: Mapping[str, Any] | None = None) -> Ru
         tile["channels"] = str(Channels.parse(tile["channels"]))  # one choice has one text: it is compared as text
     if contract is not None and "origin" not in contract:  # another tool's embeddings say less than settings hold
         _follow(contract, tile, embed)
-        if "pixels" in contract:
+        if "quality" in str(contract.get("pixels")):  # patches that were kept so, not tile images that were imported
             settings.setdefault("patches", "jpeg")
     backbone = _build(EmbedSpec, embed).entry()
     tile.setdefault("tile_px", backbone.tile_px)

@@ -113,9 +113,11 @@ def contract_of(spec: EmbedSpec, tile: TileSpec, pixels: str | None = None) -> d
 
 
 def lossy_pixels(store: PatchStore) -> str | None:
-    """What the store's pixels went through, where they are not the slide's own: encoded again, a cosine of 0.995."""
-    encoded = store.pixels == "jpeg" and not store.notes.get("imported")
-    return AS_JPEG if encoded else None
+    """What the store's pixels went through, where they are not the slide's own: what is encoded again is embedded at a
+    cosine of 0.995."""
+    if store.notes.get("imported"):
+        return None if store.pixels == "raw" else "jpeg files"
+    return AS_JPEG if store.pixels == "jpeg" else None
 
 
 def check_unchanged(record: SlideRecord, identity: str, remedy: str) -> None:

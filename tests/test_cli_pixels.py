@@ -80,8 +80,8 @@ def test_a_model_refuses_colours_it_was_not_trained_on(trained, coloured):
     run = coloured / "srgb"
     text = wsi("run", coloured / "a.tif", "-o", run, "-m", trained.model, "--icc", "srgb", code=2)
     assert "icc: srgb was asked for, the model was trained on none" in text
-    text = wsi("predict", coloured / "a.tif", "-o", run, "-m", trained.model, code=1)
-    assert "differing: icc srgb instead of none" in text.replace("'", "")
+    text = wsi("predict", coloured / "a.tif", "-o", run, "-m", trained.model, code=2)
+    assert ["≠", "icc", "srgb", "none"] in [line.split() for line in text.splitlines()]
 
 
 def write_fluorescence(path):
@@ -213,7 +213,7 @@ def test_cheap_levels_are_other_pixels_of_the_same_tiles(tmp_path):
 def assert_is_one_slide(source, run, slide_id, *options):
     """`source` is one slide, which is tiled on its tissue; a dry run says so, too."""
     text = wsi("tile", source, "-o", run, *PX, *options, "--dry-run")
-    assert text.startswith("1 slides with ")
+    assert "1 slides with " in text
     assert "1 done" in wsi("tile", source, "-o", run, *PX, *options)
     found = corners(run, slide_id)
     assert f"1 slides with {len(found)} tiles" in text

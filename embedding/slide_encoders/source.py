@@ -23,7 +23,7 @@ def find_encoder_weights(encoder: SlideEncoder, spec: EncodeSpec) -> Path | None
         return None
     given = Path(spec.weights) if spec.weights else None
     if not encoder.remote_code:
-        return find_weights(encoder, given, spec.offline)
+        return find_weights(encoder, given, spec.offline, spec.own_weights)
     require_trust(encoder, spec.trust_remote_code, given)
     if given is None:
         return snapshot(encoder.weights.removeprefix("hf-hub:"), encoder.revision, PATTERNS, spec.offline)

@@ -17,6 +17,7 @@ class EncodeSpec:
     backbone           whose embeddings are pooled by `mean`, which takes any; None takes the only ones there are
     features           which embeddings: a folder's name in RUN/embeddings; None finds the one that fits
     weights            file or folder to load instead of the entry's own source
+    own_weights        these are not the weights that the authors published: their checksum is not expected
     device             auto, cpu, cuda, cuda:1, mps
     offline            make no network call
     trust_remote_code  run the Python code that came with the weights, where the entry needs it
@@ -27,6 +28,7 @@ class EncodeSpec:
     backbone: str | None = None
     features: str | None = None
     weights: str | None = None
+    own_weights: bool = False
     device: str = "auto"
     offline: bool = False
     trust_remote_code: bool = False
