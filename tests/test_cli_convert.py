@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedding.contract import contract_name
-from embedding.contract import differing
+from embedding.contract import contract_name, differing
 from embedding.store import open_embeddings
 from jobs.config import resolve
 from jobs.folder import RunFolder
