@@ -72,12 +72,12 @@ def warn_off_native(job: "Job", tiled: bool = False) -> None:
 
     tiled  the tiles are those that are there already, else those that the settings ask for
     """
-    from jobs.checks import check_native, tiled_as
+    from jobs.checks import check_native, tiled_first
 
     from .console import err
 
-    tile = tiled_as(job.records, job.folder) if tiled else None
-    for text in check_native(job.spec.embed, tile or job.spec.tile):
+    store = tiled_first(job.records, job.folder) if tiled else None
+    for text in check_native(job.spec.embed, job.spec.tile if store is None else store.grid.spec):
         err.print("[yellow]warning[/] ", end="")
         err.print(text, markup=False)
 
@@ -160,10 +160,26 @@ def _finish(job: "Job", stage: "Stage", dry_run: bool = False) -> None:
     run_shown(job, stage)
     if stage.__name__ == "predict_slide":
         say(f"predictions: {write_table(job)}")
+    if stage.__name__ == "embed_slide" and (place := where_embedded(job)) is not None:
+        say(f"embeddings: {place}")
     if stage.__name__ == "tile_slide":
         say(f"tissue: {make_contact_sheet(job.folder, facts['command'])}")
     write_run(job.folder, facts)
     raise typer.Exit(print_failures(job))
+
+
+def where_embedded(job: "Job") -> Path | None:
+    """The folder that the slides' embeddings are in, by the first slide that is tiled."""
+    from embedding.contract import contract_name
+    from jobs.checks import tiled_first
+    from jobs.stages import contract_of, lossy_pixels
+
+    store = tiled_first(job.records, job.folder)
+    if store is None:
+        return None
+    return job.folder.embeddings(
+        contract_name(contract_of(job.spec.embed, store.grid.spec, lossy_pixels(store))), ""
+    ).parent
 
 
 def settings_of(job: "Job") -> dict[str, Any]:

@@ -56,6 +56,7 @@ def train(
     chosen, contract = choose_features(settings, features, folder)
     made_here = "origin" not in contract  # embeddings of another tool say less than settings hold
     spec = resolve({**settings, "features": chosen}, contract if made_here else None)
+    say(f"embeddings: {folder.root / 'embeddings' / chosen}", style="dim")
     if dry_run:
         say(describe_cohort(records, spec, folder) + "; nothing was done.")
         raise typer.Exit(0)

@@ -107,7 +107,7 @@ def _read_state(path: Path) -> "dict[str, torch.Tensor]":
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
-        state = load_file(path)
+        state = {name: value.clone() for name, value in load_file(path).items()}  # the file may be written over
     else:
         import torch
 

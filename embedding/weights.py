@@ -186,7 +186,7 @@ def read_state(path: Path, mapped: bool = False) -> "dict[str, Tensor]":
     import torch
 
     _refuse_stand_ins(path)
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path, mapped)
+    state = (_read_safetensors if path.suffix == ".safetensors" else _read_pickle)(path, mapped)
     for key in ("state_dict", "model", "teacher"):  # wrappers seen around published weights
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -198,12 +198,13 @@ def read_state(path: Path, mapped: bool = False) -> "dict[str, Tensor]":
     return {name.removeprefix("module.").removeprefix("backbone."): value for name, value in tensors.items()}
 
 
-def _read_safetensors(path: Path) -> Any:
+def _read_safetensors(path: Path, mapped: bool) -> Any:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        state = load_file(path)  # maps the file: one that is written over would change the network at work
+        return state if mapped else {name: value.clone() for name, value in state.items()}
     except SafetensorError as error:
         raise BackboneError(path, f"it is a damaged safetensors file ({error})", "fetch it again") from error
 

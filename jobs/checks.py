@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from embedding.contract import contract_name, explain_mismatch, off_native
 from embedding.spec import EmbedSpec
 from embedding.store import open_embeddings
-from tiling.patches import open_patches
+from tiling.patches import PatchStore, open_patches
 from tiling.spec import TileSpec
 from wsi.errors import BackboneError, SpecError
 
@@ -57,11 +57,11 @@ def check_contract(model: "TrainedModel", folder: RunFolder) -> None:
     raise BackboneError(folder.root, problem, remedy)
 
 
-def tiled_as(records: Sequence[SlideRecord], folder: RunFolder) -> TileSpec | None:
-    """How the slides were tiled, by the first that is; None where none is yet."""
+def tiled_first(records: Sequence[SlideRecord], folder: RunFolder) -> PatchStore | None:
+    """The tiles of the first slide that has any; None where none is tiled yet."""
     paths = (folder.tiles(record.slide_id) for record in records)
     there = next((path for path in paths if (path / "zarr.json").is_file()), None)
-    return None if there is None else open_patches(there).grid.spec
+    return None if there is None else open_patches(there)
 
 
 def _check_places(spec: RunSpec, records: Sequence[SlideRecord]) -> None:

@@ -331,3 +331,13 @@ def test_what_surrounds_published_weights_is_taken_off(tmp_path):
         state = read_state(tmp_path / name)
         assert list(state) == ["w"]
         assert torch.equal(state["w"], value)
+
+
+def test_weights_in_use_are_not_those_of_a_file_that_is_written_over(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"w": torch.ones(1000)}, path)
+    state = read_state(path)
+    with path.open("r+b") as stream:  # in place, as cp does
+        stream.write(path.read_bytes()[:-4000] + bytes(4000))
+    assert read_state(path)["w"].sum() == 0
+    assert state["w"].sum() == 1000
