@@ -1,5 +1,6 @@
 """The tile stage: one slide in, its tissue, tiles and their quality out, and what a person looks at."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -124,10 +125,14 @@ def tile_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome
 
 def imported_tiles(path: Path, record: SlideRecord) -> PatchStore | None:
     """The tiles of the record, where they are pictures that were imported and are there: there is no slide to tile."""
-    if not (path / "zarr.json").is_file() or is_url(record.path):
+    try:
+        said = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]["notes"].get("imported")
+    except (OSError, ValueError, KeyError, AttributeError):  # not there, or damaged: it is to be made
+        return None
+    if not said or is_url(record.path):
         return None
     store = open_patches(path)
-    return store if store.notes.get("imported") and slide_identity(record.path) == store.identity else None
+    return store if slide_identity(record.path) == store.identity else None
 
 
 def plan_slide(record: SlideRecord, spec: RunSpec, slide: Slide) -> Planned:

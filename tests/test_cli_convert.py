@@ -338,3 +338,15 @@ def test_what_makes_no_sense_together_is_refused(embedded, tmp_path):
     assert "out of range" in wsi("convert", tmp_path, "--to", "run", "-o", tmp_path / "r", "--slide-mpp", 99, code=2)
     assert "no such file" in wsi("convert", tmp_path / "x", "--to", "run", "-o", tmp_path / "r", code=2)
     assert "no tile images" in wsi("convert", tmp_path, "--to", "run", "-o", tmp_path / "r", code=2)
+
+
+def test_a_run_over_imported_tiles_takes_them_as_they_are(tmp_path):
+    folder = tmp_path / "tiles" / "s1"
+    folder.mkdir(parents=True)
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}_x{64 * (number % 2)}_y{64 * (number // 2)}.png")
+    run = tmp_path / "run"
+    wsi("convert", tmp_path / "tiles", "--to", "run", "-o", run, "--tile-mpp", 0.5)
+    wsi("run", run / "slides.csv", "-o", run)
+    assert (statuses(run), statuses(run, "embed")) == ({"s1": "skipped"}, {"s1": "done"})
