@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from typing import Annotated
 
 import typer
@@ -59,8 +60,11 @@ app.add_typer(backbones.app, rich_help_panel="This machine")
 
 def main() -> None:
     """Entry point: an error that the engine raised on purpose is a line and exit code 2."""
+    from jobs.interrupt import listen
     from wsi.errors import EngineError
 
+    if threading.current_thread() is threading.main_thread():
+        listen()
     # GNU OpenMP's idle threads spin by default, and where cores are shared with other work each small step of a
     # training then waits for a thread that is not running (measured: 108 s, not 5.6 s). Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

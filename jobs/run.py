@@ -20,6 +20,7 @@ from wsi.source import shown
 
 from .config import RunSpec
 from .folder import RunFolder, now
+from .interrupt import heed
 from .last_words import MORE_MEMORY, Death, out_of_memory
 from .manifest import SlideRecord
 from .receipts import FAILED, Receipt, append_receipt
@@ -138,6 +139,7 @@ def run_stage(
 
     if spec.jobs.executor == "serial":
         for record in records:
+            heed()
             keep(run_one(stage, record, spec, folder))
     elif records:
         with _notes(folder.root) as notes, _workers(stage, len(records), spec, folder, notes) as workers:
@@ -171,6 +173,7 @@ def _drain(
     queue = deque(records)
     deaths: dict[str, Death] = {}
     while queue or workers.busy:
+        heed()
         while queue and workers.busy < at_once:
             record = queue.popleft()
             workers.submit(record.slide_id, record)
