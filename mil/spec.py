@@ -1,6 +1,8 @@
 """What a head is and how it is trained, as data. No torch here: recipes and the command line read these fields."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from wsi.errors import SpecError
 
@@ -9,25 +11,34 @@ from wsi.errors import SpecError
 class HeadSpec:
     """Shape of a head.
 
-    name       key in HEADS
-    dim        length of a tile's embedding
-    classes    number of classes, >= 2
-    hidden     width of the projected tile
-    attention  width of the attention branch (heads that have one)
-    dropout    [0, 1), on projected tiles and on the pooled vector
+    name        key in HEADS
+    dim         length of a tile's embedding
+    outputs     number of logits, >= 1: what the task asks for
+    hidden      width of the projected tile
+    attention   width of the attention branch (heads that have one)
+    dropout     [0, 1), on projected tiles and on the pooled vector
+    options     the head's own parameters by name, such as k for CLAM; each head's constructor lists them
+    covariates  numbers a bag brings beside its tiles; they add to the logits
+    blocks      lengths of the parts of the embedding that come from different backbones, where each has a head of its
+                own and logits are averaged (late fusion); empty for one head over all of it
     """
 
     name: str
     dim: int
-    classes: int
+    outputs: int
     hidden: int = 128
     attention: int = 64
     dropout: float = 0.25
+    options: Mapping[str, Any] = field(default_factory=dict)
+    covariates: int = 0
+    blocks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for field in ("dim", "hidden", "attention"):
-            _at_least(field, getattr(self, field), 1)
-        _at_least("classes", self.classes, 2)
+        for name in ("dim", "outputs", "hidden", "attention"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("covariates", self.covariates, 0)
+        if self.blocks and sum(self.blocks) != self.dim:
+            raise SpecError("blocks", f"{self.blocks} do not add up to {self.dim}", "give the length of each backbone")
         _share("dropout", self.dropout)
 
 

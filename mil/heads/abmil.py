@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from ..spec import HeadSpec
-from .output import MILOutput
+from .head import Head, MILOutput
 
 
-class ABMIL(nn.Module):
+class ABMIL(Head):
     """Gated attention-based MIL (Ilse, Tomczak & Welling, ICML 2018, equation 9), attention softmaxed over the bag."""
 
     def __init__(self, spec: HeadSpec):
@@ -16,10 +16,10 @@ class ABMIL(nn.Module):
         self.value = nn.Linear(spec.hidden, spec.attention)
         self.gate = nn.Linear(spec.hidden, spec.attention)
         self.score = nn.Linear(spec.attention, 1)
-        self.classify = nn.Sequential(nn.Dropout(spec.dropout), nn.Linear(spec.hidden, spec.classes))
+        self.classify = nn.Sequential(nn.Dropout(spec.dropout), nn.Linear(spec.hidden, spec.outputs))
 
-    def forward(self, features: Tensor, mask: Tensor) -> MILOutput:
-        """features (B, N, D) float; mask (B, N) bool, True is a real tile; every bag has at least one."""
+    def forward(self, features: Tensor, mask: Tensor, xy: Tensor | None = None) -> MILOutput:
+        """See Head.forward."""
         hidden = self.project(features.to(self.score.weight.dtype))  # (B, N, H)
         score = self.score(torch.tanh(self.value(hidden)) * torch.sigmoid(self.gate(hidden)))  # (B, N, 1)
         attention = score.squeeze(-1).masked_fill(~mask, -torch.inf).softmax(dim=1)  # (B, N)

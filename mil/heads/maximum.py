@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from ..spec import HeadSpec
-from .output import MILOutput
+from .head import Head, MILOutput
 
 
-class MaxPool(nn.Module):
+class MaxPool(Head):
     """Maximum over tiles of each hidden unit, then a linear classifier (MI-Net; Wang et al., Pattern Recognition 2018).
 
     The head has no attention weights. What is returned in their place is each tile's share of the maxima: the part
@@ -18,10 +18,10 @@ class MaxPool(nn.Module):
     def __init__(self, spec: HeadSpec):
         super().__init__()
         self.project = nn.Sequential(nn.Linear(spec.dim, spec.hidden), nn.ReLU(), nn.Dropout(spec.dropout))
-        self.classify = nn.Linear(spec.hidden, spec.classes)
+        self.classify = nn.Linear(spec.hidden, spec.outputs)
 
-    def forward(self, features: Tensor, mask: Tensor) -> MILOutput:
-        """features (B, N, D) float; mask (B, N) bool, True is a real tile; every bag has at least one."""
+    def forward(self, features: Tensor, mask: Tensor, xy: Tensor | None = None) -> MILOutput:
+        """See Head.forward."""
         hidden = self.project(features.to(self.classify.weight.dtype))  # (B, N, H)
         hidden = hidden.masked_fill(~mask.unsqueeze(-1), -torch.inf)
         pooled = hidden.amax(dim=1)  # (B, H)

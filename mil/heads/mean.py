@@ -3,19 +3,19 @@
 from torch import Tensor, nn
 
 from ..spec import HeadSpec
-from .output import MILOutput
+from .head import Head, MILOutput
 
 
-class MeanPool(nn.Module):
+class MeanPool(Head):
     """Mean of the projected tiles, then a linear classifier. Attention is uniform: 1/n on each of n real tiles."""
 
     def __init__(self, spec: HeadSpec):
         super().__init__()
         self.project = nn.Sequential(nn.Linear(spec.dim, spec.hidden), nn.ReLU(), nn.Dropout(spec.dropout))
-        self.classify = nn.Linear(spec.hidden, spec.classes)
+        self.classify = nn.Linear(spec.hidden, spec.outputs)
 
-    def forward(self, features: Tensor, mask: Tensor) -> MILOutput:
-        """features (B, N, D) float; mask (B, N) bool, True is a real tile; every bag has at least one."""
+    def forward(self, features: Tensor, mask: Tensor, xy: Tensor | None = None) -> MILOutput:
+        """See Head.forward."""
         hidden = self.project(features.to(self.classify.weight.dtype))  # (B, N, H)
         attention = mask.to(hidden.dtype) / mask.sum(dim=1, keepdim=True).to(hidden.dtype)  # (B, N)
         return MILOutput(self.classify((attention.unsqueeze(-1) * hidden).sum(dim=1)), attention)
