@@ -26,34 +26,45 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class CohortRow:
-    """A bag the model was made from. `fold` is the one model that did not see it; fold and softmax are None for an
-    empty bag, which no model saw. `softmax` (C,) is that model's output for it, out of fold."""
+    """A bag the model was made from.
 
-    slide_id: str
+    bag     its name: the slides it is made of
+    truth   what the manifest says of it, as text
+    folds   places in `weights` of the networks that did not see it, one for each repeat of the cross-validation; empty
+            for a bag without tiles, which no network saw
+    logits  (O,), mean of what those networks say of it; None for a bag without tiles
+    """
+
+    bag: str
+    slide_ids: tuple[str, ...]
     patient_id: str | None
     case_id: str | None
     identity: str
-    label: str
+    truth: str
     tiles: int
-    fold: int | None
-    softmax: tuple[float, ...] | None
+    folds: tuple[int, ...]
+    logits: tuple[float, ...] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainedModel:
-    """One model per fold, with all that is needed to use them and to judge them.
+    """One network per fold (and repeat), with all that is needed to use them and to judge them.
 
-    classes   in the order of logits and softmax; with two, the last is the positive one
-    contract  of the embeddings it was trained on, and its hash
-    span_px   tile sides in level-0 pixels that occur in the cohort (they differ with the slides' resolution)
-    weights   per fold: name → array, standardisation included
-    folds     per fold: bags in training, validation and test, epochs run, best epoch, losses, test AUROC
-    metrics   `Evaluation.as_dict()` of the out-of-fold predictions
+    task        what is predicted; its classes are in the order of the outputs, the positive one last
+    contract    of the embeddings it was trained on, and its hash
+    span_px     tile sides in level-0 pixels that occur in the cohort (they differ with the slides' resolution)
+    weights     per network: name → array, standardisation included
+    folds       per network: repeat and fold, bags in training, validation and test, epochs run, best epoch, losses
+    metrics     `evaluation.judge` of the out-of-fold predictions
+    calibrator  makes probabilities of logits; fitted on out-of-fold logits. Its method is `none` without one
+    covariates  how columns of the manifest become numbers, None without any
+    partition   hash of the splits it was cross-validated on
+    outliers    what tells slides that are unlike the cohort, None where the cohort is too small to say
+    conformal   miscoverage and thresholds of prediction sets, and of abstaining; empty without
     """
 
     name: str
-    task: str
-    classes: tuple[str, ...]
+    task: Task
     head: HeadSpec
     training: TrainSpec
     contract: Mapping[str, object]
@@ -64,16 +75,24 @@ class TrainedModel:
     folds: tuple[Mapping[str, Any], ...]
     metrics: Mapping[str, Any]
     versions: Mapping[str, str]
+    calibrator: Calibrator
+    covariates: Covariates | None = None
+    partition: str = ""
+    outliers: Outliers | None = None
+    conformal: Mapping[str, Any] = field(default_factory=dict)
 
-    def network(self, fold: int) -> "nn.Module":
-        """The fold's network in evaluation mode, on the CPU. Raises StoreError when its weights are of another head."""
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.task.classes
+
+    def network(self, fold: int) -> "Network":
+        """One network in evaluation mode, on the CPU. Raises StoreError when its weights are of another head."""
         import torch
 
-        from .heads import build_head
-        from .standardise import Standardised
+        from .network import Network
 
         with torch.device("meta"):  # no memory, no random numbers: every value comes from the file
-            network = Standardised(build_head(self.head), self.head.dim)
+            network = Network(self.head)
         state = {name: torch.from_numpy(np.array(array)) for name, array in self.weights[fold].items()}
         try:
             network.load_state_dict(state, strict=True, assign=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -21,7 +21,7 @@ class MILOutput(NamedTuple):
 
     logits: Tensor
     attention: Tensor | None
-    extra: Mapping[str, Tensor] = MappingProxyType({})
+    extra: Mapping[str, Any] = MappingProxyType({})
 
 
 class Head(nn.Module):

@@ -1,0 +1,83 @@
+"""What every task is: how truth is read, what a head's logits become, and what training lowers."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..spec import TaskSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..bag import Bag
+
+
+class Task:
+    """A task that knows its cohort: classes, scales and bins are fixed when it is made, and travel with the model.
+
+    name      one of spec.TASKS
+    classes   names of classes or labels in the order of the outputs, () where there are none
+    columns   names of what `activate` gives, as columns of a table of predictions
+    outputs   logits that a head must give
+    limits    (low, high) of the activated output that heatmaps draw, by definition and not by what occurs
+    positive  which column of the outputs a heatmap of two classes draws
+    pairwise  whether the loss compares bags, so that a batch must hold several
+    """
+
+    name: ClassVar[str]
+    pairwise: ClassVar[bool] = False
+    classes: tuple[str, ...] = ()
+    columns: tuple[str, ...]
+    outputs: int
+    limits: tuple[float, float]
+
+    def __init__(self, spec: TaskSpec):
+        self.spec = spec
+
+    @classmethod
+    def of_cohort(cls, spec: TaskSpec, bags: "Sequence[Bag]") -> "Task":
+        """The task for these labelled bags: the classes that occur, bins by the quantiles of events, …
+
+        Raises ManifestError for a bag whose truth is missing or cannot be read, naming it, and SpecError for a cohort
+        that cannot be trained on (one class, no event).
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def from_dict(cls, spec: TaskSpec, facts: Mapping[str, Any]) -> "Task":
+        """The task that `as_dict` described."""
+        raise NotImplementedError
+
+    def as_dict(self) -> dict[str, Any]:
+        """What was fixed by the cohort, as plain values for JSON."""
+        raise NotImplementedError
+
+    def truth(self, bags: "Sequence[Bag]") -> NDArray[np.generic]:
+        """Truth of n bags as `evaluation.Predictions` holds it. Raises ManifestError, naming the bag."""
+        raise NotImplementedError
+
+    def targets(self, truth: NDArray[np.generic]) -> "Tensor":
+        """The truth as `loss` takes it: int64 (n,) class indices, float32 (n, C), (n,) or (n, 2)."""
+        raise NotImplementedError
+
+    def loss(self, logits: "Tensor", targets: "Tensor", weights: "Tensor | None" = None) -> "Tensor":
+        """Mean loss over the bags of a batch, a scalar: logits (B, O) float32, targets as above; `weights` (see there)."""
+        raise NotImplementedError
+
+    def weights(self, truth: NDArray[np.generic]) -> "Tensor | None":
+        """What balances classes in `loss`, from the truth of a training part; None where nothing is to be balanced."""
+        return None
+
+    def activate(self, logits: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Logits (n, O) → what is reported, float32 (n, len(columns))."""
+        raise NotImplementedError
+
+    def said(self, output: NDArray[np.floating]) -> str:
+        """One row of the output, (len(columns),), in a word: the class, the labels, the number."""
+        raise NotImplementedError
+
+    def strata(self, truth: NDArray[np.generic]) -> list[str]:
+        """A class for every bag, by which folds are balanced: the label, a band of the number, whether the event came."""
+        raise NotImplementedError
