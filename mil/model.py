@@ -3,8 +3,9 @@
 import hashlib
 import json
 import platform
+import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi.errors import SpecError, StoreError
-from wsi.publish import appear
+from wsi.publish import appear, fingerprint
 
 from .bag import Bag
-from .spec import HeadSpec, TrainSpec
+from .covariates import Covariates
+from .evaluation.calibrators import Calibrator
+from .evaluation.outliers import Outliers
+from .spec import HeadSpec, TaskSpec, TrainSpec
+from .tasks import task_from_dict
+from .tasks.task import Task
 
 if TYPE_CHECKING:
-    from torch import nn
+    from .network import Network
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,55 +107,83 @@ class TrainedModel:
         return network.eval()
 
     def folds_without(self, bag: Bag) -> tuple[int, ...]:
-        """The folds whose models saw nothing of this bag's slide, case or patient: all of them for a new patient."""
-        seen_by_others = {row.fold for row in self.cohort if row.fold is not None and _same(row, bag)}
-        if not seen_by_others:
+        """The networks that saw nothing of this bag's slides, case or patient: all of them for a new patient.
+
+        None where rows of the cohort that look like this bag were seen by different networks, or by all.
+        """
+        known = [set(row.folds) for row in self.cohort if row.tiles and _same(row, bag)]
+        if not known:
             return tuple(range(len(self.weights)))
-        # The model of fold k was trained on every fold but k.
-        return tuple(sorted(seen_by_others)) if len(seen_by_others) == 1 else ()
+        return tuple(sorted(set.intersection(*known)))
+
+    @property
+    def mark(self) -> str:
+        """Fingerprint of what the model answers: weights, task, contract, calibration and the cohort it was made of."""
+        weights = [{name: _digest(array.tobytes()) for name, array in fold.items()} for fold in self.weights]
+        rest = (self.calibrator.as_dict(), dict(self.conformal), self.task.as_dict(), asdict(self.task.spec))
+        return fingerprint(weights, self.contract_hash, [asdict(row) for row in self.cohort], rest)
 
 
-def save_model(model: TrainedModel, folder: Path) -> None:
-    """Write the model as `folder`, which appears whole; an older one of that name is replaced."""
+def save_model(model: TrainedModel, folder: Path, companions: Mapping[str, Path] | None = None) -> None:
+    """Write the model as `folder`, which appears whole; an older one of that name is replaced.
+
+    companions  files to go with it, by the names they get there: the history of its training, its splits
+    """
     from safetensors.numpy import save
 
     if folder.name in ("", ".", "..") or folder.name.startswith("."):
         raise SpecError(folder, "is no name for a model's folder", "use letters, digits, - and _")
-    config: dict[str, Any] = {"schema": f"model/{SCHEMA}"}
-    config |= {field: getattr(model, field) for field in ("name", "task", "classes", "contract", "contract_hash")}
-    config |= {"span_px": model.span_px, "head": asdict(model.head), "training": asdict(model.training)}
-    config |= {"versions": model.versions, "metrics": model.metrics, "folds": model.folds}
+    config: dict[str, Any] = {"schema": f"model/{SCHEMA}", "name": model.name}
+    config["task"] = {"spec": asdict(model.task.spec), **model.task.as_dict()}
+    config |= {name: getattr(model, name) for name in ("contract", "contract_hash", "span_px", "partition")}
+    config |= {"head": asdict(model.head), "training": asdict(model.training)}
+    config["calibrator"] = model.calibrator.as_dict()
+    config["covariates"] = None if model.covariates is None else model.covariates.as_dict()
+    config |= {"conformal": model.conformal, "versions": model.versions, "metrics": model.metrics, "folds": model.folds}
     config["cohort"] = [asdict(row) for row in model.cohort]
     config["weights"] = []
+    files = {f"fold-{fold}.safetensors": weights for fold, weights in enumerate(model.weights)}
+    if model.outliers is not None:
+        files["outliers.safetensors"] = model.outliers.state()
     with appear(folder) as draft:
-        for fold, weights in enumerate(model.weights):
-            content = save({name: np.ascontiguousarray(array) for name, array in weights.items()})
-            (draft / f"fold-{fold}.safetensors").write_bytes(content)
-            entry = {"file": f"fold-{fold}.safetensors", "sha256": hashlib.sha256(content).hexdigest()}
-            config["weights"].append(entry)
+        for name, arrays in files.items():
+            content = save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
+            (draft / name).write_bytes(content)
+            config["weights"].append({"file": name, "sha256": _digest(content)})
+        for name, path in (companions or {}).items():
+            shutil.copy(path, draft / name)
         text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False)
         (draft / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
 def load_model(folder: str | Path) -> TrainedModel:
-    """Read a model folder. Raises StoreError when it is missing, damaged, or of a newer schema."""
+    """Read a model folder. Raises StoreError when it is missing, damaged, or of another schema."""
     folder = Path(folder)
     config = _read_config(folder)
     try:
+        arrays = {entry["file"]: _read_weights(folder, entry["file"], entry["sha256"]) for entry in config["weights"]}
+        facts = dict(config["task"])
+        spec = facts.pop("spec")
+        task = TaskSpec(**{**spec, "classes": tuple(spec["classes"])})
+        outliers = arrays.pop("outliers.safetensors", None)
         return TrainedModel(
             name=config["name"],
-            task=config["task"],
-            classes=tuple(config["classes"]),
-            head=HeadSpec(**config["head"]),
-            training=TrainSpec(**config["training"]),
+            task=task_from_dict(task, facts),
+            head=HeadSpec(**{**config["head"], "blocks": tuple(config["head"]["blocks"])}),
+            training=_training(config["training"]),
             contract=config["contract"],
             contract_hash=config["contract_hash"],
             span_px=tuple(config["span_px"]),
-            weights=tuple(_read_weights(folder, entry["file"], entry["sha256"]) for entry in config["weights"]),
+            weights=tuple(arrays.values()),
             cohort=tuple(_row(row) for row in config["cohort"]),
             folds=tuple(config["folds"]),
             metrics=config["metrics"],
             versions=config["versions"],
+            calibrator=Calibrator.from_dict(config["calibrator"]),
+            covariates=None if config["covariates"] is None else Covariates.from_dict(config["covariates"]),
+            partition=config["partition"],
+            outliers=None if outliers is None else Outliers.from_state(outliers),
+            conformal=config["conformal"],
         )
     except (KeyError, TypeError) as error:
         raise StoreError(folder / "config.json", f"an entry is missing or misshapen ({error})", _REMEDY) from error
@@ -184,10 +218,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
     kind, _, number = str(config.get("schema") if isinstance(config, dict) else None).partition("/")
     if kind != "model" or not number.isdigit():
         raise StoreError(path, "does not describe a model: no schema 'model/…'", "give the folder `wsi train` wrote")
-    if int(number) > SCHEMA:
-        raise StoreError(
-            path, f"has schema model/{number}, newer than this version's model/{SCHEMA}", "update slidestream"
-        )
+    if int(number) != SCHEMA:
+        newer = int(number) > SCHEMA
+        problem = f"has schema model/{number}, {'newer' if newer else 'older'} than this version's model/{SCHEMA}"
+        raise StoreError(path, problem, "update slidestream" if newer else "train the model again")
     return config
 
 
@@ -198,25 +232,36 @@ def _read_weights(folder: Path, file: str, digest: str) -> dict[str, NDArray[Any
     if Path(file).name != file or not path.is_file():
         raise StoreError(path, "is missing", _REMEDY)
     content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != digest:
+    if _digest(content) != digest:
         raise StoreError(path, "is damaged: its SHA-256 is not the one in config.json", _REMEDY)
     weights: dict[str, NDArray[Any]] = load(content)
     return weights
 
 
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _training(facts: Mapping[str, Any]) -> TrainSpec:
+    lists = {name: tuple(facts[name]) for name in ("covariates", "stratify")}
+    task = TaskSpec(**{**facts["task"], "classes": tuple(facts["task"]["classes"])})
+    return TrainSpec(**{**facts, **lists, "task": task})
+
+
 def _row(row: Mapping[str, Any]) -> CohortRow:
-    return CohortRow(**{**row, "softmax": None if row["softmax"] is None else tuple(row["softmax"])})
+    lists = {name: tuple(row[name]) for name in ("slide_ids", "folds")}
+    return CohortRow(**{**row, **lists, "logits": None if row["logits"] is None else tuple(row["logits"])})
 
 
 def _same(row: CohortRow, bag: Bag) -> bool:
     """Whether a bag may show tissue of a patient the model was made from; in doubt, yes."""
-    if bag.identity and bag.identity == row.identity:
+    if set(filter(None, bag.identity.split("+"))) & set(row.identity.split("+")):
         return True
     # A manifest without patients names each slide its own patient: such an id says nothing about who it is.
-    if row.patient_id not in (None, row.slide_id) and bag.patient_id not in (None, *bag.slide_ids):
+    if row.patient_id not in (None, *row.slide_ids) and bag.patient_id not in (None, *bag.slide_ids):
         return row.patient_id == bag.patient_id  # then an equal slide or case id is a coincidence between cohorts
     if row.patient_id and row.patient_id == bag.patient_id:
         return True
     if row.case_id and bag.case_id and row.case_id == bag.case_id:
         return True
-    return row.slide_id in (bag.name, *bag.slide_ids)
+    return bool({bag.name, *bag.slide_ids} & {row.bag, *row.slide_ids})

@@ -1,5 +1,6 @@
-"""Model + bag → class, attention and per-tile scores; never from a model that saw the patient in training."""
+"""Model + bag → what it says of the slide, and of every tile; never from a network that saw the patient in training."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,45 +11,77 @@ from wsi.errors import SpecError
 
 from .bag import Bag, require_contract
 from .model import TrainedModel
+from .tasks.task import Task
 
 if TYPE_CHECKING:
-    from torch import nn
+    from .network import Network
 
 _TILES_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Prediction:
-    """What a model says of one slide. Softmax is not a probability: nothing here is calibrated.
+class Answer:
+    """What one network says of one bag: logits float32 (O,); attention float32 (n,), or (O, n) where each output attends
+    by itself, or None; tiles float32 (n, O), the logits of bags that hold only that tile."""
 
-    softmax    float32 (C,), in the order of `classes`; None when empty, like `predicted`, the largest one's class
-    origin     which models spoke: "mean of 5 folds", or "held-out fold 2" for a patient of the training cohort
-    scores     float32 (n, C): softmax the model gives to a bag that holds only that tile
-    attention  float32 (n,): on the whole bag, mean over the models that spoke; sums to 1
-    xy         int64 (n, 2), tile top-left corners in level-0 pixels; span_px is the tiles' side there
-    status     done, or empty for a slide without tissue
+    logits: NDArray[np.float32]
+    attention: NDArray[np.float32] | None
+    tiles: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """What a model says of one bag. `output` is not calibrated: only `probability` is called so.
+
+    output       float32 (C,), in the order of `task.columns`; None when empty
+    probability  the same, calibrated on bags the networks had not seen; None for a model or task without calibration
+    predicted    in a word: the class, the labels, the number
+    spread       float32 (C,), standard deviation of the output between the networks that spoke; None for one network
+    chosen       classes of the prediction set that holds the true one with the model's stated coverage, () without
+    abstains     whether the model is too unsure of it to be relied on, by the rule it was given
+    flags        what speaks against relying on it, such as "unlike the training slides"
+    origin       which networks spoke: "mean of 5 folds", or "held-out fold 2" for a patient of the training cohort
+    drawn        which column of the output a heatmap draws: of two classes the second, of more the predicted one
+    scores       float32 (n, C): output for a bag that holds only that tile
+    attention    float32 (n,): of the output that is drawn, mean over networks, sums to 1; None for a head without
+    xy           int64 (n, 2), tile top-left corners in level-0 pixels; span_px is the tiles' side there
+    status       done, or empty for a slide without tissue
     """
 
     slide_id: str
-    classes: tuple[str, ...]
-    softmax: NDArray[np.float32] | None
+    task: Task
+    output: NDArray[np.float32] | None
+    probability: NDArray[np.float32] | None
     predicted: str | None
+    spread: NDArray[np.float32] | None
+    chosen: tuple[str, ...]
+    abstains: bool
+    flags: tuple[str, ...]
     origin: str
+    drawn: int
     scores: NDArray[np.float32]
-    attention: NDArray[np.float32]
+    attention: NDArray[np.float32] | None
     xy: NDArray[np.int64]
     span_px: int
-    tiles: int
     status: str
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.task.classes
+
+    @property
+    def tiles(self) -> int:
+        return len(self.scores)
 
 
 def predict(model: TrainedModel, bag: Bag) -> Prediction:
     """Predict one bag.
 
-    A bag whose slide, case or patient was in the training cohort is predicted by the one fold's model that did not
-    see it; any other by the mean softmax of all folds. Raises BackboneError when the bag's embeddings are of another
-    contract than the model's, SpecError when every fold's model has seen something of the bag.
+    A bag whose slide, case or patient was in the training cohort is predicted by the networks that did not see it; any
+    other by the mean of all. Raises BackboneError when the bag's embeddings are of another contract than the model's,
+    SpecError when every network has seen something of the bag.
     """
+    task = model.task
     if bag.tiles == 0:
         return _empty(model, bag)
     require_contract(bag, model.contract, model.contract_hash, model.head.dim)
@@ -56,57 +89,121 @@ def predict(model: TrainedModel, bag: Bag) -> Prediction:
     if not folds:
         raise SpecError(
             bag.name,
-            "its slide and its patient lie in different folds of the training cohort, so every model has seen it",
+            "every network of the model has seen something of it: its slide and its patient lie in different folds of "
+            "the training cohort, or in its fixed training part",
             "correct the patient_id in the manifest, or predict with a model of another cohort",
         )
-    total = len(model.weights)
-    answers = [apply_network(model.network(fold), bag.features) for fold in folds]
-    softmax, attention, scores = (np.stack(part).mean(axis=0) for part in zip(*answers, strict=True))
+    answers = list(answers_of(model, bag, folds))
+    logits = np.stack([answer.logits for answer in answers])
+    outputs = task.activate(logits)
+    output = outputs.mean(axis=0)
+    calibrated = model.calibrator.method != "none"
+    probability = model.calibrator.apply(logits).mean(axis=0).astype(np.float32) if calibrated else None
+    drawn = task.drawn(output if probability is None else probability)
+    chosen, abstains = _sure(model, probability)
     return Prediction(
         slide_id=bag.name,
-        classes=model.classes,
-        softmax=softmax,
-        predicted=model.classes[int(softmax.argmax())],
-        origin=f"held-out fold {folds[0]}" if len(folds) < total else f"mean of {total} folds",
-        scores=scores,
-        attention=attention,
+        task=task,
+        output=output,
+        probability=probability,
+        predicted=task.said(output if probability is None else probability),
+        spread=outputs.std(axis=0, ddof=1).astype(np.float32) if len(folds) > 1 else None,
+        chosen=chosen,
+        abstains=abstains,
+        flags=_flags(model, bag),
+        origin=_origin(model, folds),
+        drawn=drawn,
+        scores=np.mean([task.activate(answer.tiles) for answer in answers], axis=0),
+        attention=_attention(answers, drawn),
         xy=bag.xy,
         span_px=bag.span_px,
-        tiles=bag.tiles,
         status="done",
     )
 
 
+def answers_of(model: TrainedModel, bag: Bag, folds: tuple[int, ...]) -> Iterator[Answer]:
+    """What each of these networks says of the bag."""
+    known = None if model.covariates is None else model.covariates.encode([bag])[0]
+    for fold in folds:
+        yield apply_network(model.network(fold), bag.features, bag.positions(), known)
+
+
 def apply_network(
-    network: "nn.Module", features: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """(softmax (C,), attention (n,), per-tile softmax (n, C)) of one bag's features (n, d), n >= 1."""
+    network: "Network",
+    features: NDArray[np.floating],
+    positions: NDArray[np.float32],
+    covariates: NDArray[np.float32] | None = None,
+) -> Answer:
+    """One network's answer for features (n, d), n >= 1, at positions (n, 2) in tiles, with covariates (K,) or None."""
     import torch
 
-    tiles = torch.from_numpy(features)
+    tiles = torch.from_numpy(np.asarray(features, np.float32))
+    places = torch.from_numpy(positions)
+    known = None if covariates is None else torch.from_numpy(covariates)[None]
     with torch.inference_mode():
-        whole = network(tiles[None], torch.ones(1, len(tiles), dtype=torch.bool))
-        scores = []
+        whole = network(tiles[None], torch.ones(1, len(tiles), dtype=torch.bool), places[None], known)
+        single = []
         for start in range(0, len(tiles), _TILES_AT_ONCE):
-            chunk = tiles[start : start + _TILES_AT_ONCE]
-            single = network(chunk[:, None], torch.ones(len(chunk), 1, dtype=torch.bool))
-            scores.append(single.logits.float().softmax(dim=1))
-    softmax = whole.logits[0].float().softmax(dim=0)
-    return softmax.numpy(), whole.attention[0].float().numpy(), torch.cat(scores).numpy()
+            part = slice(start, start + _TILES_AT_ONCE)
+            mask = torch.ones(len(tiles[part]), 1, dtype=torch.bool)
+            beside = None if known is None else known.expand(len(mask), -1)
+            single.append(network(tiles[part][:, None], mask, places[part][:, None], beside).logits.float())
+    looked = whole.attention
+    attention = None if looked is None else looked[0].float().numpy()
+    return Answer(whole.logits[0].float().numpy(), attention, torch.cat(single).numpy())
+
+
+def _attention(answers: list[Answer], drawn: int) -> NDArray[np.float32] | None:
+    looked = [answer.attention for answer in answers if answer.attention is not None]
+    if len(looked) < len(answers):
+        return None
+    return np.mean([one if one.ndim == 1 else one[drawn] for one in looked], axis=0).astype(np.float32)
+
+
+def _origin(model: TrainedModel, folds: tuple[int, ...]) -> str:
+    if len(folds) == len(model.weights):
+        return f"mean of {len(folds)} folds" if len(folds) > 1 else "the model"
+    return f"held-out fold{'s' if len(folds) > 1 else ''} {', '.join(map(str, folds))}"
+
+
+def _sure(model: TrainedModel, probability: NDArray[np.float32] | None) -> tuple[tuple[str, ...], bool]:
+    """The prediction set and whether to abstain, by the thresholds that were found on held-out bags."""
+    from .evaluation.conformal import prediction_sets
+
+    if probability is None or not model.conformal:
+        return (), False
+    rule, sure = model.conformal, float(probability.max())
+    chosen: tuple[str, ...] = ()
+    if rule.get("threshold") is not None:
+        inside = prediction_sets(probability[None].astype(np.float64), rule["threshold"])[0]
+        chosen = tuple(name for name, held in zip(model.classes, inside, strict=True) if held)
+    least = rule.get("least_confidence")
+    return chosen, least is not None and sure < least
+
+
+def _flags(model: TrainedModel, bag: Bag) -> tuple[str, ...]:
+    if model.outliers is None:
+        return ()
+    mean = np.asarray(bag.features, np.float64).mean(axis=0)
+    return ("unlike the training slides",) if bool(model.outliers.is_outlier(mean[None])[0]) else ()
 
 
 def _empty(model: TrainedModel, bag: Bag) -> Prediction:
-    classes = len(model.classes)
     return Prediction(
         slide_id=bag.name,
-        classes=model.classes,
-        softmax=None,
+        task=model.task,
+        output=None,
+        probability=None,
         predicted=None,
+        spread=None,
+        chosen=(),
+        abstains=False,
+        flags=(),
         origin="no tissue",
-        scores=np.zeros((0, classes), np.float32),
-        attention=np.zeros(0, np.float32),
+        drawn=0,
+        scores=np.zeros((0, len(model.task.columns)), np.float32),
+        attention=None,
         xy=bag.xy,
         span_px=bag.span_px,
-        tiles=0,
         status="empty",
     )

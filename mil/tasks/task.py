@@ -22,7 +22,7 @@ class Task:
     columns   names of what `activate` gives, as columns of a table of predictions
     outputs   logits that a head must give
     limits    (low, high) of the activated output that heatmaps draw, by definition and not by what occurs
-    positive  which column of the outputs a heatmap of two classes draws
+    times     horizons of `survival`, in the unit of its truth; () for the others
     pairwise  whether the loss compares bags, so that a batch must hold several
     """
 
@@ -32,6 +32,7 @@ class Task:
     columns: tuple[str, ...]
     outputs: int
     limits: tuple[float, float]
+    times: tuple[float, ...] = ()
 
     def __init__(self, spec: TaskSpec):
         self.spec = spec
@@ -81,3 +82,7 @@ class Task:
     def strata(self, truth: NDArray[np.generic]) -> list[str]:
         """A class for every bag, by which folds are balanced: the label, a band of the number, whether the event came."""
         raise NotImplementedError
+
+    def drawn(self, output: NDArray[np.floating]) -> int:
+        """Which column of the output (len(columns),) a heatmap draws: of two classes the second, of more the largest."""
+        return 1 if len(self.columns) == 2 else int(np.argmax(output))
