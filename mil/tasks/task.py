@@ -52,7 +52,7 @@ class Task:
         raise NotImplementedError
 
     def as_dict(self) -> dict[str, Any]:
-        """What was fixed by the cohort, as plain values for JSON."""
+        """What was fixed by the cohort, as plain values for JSON; the spec is kept beside it."""
         raise NotImplementedError
 
     def truth(self, bags: "Sequence[Bag]") -> NDArray[np.generic]:
@@ -63,8 +63,13 @@ class Task:
         """The truth as `loss` takes it: int64 (n,) class indices, float32 (n, C), (n,) or (n, 2)."""
         raise NotImplementedError
 
-    def loss(self, logits: "Tensor", targets: "Tensor", weights: "Tensor | None" = None) -> "Tensor":
-        """Mean loss over the bags of a batch, a scalar: logits (B, O) float32, targets as above; `weights` (see there)."""
+    def loss(
+        self, logits: "Tensor", targets: "Tensor", weights: "Tensor | None" = None, focal: float = 0.0
+    ) -> "Tensor":
+        """Mean loss over the bags of a batch, a scalar: logits (B, O) float, targets as above; `weights` (see there).
+
+        focal  gamma of the focal loss. Raises SpecError where it is not 0 and the task has no such loss
+        """
         raise NotImplementedError
 
     def weights(self, truth: NDArray[np.generic]) -> "Tensor | None":
