@@ -28,7 +28,6 @@ class Classification(Task):
         self.classes = tuple(classes)
         self.columns = tuple(f"softmax_{name}" for name in self.classes)
         self.outputs = len(self.classes)
-        self.positive = len(self.classes) - 1
 
     @classmethod
     def of_cohort(cls, spec: TaskSpec, bags: "Sequence[Bag]") -> "Classification":

@@ -21,6 +21,11 @@ def text_of(bag: "Bag", column: str) -> str:
     text = "" if found is None else found.strip()
     if not text:
         raise ManifestError(bag.name, f"has nothing in column {column!r}", "fill it in, or leave this row out")
+    return same_for_all_slides(bag, column, text)
+
+
+def same_for_all_slides(bag: "Bag", column: str, text: str) -> str:
+    """The text. Raises ManifestError where the bag's slides say different things in that column."""
     if len(bag.slide_ids) > 1 and " | " in text:  # how merge_bags joins texts that differ
         problem = f"its slides differ in column {column!r}: {text}"
         raise ManifestError(bag.name, problem, "correct the rows, or train at the level of slides")
@@ -46,7 +51,7 @@ def as_number(text: str) -> float | None:
 
 
 def class_names(bags: "Sequence[Bag]", column: str, classes: Sequence[str] = ()) -> tuple[str, ...]:
-    """`classes` where given, else the sorted ones that occur. Raises SpecError for fewer than two, or one without bags."""
+    """`classes` where given, else the sorted that occur. Raises SpecError for fewer than two, or one without bags."""
     found = {text_of(bag, column) for bag in bags}
     names = tuple(classes) or tuple(sorted(found))
     if len(found) < 2 and not found - set(names):

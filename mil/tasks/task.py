@@ -85,9 +85,9 @@ class Task:
         raise NotImplementedError
 
     def strata(self, truth: NDArray[np.generic]) -> list[str]:
-        """A class for every bag, by which folds are balanced: the label, a band of the number, whether the event came."""
+        """A class for every bag, which folds are balanced by: the label, a band of the number, whether the event came."""
         raise NotImplementedError
 
     def drawn(self, output: NDArray[np.floating]) -> int:
-        """Which column of the output (len(columns),) a heatmap draws: of two classes the second, of more the largest."""
+        """Which column of an output (len(columns),) a heatmap draws: of two classes the second, of more the largest."""
         return 1 if len(self.columns) == 2 else int(np.argmax(output))
