@@ -1,0 +1,91 @@
+"""Judge a table of predictions of any task: every figure that fits it, each with its interval or why there is none.
+
+What comes back is plain values for JSON, the same frame for all tasks:
+
+task, classes, positive   as of the predictions; positive is the last of two classes, else ""
+bags, patients            how many
+calibrated                whether outputs are said to be probabilities, fitted on held-out data
+headline, figures         see `judge_parts.figure`; the headline is the first of the figures
+folds, per_fold           numbers of the folds, the headline's value on each (None where it is not defined there)
+mean_of_folds             mean of those that are defined, None without folds
+confusion                 classes and counts[true][called], or None
+operating_points          decisions at thresholds, each with how it was chosen
+calibration               how far outputs are from probabilities: {} where they are none
+curves                    roc, precision_recall, reliability, decision, kaplan_meier, risk_coverage: lists of curves
+subgroups                 one table for each column asked for
+conformal                 prediction sets and abstaining: {} where there are no classes
+notes                     what the reader must know, as sentences
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .judge_classes import class_headline, judge_classes
+from .judge_parts import JudgeSpec, part
+from .predictions import Predictions
+
+__all__ = ["JudgeSpec", "judge"]
+
+CURVES = ("roc", "precision_recall", "reliability", "decision", "kaplan_meier", "risk_coverage")
+JUDGES: dict[str, tuple[Callable[[Predictions, int, JudgeSpec], dict[str, Any]], Callable[[Predictions], Any]]] = {
+    "classification": (judge_classes, class_headline),
+    "ordinal": (judge_classes, class_headline),
+}
+
+
+def judge(predictions: Predictions, seed: int = 0, options: JudgeSpec | None = None) -> dict[str, Any]:
+    """Every figure that fits the task, with 95 % intervals over patients; see the module's head for what is in it.
+
+    Nothing degenerate raises: a figure that cannot be computed is None beside its reason. Raises SpecError for a
+    subgroup column that the predictions do not have.
+    """
+    options = options or JudgeSpec()
+    judged, headline = JUDGES[predictions.task]
+    found = judged(predictions, seed, options)
+    frame: dict[str, Any] = {
+        "task": predictions.task,
+        "classes": list(predictions.classes),
+        "positive": predictions.classes[-1] if _binary(predictions) else "",
+        "bags": len(predictions),
+        "patients": len(set(predictions.patients)),
+        "calibrated": predictions.calibrated,
+        "headline": found["figures"][0],
+        "figures": found["figures"],
+        **_folds(predictions, headline),
+        "confusion": found.get("confusion"),
+        "operating_points": found.get("operating_points", []),
+        "calibration": found.get("calibration", {}),
+        "curves": {name: found.get("curves", {}).get(name, []) for name in CURVES},
+        "subgroups": [],
+        "conformal": found.get("conformal", {}),
+        "notes": [*found.get("notes", []), *_notes(predictions)],
+    }
+    return frame
+
+
+def _binary(predictions: Predictions) -> bool:
+    return predictions.task == "classification" and len(predictions.classes) == 2
+
+
+def _folds(predictions: Predictions, headline: Callable[[Predictions], float | None]) -> dict[str, Any]:
+    if predictions.folds is None:
+        return {"folds": [], "per_fold": [], "mean_of_folds": None}
+    folds = np.unique(predictions.folds).tolist()
+    values = [headline(part(predictions, predictions.folds == fold)) for fold in folds]
+    known = [value for value in values if value is not None]
+    return {"folds": folds, "per_fold": values, "mean_of_folds": float(np.mean(known)) if known else None}
+
+
+def _notes(predictions: Predictions) -> list[str]:
+    """What limits any table: few patients, patients over folds."""
+    notes, patients = [], len(set(predictions.patients))
+    if 0 < patients < 20:
+        notes.append(f"{patients} patients are few: intervals from so few are themselves unsure, and tend to be narrow")
+    if predictions.folds is not None:
+        pairs = {(p, f) for p, f in zip(predictions.patients, predictions.folds.tolist(), strict=True)}
+        crossing = len(pairs) - patients
+        if crossing:
+            notes.append(f"patients lie in more than one fold ({crossing} times): figures by fold are not independent")
+    return notes
