@@ -7,12 +7,19 @@ from wsi.errors import StoreError
 
 from ..spec import TaskSpec
 from .classification import Classification
+from .cox import Cox
+from .multilabel import MultiLabel
+from .ordinal import Ordinal
+from .regression import Regression
+from .survival import DiscreteSurvival
 from .task import Task
 
 if TYPE_CHECKING:
     from ..bag import Bag
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification,)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (Classification, MultiLabel, Ordinal, Regression, Cox, DiscreteSurvival)
+}
 
 
 def make_task(spec: TaskSpec, bags: "Sequence[Bag]") -> Task:
@@ -30,4 +37,16 @@ def task_from_dict(spec: TaskSpec, facts: Mapping[str, Any]) -> Task:
         raise StoreError(f"task {spec.name}", problem, "copy the model's folder again or train it again") from error
 
 
-__all__ = ["TASKS", "Classification", "Task", "TaskSpec", "make_task", "task_from_dict"]
+__all__ = [
+    "TASKS",
+    "Classification",
+    "Cox",
+    "DiscreteSurvival",
+    "MultiLabel",
+    "Ordinal",
+    "Regression",
+    "Task",
+    "TaskSpec",
+    "make_task",
+    "task_from_dict",
+]

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi.errors import SpecError
+
 from ..spec import TaskSpec
 
 if TYPE_CHECKING:
@@ -72,6 +74,11 @@ class Task:
         """
         raise NotImplementedError
 
+    def refuse_focal(self, focal: float) -> None:
+        """Raises SpecError unless gamma is 0: for tasks that have no focal loss."""
+        if focal:
+            raise SpecError("focal", f"{self.name} has no focal loss", "set it to 0")
+
     def weights(self, truth: NDArray[np.generic]) -> "Tensor | None":
         """What balances classes in `loss`, from the truth of a training part; None where nothing is to be balanced."""
         return None
@@ -85,7 +92,7 @@ class Task:
         raise NotImplementedError
 
     def strata(self, truth: NDArray[np.generic]) -> list[str]:
-        """A class for every bag, which folds are balanced by: the label, a band of the number, whether the event came."""
+        """A class of every bag, by which folds are balanced: the label, a band of a number, whether the event came."""
         raise NotImplementedError
 
     def drawn(self, output: NDArray[np.floating]) -> int:
