@@ -106,9 +106,7 @@ def from_draws(value: float, drawn: NDArray[np.float64]) -> Estimate:
         return Estimate(None, reason="it is not defined on these slides")
     valid = drawn[~np.isnan(drawn)]
     if not len(valid) or len(valid) < len(drawn) / 2:
-        return Estimate(
-            value, resamples=len(valid), reason="it is not defined in most resamples: too few patients"
-        )
+        return Estimate(value, resamples=len(valid), reason="it is not defined in most resamples: too few patients")
     if np.ptp(valid) < 1e-12:
         return Estimate(value, resamples=len(valid), reason="it is the same in every resample: no spread to judge by")
     low, high = np.percentile(valid, [2.5, 97.5])
@@ -165,8 +163,8 @@ def _f1(tables: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.fl
 
 
 def _ratio(above: NDArray[np.generic], below: NDArray[np.generic]) -> NDArray[np.float64]:
-    above, below = np.asarray(above, np.float64), np.asarray(below, np.float64)
-    return np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)
+    part, whole = np.asarray(above, np.float64), np.asarray(below, np.float64)
+    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
 
 
 def _cells(truth: NDArray[np.int64], called: NDArray[np.int64], classes: int) -> NDArray[np.int64]:

@@ -22,7 +22,7 @@ TIED = "all scores are equal: the figure is the same however slides are drawn"
 
 def auroc(positive: NDArray[np.bool_], score: NDArray[np.floating]) -> float | None:
     """Chance that a positive scores above a negative, ties half; None when there are not both."""
-    positive, score = _both(positive, score)
+    positive, score = aligned(positive, score)
     value = weighted_auroc(positive, score, np.ones((1, len(score))))[0]
     return None if np.isnan(value) else float(value)
 
@@ -35,7 +35,7 @@ def auroc_interval(
     positive (n,) bool, score (n,) the higher the more positive, patients (n,). A resample without both kinds is left
     out. Under perfect separation every resample gives 1: there is no interval, and `reason` says so.
     """
-    positive, score = _both(positive, score, patients)
+    positive, score = aligned(positive, score, patients)
     reason = _no_interval(positive, score)
     if reason is not None:
         return Estimate(auroc(positive, score), reason=reason)
@@ -51,7 +51,7 @@ def auroc_delong(
     variance is the clustered one of Obuchowski, Biometrics 1997; with one slide each the two are equal. The logit
     interval is Pepe's (The Statistical Evaluation of Medical Tests, 2003, section 5.2).
     """
-    positive, score = _both(positive, score, patients)
+    positive, score = aligned(positive, score, patients)
     reason = _no_interval(positive, score)
     value = auroc(positive, score)
     if value is None or reason is not None:
@@ -75,11 +75,11 @@ def auroc_covariance(
     placement values, so one formula serves. All nan without both kinds; the covariance is nan when positives, or
     negatives, come from fewer than two patients.
     """
-    positive, scores = np.asarray(positive, bool), np.asarray(scores, np.float64)
+    positive = np.asarray(positive, bool)
     k, m, n = len(scores), int(positive.sum()), int((~positive).sum())
     if not m or not n:
         return np.full(k, np.nan), np.full((k, k), np.nan)
-    above, below = placements(positive, scores)
+    above, below = placements(positive, np.asarray(scores, np.float64))
     value = above.mean(axis=1)
     names = np.arange(len(positive)) if patients is None else np.unique(np.asarray(patients), return_inverse=True)[1]
     count = int(names.max()) + 1
@@ -132,7 +132,7 @@ def macro_auroc(
 
 def average_precision(positive: NDArray[np.bool_], score: NDArray[np.floating]) -> float | None:
     """Precision averaged over the recall gained at each distinct score; None when there are not both kinds."""
-    positive, score = _both(positive, score)
+    positive, score = aligned(positive, score)
     value = weighted_average_precision(positive, score, np.ones((1, len(score))))[0]
     return None if np.isnan(value) else float(value)
 
@@ -141,8 +141,8 @@ def average_precision_interval(
     positive: NDArray[np.bool_], score: NDArray[np.floating], patients: Sequence[str], seed: int = 0
 ) -> Estimate:
     """Average precision with its 95 % patient-cluster bootstrap interval. Chance is the share of positives."""
-    positive, score = _both(positive, score, patients)
-    if MISSING == (reason := _no_interval(positive, score)):
+    positive, score = aligned(positive, score, patients)
+    if (reason := _no_interval(positive, score)) == MISSING:
         return Estimate(None, reason=reason)
     if reason is not None and auroc(positive, score) == 1:
         return Estimate(average_precision(positive, score), reason=reason)
@@ -151,7 +151,7 @@ def average_precision_interval(
 
 def roc_curve(positive: NDArray[np.bool_], score: NDArray[np.floating]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """False and true positive rates at each distinct threshold, (0, 0) to (1, 1); empty without both kinds."""
-    positive, score = _both(positive, score)
+    positive, score = aligned(positive, score)
     if not 0 < int(positive.sum()) < len(positive):
         return (), ()
     hits, called = _cumulative(positive, score)
@@ -166,7 +166,7 @@ def precision_recall_curve(
 
     The first point is (0, 1) by convention: nothing called positive, nothing wrong. Join the points by steps.
     """
-    positive, score = _both(positive, score)
+    positive, score = aligned(positive, score)
     if not 0 < int(positive.sum()) < len(positive):
         return (), ()
     hits, called = _cumulative(positive, score)
@@ -237,13 +237,13 @@ def _no_interval(positive: NDArray[np.bool_], score: NDArray[np.floating]) -> st
     return SEPARATED.format("negative", "positive") if score[positive].max() < score[~positive].min() else None
 
 
-def _both(
+def aligned(
     positive: NDArray[np.bool_], score: NDArray[np.floating], patients: Sequence[str] | None = None
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """The two as bool and float64 arrays (n,). Raises SpecError when lengths differ or a score is no number."""
-    positive, score = np.asarray(positive, bool), np.asarray(score, np.float64)
-    if positive.shape != score.shape or score.ndim != 1 or (patients is not None and len(patients) != len(score)):
-        raise SpecError("scores", f"{score.shape} of them for {positive.shape} labels", "give one of each per slide")
-    if not np.isfinite(score).all():
+    labels, scores = np.asarray(positive, bool), np.asarray(score, np.float64)
+    if labels.shape != scores.shape or scores.ndim != 1 or (patients is not None and len(patients) != len(scores)):
+        raise SpecError("scores", f"{scores.shape} of them for {labels.shape} labels", "give one of each per slide")
+    if not np.isfinite(scores).all():
         raise SpecError("scores", "they hold NaN or infinity", "leave out slides without a prediction")
-    return positive, score
+    return labels, scores
