@@ -49,6 +49,11 @@ VECTORS = {
         ],
         at("embed.own_weights"),
     ),
+    "adapter": Setting(
+        Annotated[Path | None, option("Folder that `wsi finetune` made, over the weights", panel=BACKBONES,
+                                      takes="FOLDER")],
+        at("embed.adapter"),
+    ),
     "precision": Setting(
         Annotated[str | None, option("auto, fp32, bf16 or fp16", panel=COMPUTING, takes="KIND")], at("embed.precision")
     ),

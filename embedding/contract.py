@@ -7,6 +7,7 @@ from tiling.spec import TileSpec
 from wsi.channels import Channels
 from wsi.publish import fingerprint
 
+from .adapter import adapter_digest
 from .backbone import Backbone
 from .spec import EmbedSpec
 from .stain_target import stain_contract
@@ -28,7 +29,8 @@ def make_contract(
 
     digest     sha256 of the weights file
     tile       how the tiles were asked for; of it size, scale and colours count
-    embed      how they are embedded; of it stain, views, stored dtype and, where it is not torch, the engine count
+    embed      how they are embedded; of it stain, views, stored dtype and, where there are such, the adapter's content
+               and an engine that is not torch count
     precision  what the network is computed in: fp32, bf16 or fp16
     pixels     what the slide's pixels went through before they were embedded, None where they are its own
     Which chip computed it is not part of it: that difference is below the precision's own.
@@ -58,6 +60,8 @@ def make_contract(
     }
     if embed.engine != "torch":  # without it the contract is that of embeddings made before there was a choice
         contract["engine"] = embed.engine
+    if embed.adapter is not None:
+        contract["adapter"] = adapter_digest(embed.adapter)
     if pixels is not None:
         contract["pixels"] = pixels
     return {**contract, "hash": fingerprint(contract)}
@@ -132,8 +136,12 @@ def explain_mismatch(
     problem = f"the contracts differ: {names}\n\n{side_by_side(found, wanted, titles)}\n"
     if tool is not None:
         return problem, f"bring in features with `wsi convert` that {tool} made as it did the model's"
-    if {key for key, _, _ in differing(found, wanted)} == {"weights_sha256"}:
+    unlike = {key for key, _, _ in differing(found, wanted)}
+    if unlike == {"weights_sha256"}:
         return problem, "embed with the model's weights: name their file with --weights"
+    if unlike == {"adapter"}:
+        named = "name its folder with --adapter" if wanted.get("adapter") else "leave --adapter out"
+        return problem, f"embed with what the model was trained on: {named}"
     return problem, "embed as for the model: `wsi run` with --model takes the settings from it, --weights its weights"
 
 

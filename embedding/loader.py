@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from wsi.errors import BackboneError
 
+from .adapter import apply_adapter, check_adapter, open_adapter
 from .backbone import Backbone
 from .networks import find_family
 from .transform import Transform
-from .weights import read_state
+from .weights import read_state, weights_digest
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -81,13 +82,18 @@ class Embedder(nn.Module):
 
 
 def build(
-    backbone: Backbone, weights: Path | None, device: str | torch.device = "cpu", precision: str = "fp32"
+    backbone: Backbone,
+    weights: Path | None,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    adapter: Path | str | None = None,
 ) -> Embedder:
     """The backbone, ready to embed. `weights` None leaves it uninitialised, which only a test of shapes wants.
 
     precision  fp32, bf16 or fp16; see precision.choose_precision
+    adapter    folder that fine-tuning made, merged into the weights before they are cast
 
-    Raises BackboneError when the weights do not fit the architecture exactly.
+    Raises BackboneError when the weights do not fit the architecture exactly, or the adapter not these weights.
     """
     family = find_family(backbone.family)
     if weights is None:
@@ -96,6 +102,10 @@ def build(
     network = create_unfilled(lambda: family.create(backbone))
     state = _renamed(backbone, read_state(weights), network, weights)
     fill(network, state, family.UNUSED, backbone.name, weights)
+    if adapter is not None:
+        opened = open_adapter(adapter)
+        check_adapter(opened, backbone, weights_digest(weights))
+        apply_adapter(network, opened)
     embedder = Embedder(backbone, network, precision).eval().requires_grad_(False)
     return embedder.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -44,6 +44,7 @@ class EmbedSpec:
     variant      one of the entry's variants, such as cls or cls+mean; None is its own
     weights      file or folder to load instead of the entry's own source
     own_weights  these are not the weights that the authors published: their checksum is not expected
+    adapter      folder that fine-tuning made, laid over these weights; None for the backbone as it is
     batch        patches a step; None suits the device
     device       auto, cpu, cuda, cuda:1, mps, or several: cuda:0,cuda:1
     precision    auto (bf16 where the chip computes in it), fp32, bf16, fp16
@@ -61,6 +62,7 @@ class EmbedSpec:
     variant: str | None = None
     weights: str | None = None
     own_weights: bool = False
+    adapter: str | None = None
     batch: int | None = None
     device: str = "auto"
     precision: str = "auto"

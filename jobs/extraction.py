@@ -37,20 +37,21 @@ STAIN_TILES = 64  # of a slide, evenly spread over its grid, on which its stains
 TILE_AGAIN = "run `wsi tile` again"
 
 _turn = threading.Lock()
-_kept: tuple[tuple[EmbedSpec, str], "Extractor"] | None = None  # the Extractor of these settings and this digest
+_kept: tuple[tuple[EmbedSpec, str, str | None], "Extractor"] | None = None  # of these settings and these digests
 
 
-def load_extractor(spec: EmbedSpec, folder: RunFolder, digest: str) -> "Extractor":
+def load_extractor(spec: EmbedSpec, folder: RunFolder, digest: str, adapter: str | None = None) -> "Extractor":
     """The backbone on this worker's device, shared by all slides of the process and kept, so that it is loaded once.
 
-    digest  sha256 of its weights, as the contract has it
-    Raises BackboneError where the weights file is another by now.
+    digest   sha256 of its weights, as the contract has it
+    adapter  what the contract states of the adapter over them, None where there is none
+    Raises BackboneError where the weights or the adapter are others by now.
     """
     global _kept
     from embedding.weights import weights_digest, weights_of
 
     with busy(), _turn:
-        wanted = spec, digest
+        wanted = spec, digest, adapter
         if _kept is None or _kept[0] != wanted:
             if _kept is not None:
                 _kept[1].close()
@@ -60,6 +61,9 @@ def load_extractor(spec: EmbedSpec, folder: RunFolder, digest: str) -> "Extracto
             if weights_digest(weights) != digest:  # asked after it was read
                 loaded.close()
                 raise BackboneError(weights, "it was replaced while the run was at work", "run again")
+            if adapter_of(spec) != adapter:
+                loaded.close()
+                raise BackboneError(spec.adapter, "the adapter was replaced while the run was at work", "run again")
             _kept = wanted, loaded
         return _kept[1]
 
@@ -70,7 +74,7 @@ def _load(spec: EmbedSpec, weights: Path, folder: RunFolder) -> "Extractor":
 
     devices = find_devices(spec.device)
     device = devices[worker_number() % len(devices)]
-    embedder = build(spec.entry(), weights, device, precision_of(spec))
+    embedder = build(spec.entry(), weights, device, precision_of(spec), spec.adapter)
     tiles = count_tiles(folder) if device.startswith("cuda") and spec.compile == "auto" else 0
     threads = usable_threads(compute_threads(devices))
     if spec.engine == "openvino":
@@ -78,6 +82,13 @@ def _load(spec: EmbedSpec, weights: Path, folder: RunFolder) -> "Extractor":
 
         use_openvino(embedder, threads)
     return Extractor(embedder, Plan(spec.batch, threads, spec.compile, tiles, spec.views, busy))
+
+
+def adapter_of(spec: EmbedSpec) -> str | None:
+    """What the contract states of the adapter; None without one."""
+    from embedding.adapter import adapter_digest
+
+    return None if spec.adapter is None else adapter_digest(spec.adapter)
 
 
 def precision_of(spec: EmbedSpec) -> str:
@@ -115,7 +126,8 @@ def choice(spec: EmbedSpec) -> str:
         engine = " by OpenVINO"
     batch = f", batches of {spec.batch}" if spec.batch else ""
     threads = f", {compute_threads(devices)} threads" if "cpu" in devices else ""
-    return f"{entry.name} ({entry.pooling}) on {', '.join(devices)} in {precision_of(spec)}{engine}{batch}{threads}"
+    over = f", adapter {Path(spec.adapter).name}" if spec.adapter else ""
+    return f"{entry.name} ({entry.pooling}{over}) on {', '.join(devices)} in {precision_of(spec)}{engine}{batch}{threads}"
 
 
 @dataclass(frozen=True)

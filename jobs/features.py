@@ -16,7 +16,7 @@ _TILE = ("tile_px", "mpp", "icc", "channels")
 _COLUMNS = {
     "variant": "pooling", "tile px": "tile_px", "µm/px": "mpp", "precision": "precision", "dtype": "dtype",
     "views": "views", "stain": "stain.method", "jitter": "stain.jitter", "icc": "icc", "channels": "channels",
-    "engine": "engine", "pixels": "pixels", "weights": "weights_sha256",
+    "engine": "engine", "pixels": "pixels", "weights": "weights_sha256", "adapter": "adapter",
 }  # fmt: skip
 USUAL = ("variant", "tile px", "µm/px", "precision", "dtype", "views", "stain")
 _MOST = 4  # names in a line
@@ -117,6 +117,8 @@ def _fits(contract: Mapping[str, Any], settings: Settings) -> bool:
     normalised = contract.get("stain") or {"method": "none"}
     if "weights" in embed and not _made_with(contract, Path(embed["weights"])):
         return False
+    if embed.get("adapter") is not None and not _adapted_with(contract, Path(embed["adapter"])):
+        return False
     return all(contract.get(key) == value for key, value in asked.items()) and all(
         normalised.get(key, 0) == stain[key] for key in ("method", "jitter") if key in stain
     )
@@ -128,6 +130,12 @@ def _made_with(contract: Mapping[str, Any], weights: Path) -> bool:
 
     file = find_weights(find_backbone(contract["backbone"]), weights)
     return contract.get("weights_sha256") == weights_digest(file)
+
+
+def _adapted_with(contract: Mapping[str, Any], adapter: Path) -> bool:
+    from embedding.adapter import adapter_digest
+
+    return contract.get("adapter") == adapter_digest(adapter)
 
 
 def _unlike(contracts: Mapping[str, Mapping[str, Any]]) -> list[str]:

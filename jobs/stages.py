@@ -86,7 +86,8 @@ def _embed(record: SlideRecord, spec: RunSpec, folder: RunFolder, path: Path, fa
             from embedding.embed import embed_chunks
 
             with pixels_of(record, spec, store, grid) as pixels:
-                extractor = load_extractor(embed, folder, facts["contract"]["weights_sha256"])
+                contract = facts["contract"]
+                extractor = load_extractor(embed, folder, contract["weights_sha256"], contract.get("adapter"))
                 stain = stain_of(embed.stain, grid, pixels)
                 if stain is not None and stain.problem:
                     _log.warning("%s keeps its colours: %s", record.slide_id, stain.problem)
@@ -166,16 +167,20 @@ def check_embedding(spec: RunSpec, wanted: Mapping[str, Any] | None = None) -> s
 
     Raises BackboneError or SpecError, also when the embeddings would be of another contract than the model's, `wanted`.
     """
+    from embedding.adapter import check_adapter, open_adapter
     from embedding.contract import explain_mismatch
     from embedding.loader import check_weights
     from embedding.stain_target import reference
-    from embedding.weights import weights_of
+    from embedding.weights import weights_digest, weights_of
 
     contract = contract_of(spec.embed, spec.tile, AS_JPEG if spec.patches == "jpeg" else None)
     if wanted is not None and contract["hash"] != wanted["hash"]:
         problem, remedy = explain_mismatch(contract, wanted, ("these settings", "the model"))
         raise BackboneError(spec.embed.backbone, problem, remedy)
-    check_weights(spec.embed.entry(), weights_of(spec.embed))
+    weights = weights_of(spec.embed)
+    check_weights(spec.embed.entry(), weights)
+    if spec.embed.adapter is not None:
+        check_adapter(open_adapter(spec.embed.adapter), spec.embed.entry(), weights_digest(weights))
     if spec.embed.stain.method != "none":
         reference(spec.embed.stain)
     return choice(spec.embed)
