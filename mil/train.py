@@ -1,207 +1,257 @@
-"""Bags and their labels → one model per patient-wise fold. One loop; the same seed gives the same weights on a CPU."""
+"""One network: its training, from standardisation to the weights of its best epoch. The same seed gives the same
+weights on a CPU, also where the training was interrupted and went on from its checkpoint.
+"""
 
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
-from wsi.errors import ManifestError, SpecError
+from wsi.errors import SpecError
 
-from .bag import Bag, require_contract
-from .heads import build_head
-from .metrics import evaluate
-from .model import CohortRow, TrainedModel, current_versions
-from .predict import apply_network
+from .bag import Bag
+from .batches import BatchSpec, batches
+from .checkpoint import Checkpoint
+from .heads import MILOutput
+from .network import Network
+from .precision import DTYPES, autocast, training_precision
 from .spec import HeadSpec, TrainSpec
-from .splits import check_leakage, make_splits, validation_part, who
-from .standardise import Standardised
+from .tasks.task import Task
 
-_BETTER = 0.003  # nats of validation loss; less is no reason to go on
+BETTER = 0.003  # nats (or what the loss is in) of validation loss; less is no reason to go on
+PAIRWISE_BATCH = 16  # bags compared at a time, where the loss compares bags
+LONGEST_GRADIENT = 1.0
 
-Progress = Callable[[int, int, float, float | None], None]
-"""Called after every epoch with fold and epoch (from 0), training loss, validation loss (None without such a part)."""
+Report = Callable[[int, float, float | None], None]
+"""Called after every epoch (from 0) with training loss and validation loss, None without such a part."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """Some bags of the cohort: features, each float32 (n, D), and truth, the class index of each."""
+    """Some bags of the cohort, each with at least one tile, their truth (`Task.truth`) and covariates (n, K)."""
 
-    features: list[Tensor]
-    truth: list[int]
+    bags: Sequence[Bag]
+    truth: NDArray[np.generic]
+    covariates: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
-        return len(self.truth)
+        return len(self.bags)
+
+    def at(self, places: NDArray[np.int64]) -> "Part":
+        known = None if self.covariates is None else self.covariates[places]
+        return Part([self.bags[i] for i in places], self.truth[places], known)
 
 
-def cross_validate(
-    bags: Sequence[Bag],
-    spec: TrainSpec | None = None,
-    classes: Sequence[str] | None = None,
-    progress: Progress | None = None,
-    device: str = "cpu",
-) -> TrainedModel:
-    """Train one model per fold and predict every bag with the model that did not see its patient.
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How one training is run, beside what its spec says: seed, device, who hears of it, and where it is kept."""
 
-    classes  order of the outputs, the positive one last; the sorted labels when not given
-    Raises ManifestError for a bag without a label, SpecError for a cohort too small for the folds, and BackboneError
-    for embeddings of different contracts.
-    """
-    spec = spec or TrainSpec()
-    names = _class_names(bags, classes)
-    cohort = [bag for bag in bags if bag.tiles]
-    if not cohort:
-        raise SpecError("bags", "none has any tiles", "check tissue detection on these slides")
-    for bag in cohort[1:]:
-        require_contract(bag, cohort[0].contract, cohort[0].contract_hash, cohort[0].dim)
-    patients, labels = who(cohort), [str(bag.label) for bag in cohort]
-    fold_of = make_splits(patients, labels, spec.folds, spec.seed)
-    check_leakage(cohort, fold_of)
-    head = spec.head_spec(cohort[0].dim, len(names))
-    softmax = np.zeros((len(cohort), len(names)), np.float32)
-    weights, histories = [], []
-    for fold in range(spec.folds):
-        known = np.flatnonzero(fold_of != fold)
-        held_back = validation_part([patients[i] for i in known], [labels[i] for i in known], spec.seed + fold)
-        training = _part(cohort, names, known[~held_back], device)
-        validation = _part(cohort, names, known[held_back], device)
-        report = None if progress is None else _at_fold(progress, fold)
-        network, history = train_one(training, validation, head, spec, seed=spec.seed + fold, report=report)
-        test = np.flatnonzero(fold_of == fold)
-        for i in test:
-            softmax[i] = apply_network(network, cohort[i].features)[0]
-        weights.append({name: value.numpy() for name, value in network.state_dict().items()})
-        histories.append({**history, "test_bags": len(test)})
-    evaluation = evaluate(labels, softmax, names, patients, fold_of.tolist(), spec.seed)
-    aurocs = evaluation.per_fold
-    return TrainedModel(
-        name=spec.head,
-        task="classification",
-        classes=names,
-        head=head,
-        training=spec,
-        contract=cohort[0].contract,
-        contract_hash=cohort[0].contract_hash,
-        span_px=tuple(sorted({bag.span_px for bag in cohort})),
-        weights=tuple(weights),
-        cohort=_rows(bags, cohort, fold_of, softmax),
-        folds=tuple({**history, "test_auroc": value} for history, value in zip(histories, aurocs, strict=True)),
-        metrics=evaluation.as_dict(),
-        versions=current_versions(),
-    )
+    seed: int
+    device: str = "cpu"
+    report: Report | None = None
+    checkpoint: Checkpoint | None = None
+
+
+@dataclass(slots=True)
+class Course:
+    """How far a training has come: epochs done, losses of each, and the best weights so far."""
+
+    rng: np.random.Generator
+    losses: list[float] = field(default_factory=list)
+    checks: list[float] = field(default_factory=list)
+    best: float = math.inf
+    best_epoch: int = -1
+    best_state: dict[str, Tensor] | None = None
+
+    def ended(self, spec: TrainSpec) -> bool:
+        done = len(self.losses)
+        waited = done - 1 - self.best_epoch
+        patient = not self.checks or done - 1 < spec.epochs // 2 or waited < spec.patience
+        return done >= spec.epochs or not patient
 
 
 def train_one(
-    training: Part,
-    validation: Part,
-    head: HeadSpec,
-    spec: TrainSpec,
-    seed: int,
-    report: Callable[[int, float, float | None], None] | None = None,
-) -> tuple[nn.Module, dict[str, Any]]:
+    training: Part, validation: Part, task: Task, head: HeadSpec, spec: TrainSpec, run: Run
+) -> tuple[Network, dict[str, Any]]:
     """Train one network; returns it (evaluation mode, on the CPU, weights of its best epoch) and how it went.
 
-    Without a validation part it runs for all epochs and keeps the last. torch's random state is left as it was.
+    Without a validation part it runs for all epochs and keeps the last. With a checkpoint it goes on from there, and
+    replays to `run.report` nothing of what was done before. torch's random state is left as it was. Raises SpecError
+    when a loss is not finite any more.
     """
-    device = training.features[0].device
-    with _seeded(seed, device):
-        network = Standardised(build_head(head), head.dim).to(device)
-        network.fit(training.features)
-        # Decay belongs on weight matrices; on biases it only biases.
-        decayed = [weight for weight in network.parameters() if weight.ndim > 1]
-        plain = [weight for weight in network.parameters() if weight.ndim <= 1]
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
-        optimiser = torch.optim.AdamW(groups, lr=spec.learning_rate, weight_decay=spec.weight_decay)
-        class_weight = _class_weight(training, head.classes, spec)
-        rng = np.random.default_rng(seed)
-        losses: list[float] = []
-        checks: list[float] = []
-        best, best_epoch, best_state = math.inf, spec.epochs - 1, None
-        for epoch in range(spec.epochs):
-            for group in optimiser.param_groups:
-                group["lr"] = spec.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / spec.epochs))
-            losses.append(_run_epoch(network, training, optimiser, class_weight, spec, rng))
-            if not math.isfinite(losses[-1]):
-                raise SpecError("learning_rate", f"training diverged in epoch {epoch}", "lower it")
+    with _seeded(run.seed, torch.device(run.device)):
+        trainer = Trainer(training, task, head, spec, run.device)
+        course = Course(np.random.default_rng(run.seed))
+        state = None if run.checkpoint is None else run.checkpoint.read()
+        if state is None:
+            trainer.network.fit(_vectors(training), _known(training))
+        else:
+            trainer.restore(course, *state)
+        while not course.ended(spec):
+            epoch = len(course.losses)
+            trainer.set_rate(spec.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / spec.epochs)))
+            course.losses.append(_finite(trainer.run_epoch(course.rng), epoch))
             if len(validation):
-                checks.append(_loss_without_training(network, validation, class_weight))
-                if checks[-1] < best - _BETTER:
-                    best, best_epoch, best_state = checks[-1], epoch, copy.deepcopy(network.state_dict())
-            if report is not None:
-                report(epoch, losses[-1], checks[-1] if checks else None)
-            if checks and epoch >= spec.epochs // 2 and epoch - best_epoch >= spec.patience:
-                break
-        if best_state is not None:
-            network.load_state_dict(best_state)
-    history: dict[str, Any] = {
-        "training_bags": len(training),
-        "validation_bags": len(validation),
-        "epochs": len(losses),
-    }
-    history |= {"best_epoch": best_epoch, "training_loss": losses, "validation_loss": checks}
-    return network.eval().cpu(), history
+                course.checks.append(_finite(trainer.loss_of(validation), epoch))
+                if course.checks[-1] < course.best - BETTER:
+                    course.best, course.best_epoch = course.checks[-1], epoch
+                    course.best_state = copy.deepcopy(trainer.network.state_dict())
+            if run.checkpoint is not None and run.checkpoint.due(epoch) and not course.ended(spec):
+                run.checkpoint.write(*trainer.state(course), epoch)
+            if run.report is not None:
+                run.report(epoch, course.losses[-1], course.checks[-1] if course.checks else None)
+        if course.best_state is not None:
+            trainer.network.load_state_dict(course.best_state)
+    history: dict[str, Any] = {"training_bags": len(training), "validation_bags": len(validation)}
+    history |= {"epochs": len(course.losses), "precision": trainer.precision}
+    history["best_epoch"] = course.best_epoch if course.best_state is not None else len(course.losses) - 1
+    history |= {"training_loss": course.losses, "validation_loss": course.checks}
+    return trainer.network.eval().cpu(), history
 
 
-def _run_epoch(
-    network: nn.Module,
-    part: Part,
-    optimiser: torch.optim.Optimizer,
-    class_weight: Tensor,
-    spec: TrainSpec,
-    rng: np.random.Generator,
-) -> float:
-    """One pass over the bags in random order, one optimiser step per `accumulate` bags; returns the mean loss."""
-    network.train()
-    order, total = rng.permutation(len(part)), 0.0
-    for start in range(0, len(order), spec.accumulate):
-        chosen = order[start : start + spec.accumulate]
-        for i in chosen:
-            features = _sample(part.features[i], spec.instances, rng)
-            loss = _loss(network, features, part.truth[i], class_weight)
-            (loss / len(chosen)).backward()
-            total += loss.item()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-    return total / len(order)
+class Trainer:
+    """A network with all that one step of its training needs."""
+
+    def __init__(self, training: Part, task: Task, head: HeadSpec, spec: TrainSpec, device: str):
+        self.spec, self.task, self.device = spec, task, device
+        self.precision = training_precision(spec.precision, device)
+        self.network = Network(head).to(device)
+        # Decay belongs on weight matrices; on biases it only biases.
+        decayed = [weight for weight in self.network.parameters() if weight.ndim > 1]
+        plain = [weight for weight in self.network.parameters() if weight.ndim <= 1]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        self.optimiser = torch.optim.AdamW(groups, lr=spec.learning_rate, weight_decay=spec.weight_decay)
+        self.scaler = torch.amp.GradScaler(device.partition(":")[0], enabled=self.precision == "fp16")
+        self.training, self.targets, self.known = training, task.targets(training.truth).to(device), None
+        if training.covariates is not None:
+            self.known = torch.from_numpy(training.covariates).to(device)
+        weights = task.weights(training.truth) if spec.class_weights else None
+        self.weights = None if weights is None else weights.to(device)
+        size = spec.batch or (PAIRWISE_BATCH if task.pairwise else 1)
+        drawn = (size, spec.instances, spec.instance_dropout, spec.views)
+        self.batch = BatchSpec(*drawn, wants_positions(self.network), DTYPES[self.precision], device)
+
+    def set_rate(self, rate: float) -> None:
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+
+    def criterion(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The task's loss, in float32 whatever the network is multiplied in."""
+        return self.task.loss(logits.float(), target, self.weights, self.spec.focal)
+
+    def run_epoch(self, rng: np.random.Generator) -> float:
+        """One pass over the bags in random order, one optimiser step per `accumulate` batches; the mean loss."""
+        self.network.train()
+        order = rng.permutation(len(self.training))
+        together, total = self.batch.size * self.spec.accumulate, torch.zeros((), device=self.device)
+        seen = 0
+        for batch in batches(self.training.bags, order, self.batch, rng, self.network.standardise):
+            start = seen // together * together
+            count = len(batch.index)
+            features = batch.features
+            if self.spec.noise:
+                features = features + self.spec.noise * torch.randn_like(features)
+            with autocast(self.precision, self.device):
+                place = torch.from_numpy(batch.index).to(self.device)
+                known = None if self.known is None else self.known[place]
+                output = self.network.pool(features, batch.mask, batch.xy, known)
+                loss = self.network.training_loss(output, self.targets[place], self.criterion)
+            self.scaler.scale(loss * (count / min(together, len(order) - start))).backward()
+            total += loss.detach() * count
+            seen += count
+            if seen % together == 0 or seen == len(order):
+                self.step()
+        return float(total) / len(order)
+
+    def step(self) -> None:
+        self.scaler.unscale_(self.optimiser)
+        nn.utils.clip_grad_norm_(self.network.parameters(), LONGEST_GRADIENT)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+
+    def loss_of(self, part: Part) -> float:
+        """The loss over all bags of a part at once, each with all its tiles: of cox, too, which compares them."""
+        logits = torch.from_numpy(logits_of(self.network, part, self.device))
+        weights = None if self.weights is None else self.weights.cpu()
+        with torch.inference_mode():
+            return float(self.task.loss(logits, self.task.targets(part.truth), weights, self.spec.focal))
+
+    def state(self, course: Course) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that the next epoch depends on, as tensors and plain values."""
+        tensors = {f"network/{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"best/{name}": value for name, value in (course.best_state or {}).items()}
+        for place, values in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser/{place}/{name}": value for name, value in values.items()}
+        tensors["random/cpu"] = torch.get_rng_state()
+        if self.device.startswith("cuda"):
+            tensors["random/cuda"] = torch.cuda.get_rng_state(self.device)
+        facts: dict[str, Any] = {"losses": course.losses, "checks": course.checks, "best_epoch": course.best_epoch}
+        return tensors, facts | {"rng": course.rng.bit_generator.state, "scaler": self.scaler.state_dict()}
+
+    def restore(self, course: Course, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Go back to what `state` described."""
+        self.network.load_state_dict(_under("network/", tensors))
+        optimiser = self.optimiser.state_dict()
+        for name, value in _under("optimiser/", tensors).items():
+            place, _, key = name.partition("/")
+            optimiser["state"].setdefault(int(place), {})[key] = value
+        self.optimiser.load_state_dict(optimiser)
+        self.scaler.load_state_dict(facts["scaler"])
+        torch.set_rng_state(tensors["random/cpu"])
+        if "random/cuda" in tensors and self.device.startswith("cuda"):
+            torch.cuda.set_rng_state(tensors["random/cuda"], self.device)
+        course.rng.bit_generator.state = facts["rng"]
+        course.losses, course.checks, course.best_epoch = facts["losses"], facts["checks"], facts["best_epoch"]
+        if course.best_epoch >= 0:
+            course.best, course.best_state = course.checks[course.best_epoch], _under("best/", tensors)
 
 
-def _loss_without_training(network: nn.Module, part: Part, class_weight: Tensor) -> float:
+def logits_of(network: Network, part: Part, device: str = "cpu") -> NDArray[np.float32]:
+    """What a network says of each bag, from all its tiles: logits float32 (n, O), in float32 throughout."""
+    training, spec = network.training, BatchSpec(positions=wants_positions(network), device=device)
     network.eval()
+    found = []
     with torch.inference_mode():
-        losses = [
-            _loss(network, features, truth, class_weight).item()
-            for features, truth in zip(part.features, part.truth, strict=True)
-        ]
-    return sum(losses) / len(losses)
+        rng = np.random.default_rng(0)  # nothing is drawn
+        for batch in batches(part.bags, np.arange(len(part)), spec, rng, network.standardise):
+            known = None
+            if part.covariates is not None:
+                known = torch.from_numpy(part.covariates[batch.index]).to(device)
+            output: MILOutput = network.pool(batch.features, batch.mask, batch.xy, known)
+            found.append(output.logits.float().cpu())
+    network.train(training)
+    return torch.cat(found).numpy()
 
 
-def _loss(network: nn.Module, features: Tensor, truth: int, class_weight: Tensor) -> Tensor:
-    mask = torch.ones(1, len(features), dtype=torch.bool, device=features.device)
-    target = torch.tensor([truth], device=features.device)
-    # One bag at a time: cross_entropy's own weighting would divide the weight out again.
-    return functional.cross_entropy(network(features[None], mask).logits, target) * class_weight[truth]
+def wants_positions(network: Network) -> bool:
+    """Whether any of its heads looks at where tiles lie."""
+    return any(getattr(head, "needs_positions", False) for head in network.heads)
 
 
-def _sample(features: Tensor, instances: int, rng: np.random.Generator) -> Tensor:
-    if len(features) <= instances:
-        return features
-    chosen = np.sort(rng.choice(len(features), instances, replace=False))
-    return features[torch.from_numpy(chosen).to(features.device)]
+def _vectors(part: Part) -> Iterator[Tensor]:
+    return (torch.from_numpy(np.array(bag.features)) for bag in part.bags)
 
 
-def _class_weight(part: Part, classes: int, spec: TrainSpec) -> Tensor:
-    """Weight per class, 1 on average over the part's bags."""
-    counts = np.bincount(part.truth, minlength=classes)
-    weight = len(part) / (np.count_nonzero(counts) * np.maximum(counts, 1)) if spec.class_weights else np.ones(classes)
-    return torch.as_tensor(weight, dtype=torch.float32, device=part.features[0].device)
+def _known(part: Part) -> Tensor | None:
+    return None if part.covariates is None else torch.from_numpy(part.covariates)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _finite(loss: float, epoch: int) -> float:
+    if not math.isfinite(loss):
+        raise SpecError("learning_rate", f"training diverged in epoch {epoch}: its loss is {loss}", "lower it")
+    return loss
 
 
 @contextmanager
@@ -210,35 +260,3 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def _class_names(bags: Sequence[Bag], classes: Sequence[str] | None) -> tuple[str, ...]:
-    for bag in bags:
-        if bag.label is None:
-            raise ManifestError(bag.name, "has no label", "fill the manifest's label column or leave the slide out")
-        if classes is not None and bag.label not in classes:
-            raise ManifestError(bag.name, f"its label {bag.label!r} is none of {', '.join(classes)}", "correct one")
-    return tuple(classes) if classes is not None else tuple(sorted({str(bag.label) for bag in bags}))
-
-
-def _part(cohort: Sequence[Bag], names: Sequence[str], chosen: NDArray[np.int64], device: str) -> Part:
-    features = [torch.from_numpy(cohort[i].features).to(device) for i in chosen]
-    return Part(features, [list(names).index(str(cohort[i].label)) for i in chosen])
-
-
-def _at_fold(progress: Progress, fold: int) -> Callable[[int, float, float | None], None]:
-    return lambda epoch, loss, check: progress(fold, epoch, loss, check)
-
-
-def _rows(
-    bags: Sequence[Bag], cohort: Sequence[Bag], fold_of: NDArray[np.int64], softmax: NDArray[np.float32]
-) -> tuple[CohortRow, ...]:
-    """A row per bag, in the order given; empty bags have no fold and no softmax."""
-    place = {id(bag): i for i, bag in enumerate(cohort)}
-    rows = []
-    for bag in bags:
-        i = place.get(id(bag))
-        fold, output = (None, None) if i is None else (int(fold_of[i]), tuple(softmax[i].tolist()))
-        who = (bag.name, bag.patient_id, bag.case_id, bag.identity, str(bag.label))
-        rows.append(CohortRow(*who, tiles=bag.tiles, fold=fold, softmax=output))
-    return tuple(rows)
