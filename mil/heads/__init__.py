@@ -6,15 +6,38 @@ from collections.abc import Callable
 from wsi.errors import SpecError
 
 from ..spec import HeadSpec
-from .abmil import ABMIL
+from .abmil import ABMIL, PlainABMIL
+from .acmil import ACMIL
+from .clam import ClamMB, ClamSB
+from .dsmil import DSMIL, dsmil_from_reference
+from .dtfd import DTFD
 from .head import Criterion, Head, MILOutput
+from .ilra import ILRA
+from .instance_max import InstanceMax
+from .linear import LinearProbe
 from .maximum import MaxPool
 from .mean import MeanPool
+from .transformer import Transformer, TransformerPosition
+from .transmil import TransMIL
+from .wikg import WiKG
 
 HEADS: dict[str, Callable[..., Head]] = {
     "abmil": ABMIL,
+    "abmil-ungated": PlainABMIL,
     "mean": MeanPool,
     "max": MaxPool,
+    "instance-max": InstanceMax,
+    "clam-sb": ClamSB,
+    "clam-mb": ClamMB,
+    "dsmil": DSMIL,
+    "transmil": TransMIL,
+    "dtfd": DTFD,
+    "acmil": ACMIL,
+    "ilra": ILRA,
+    "wikg": WiKG,
+    "transformer": Transformer,
+    "transformer-position": TransformerPosition,
+    "linear": LinearProbe,
 }
 
 
@@ -34,4 +57,28 @@ def build_head(spec: HeadSpec) -> Head:
     return kind(spec, **spec.options)
 
 
-__all__ = ["ABMIL", "HEADS", "Criterion", "Head", "HeadSpec", "MILOutput", "MaxPool", "MeanPool", "build_head"]
+__all__ = [
+    "ABMIL",
+    "ACMIL",
+    "DSMIL",
+    "DTFD",
+    "HEADS",
+    "ILRA",
+    "ClamMB",
+    "ClamSB",
+    "Criterion",
+    "Head",
+    "HeadSpec",
+    "InstanceMax",
+    "LinearProbe",
+    "MILOutput",
+    "MaxPool",
+    "MeanPool",
+    "PlainABMIL",
+    "TransMIL",
+    "Transformer",
+    "TransformerPosition",
+    "WiKG",
+    "build_head",
+    "dsmil_from_reference",
+]
