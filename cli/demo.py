@@ -90,7 +90,7 @@ def _say(figures: dict, seconds: float) -> None:
     from .train import show_estimate
 
     metrics, colour = figures["metrics"], figures["baselines"][0]
-    console.print(f"\nSlide AUROC    {show_estimate(metrics['auroc'])}, cross-validated by patient")
+    console.print(f"\nSlide AUROC    {show_estimate(metrics['headline'])}, cross-validated by patient")
     console.print(f"Tile AUROC     {figures['tile_auroc']['value']:.3f}: the heatmaps against the truth maps")
     console.print(f"Mean colour    {colour['auroc']['value']:.3f}: what the slides' colour alone would reach")
     console.print(f"Time           {seconds / 60:.1f} min")

@@ -83,14 +83,14 @@ def warn_off_native(job: "Job", tiled: bool = False) -> None:
 
 
 def _start_with(model: Path, source: str, out: Path, settings: dict[str, Any]) -> "Job":
-    from embedding.contract import contract_name
     from jobs.checks import check_contract
+    from jobs.features import names_of
     from jobs.model_stages import open_model
 
     job = start(source, out, {**settings, "model": str(model)}, model=model)
     trained = open_model(model)
     check_contract(trained, job.folder)
-    job.recall("tile", "embed", contract=contract_name(trained.contract))
+    job.recall("tile", "embed", contract=names_of(trained.contract)[0])
     return job
 
 
@@ -190,7 +190,8 @@ def settings_of(job: "Job") -> dict[str, Any]:
 
 def write_table(job: "Job") -> Path:
     """The predictions of a job as CSV; returns its path."""
-    from jobs.model_stages import open_model, write_predictions
+    from jobs.model_stages import open_model
+    from jobs.prediction_table import write_predictions
 
     model = open_model(str(job.spec.model))
     # a slide whose picture could not be drawn is predicted all the same

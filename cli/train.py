@@ -1,31 +1,104 @@
-"""wsi train and wsi evaluate."""
+"""wsi train."""
 
 from typing import Annotated, Any
 
 import typer
 
-from .options import MODEL, TILE, DryRun, ModelDir, Out, Setting, Source, read_records, with_settings
+from .options import COMPUTING, MODEL, TILE, DryRun, Out, Setting, Source, option, read_records, with_settings
 from .options_embed import VECTORS
 
 _T = {name: TILE[name] for name in ("tile_px", "tile_mpp", "icc", "channels")}
-_B = {name: VECTORS[name] for name in VECTORS if name not in ("strict", "offline")}
+_B = {name: VECTORS[name] for name in VECTORS if name not in ("strict", "offline", "precision")}
+TARGET, TRAINING = "What is predicted", "Training"
 
 
-def _train(kind: Any, text: str, key: str, takes: str = "N") -> Setting:
+def _train(kind: Any, text: str, key: str, takes: str = "N", panel: str = TRAINING, name: str | None = None) -> Setting:
+    names = [name] if name else []
+    return Setting(Annotated[kind, option(text, *names, panel=panel, takes=takes)], lambda value: {key: value})
+
+
+def _words(kind: Any, text: str, key: str, takes: str, panel: str) -> Setting:
+    """An option that takes several words, divided by commas."""
     return Setting(
-        Annotated[kind, typer.Option(help=text, rich_help_panel=MODEL, metavar=takes)], lambda value: {key: value}
+        Annotated[kind, option(text, panel=panel, takes=takes)],
+        lambda value: {key: [word.strip() for word in value.split(",") if word.strip()]},
     )
 
 
+_OPTIONAL = str | None
+TASK = {
+    "task": _train(
+        _OPTIONAL,
+        "classification (by default), multilabel, ordinal, regression, cox, survival",
+        "train.task.name",
+        "NAME",
+        TARGET,
+    ),
+    "target": _train(_OPTIONAL, "Column of the truth; by default label", "train.task.target", "COLUMN", TARGET),
+    "time": _train(_OPTIONAL, "Column of the time to event; by default time", "train.task.time", "COLUMN", TARGET),
+    "event": _train(
+        _OPTIONAL, "Column that is 1 where it came; by default event", "train.task.event", "COLUMN", TARGET
+    ),
+    "classes": _words(
+        _OPTIONAL,
+        "Classes in order, A,B: the positive one last; by default sorted",
+        "train.task.classes",
+        "A,B",
+        TARGET,
+    ),
+    "level": _train(_OPTIONAL, "A bag is a slide (by default), case or patient", "train.level", "NAME", TARGET),
+    "covariates": _words(
+        _OPTIONAL, "Columns that speak beside the tiles: age,sex", "train.covariates", "COLUMNS", TARGET
+    ),
+}
 TRAIN = {
-    "head": _train(str | None, "abmil, mean or max; by default abmil", "train.head", "NAME"),
+    "head": _train(_OPTIONAL, "By default abmil; `wsi train --heads` lists them", "train.head", "NAME", MODEL),
+    "fusion": _train(
+        _OPTIONAL,
+        "Of several --features: early (by default), or late: a head each",
+        "train.fusion",
+        "KIND",
+        MODEL,
+    ),
+    "calibrate": _train(
+        _OPTIONAL,
+        "temperature (by default), platt, isotonic or none, on held-out folds",
+        "train.calibrate",
+        "METHOD",
+    ),
     "folds": _train(int | None, "Cross-validation folds; by default 5", "train.folds"),
+    "repeats": _train(int | None, "Of the cross-validation, on other partitions", "train.repeats"),
+    "stratify": _words(
+        _OPTIONAL, "Spread these columns evenly over folds: site", "train.stratify", "COLUMNS", TRAINING
+    ),
+    "splits": _train(_OPTIONAL, "Use the folds of this splits.csv", "train.splits", "FILE"),
     "epochs": _train(int | None, "Epochs at most", "train.epochs"),
+    "search": _train(
+        int | None, "Trials of a hyper-parameter search within every fold's training part", "train.search"
+    ),
+    "track": _train(
+        _OPTIONAL, "Where the course of training is kept: csv, tensorboard, mlflow, wandb", "train.track", "NAME"
+    ),
+    "device": _train(_OPTIONAL, "auto, cpu, cuda, mps", "train.device", "NAME", COMPUTING),
+    "precision": _train(_OPTIONAL, "Of training: auto, fp32, bf16, fp16", "train.precision", "KIND", COMPUTING),
     "seed": _train(int | None, "Seed of splits and training", "train.seed"),
 }
 
 
-@with_settings(TRAIN, _B, _T)
+def _show_heads(wanted: bool) -> None:
+    if not wanted:
+        return
+    from mil.heads import described
+
+    from .console import out
+
+    for name, text in described().items():
+        out.print(f"[bold]{name:<22}[/] ", end="")
+        out.print(text, markup=False)
+    raise typer.Exit
+
+
+@with_settings(TASK, TRAIN, _B, _T)
 def train(
     source: Source,
     out: Out,
@@ -34,16 +107,19 @@ def train(
     ],
     settings: dict[str, Any],
     features: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="Which embeddings: a folder's name in run/embeddings; needed where several fit",
+            help="Which embeddings, by name of a folder in run/embeddings; again for several backbones, joined",
             rich_help_panel=MODEL,
             metavar="NAME",
         ),
     ] = None,
+    heads: Annotated[
+        bool, typer.Option("--heads", callback=_show_heads, is_eager=True, help="List the heads, and exit", metavar="")
+    ] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Train a slide classifier on embedded slides, cross-validated by patient. The manifest needs a `label` column."""
+    """Train a model on embedded slides, cross-validated by patient, calibrated on what each network did not see."""
     from jobs.config import as_settings, resolve
     from jobs.features import choose_features
     from jobs.folder import RunFolder, command_line, run_facts, write_run
@@ -53,10 +129,11 @@ def train(
     records, folder = read_records(source, None), RunFolder(out)
     check_name(name)
     resolve(settings)  # what is wrong with the settings is said before what is missing in the folder
-    chosen, contract = choose_features(settings, features, folder)
-    made_here = "origin" not in contract  # embeddings of another tool say less than settings hold
-    spec = resolve({**settings, "features": chosen}, contract if made_here else None)
-    say(f"embeddings: {folder.root / 'embeddings' / chosen}", style="dim")
+    chosen = [choose_features(settings, one, folder) for one in features or [None]]
+    made_here = len(chosen) == 1 and not {"origin", "tiles"} & set(chosen[0][1])  # else settings say more than it does
+    spec = resolve({**settings, "features": [one for one, _ in chosen]}, chosen[0][1] if made_here else None)
+    for one, _ in chosen:
+        say(f"embeddings: {folder.features(one, '').parent}", style="dim")
     if dry_run:
         say(describe_cohort(records, spec, folder) + "; nothing was done.")
         raise typer.Exit(0)
@@ -67,20 +144,24 @@ def train(
     say(f"model: {folder.model(name)}")
 
 
-def describe_cohort(records: list, spec: object, folder: object) -> str:
+def describe_cohort(records: list, spec: Any, folder: Any) -> str:
     """What would be trained on: 12 slides of 10 patients (6 normal, 6 tumor), 5 folds."""
     from collections import Counter
 
-    from jobs.training import to_train_on
+    from jobs.bags import columns_of
+    from jobs.training import grouped, to_train_on
 
-    cohort = to_train_on(records, spec, folder)  # type: ignore[arg-type]
-    counts = Counter(record.label for record in cohort)
-    classes = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
-    patients = len({record.patient_id for record in cohort})
-    return f"{len(cohort)} slides of {patients} patients ({classes}), {spec.train.folds} folds"  # type: ignore[attr-defined]
+    task = spec.train.task
+    cohort = to_train_on(records, spec, folder)
+    patients, bags = len({record.patient_id for record in cohort}), len(grouped(cohort, spec.train.level))
+    truth = [columns_of(record).get(task.target) or record.label for record in cohort]
+    counts = Counter(truth) if task.name in ("classification", "ordinal") else {}
+    classes = f" ({', '.join(f'{count} {label}' for label, count in sorted(counts.items()))})" if counts else ""
+    named = "" if spec.train.level == "slide" else f", {bags} bags"
+    return f"{len(cohort)} slides of {patients} patients{named}{classes}, {spec.train.folds} folds"
 
 
-def show_training(records: list, spec: object, folder: object, name: str) -> object:
+def show_training(records: list, spec: Any, folder: Any, name: str) -> Any:
     """Train with a bar, and print the cross-validated figures; returns the model."""
     import time
 
@@ -90,25 +171,27 @@ def show_training(records: list, spec: object, folder: object, name: str) -> obj
     from .console import out as console
 
     started = time.monotonic()
-    if without := left_out(records, spec, folder):  # type: ignore[arg-type]
+    if without := left_out(records, spec, folder):
         named = ", ".join(without[:10]) + (" …" if len(without) > 10 else "")
         say(f"note: {len(without)} labelled slides failed earlier and are left out: {named}", style="yellow")
-    total = spec.train.folds * spec.train.epochs  # type: ignore[attr-defined]
+    total = spec.train.folds * spec.train.repeats * spec.train.epochs
     with bar("train", total) as show:
 
         def step(fold: int, epoch: int, loss: float, validation: float | None) -> None:
             note = f"fold {fold + 1}, loss {loss:.3f}" + (
                 f", validation {validation:.3f}" if validation is not None else ""
             )
-            show(fold * spec.train.epochs + epoch + 1, note)  # type: ignore[attr-defined]
+            show(fold * spec.train.epochs + epoch + 1, note)
 
-        model = train_model(records, spec, folder, name, step)  # type: ignore[arg-type]
+        model = train_model(records, spec, folder, name, step)
     figures = model.metrics
     console.print(
-        f"[bold]{'Training':<13}[/] {len(model.cohort)} slides, {figures['patients']} patients, "
-        f"{len(model.weights)} folds: AUROC {show_estimate(figures['auroc'])}  "
+        f"[bold]{'Training':<13}[/] {len(model.cohort)} {spec.train.level}s, {figures['patients']} patients, "
+        f"{len(model.weights)} networks: {figures['headline']['name']} {show_estimate(figures['headline'])}  "
         f"[dim]{time.monotonic() - started:.1f} s[/]"
     )
+    for note in figures["notes"]:
+        say(f"note: {note}", style="yellow")
     return model
 
 
@@ -128,33 +211,3 @@ def check_name(name: str) -> None:
 
     if not ID_RULE.fullmatch(name):
         raise SpecError("--name", f"{name!r} is no plain folder name", "use letters, digits, '.', '_' and '-'")
-
-
-def evaluate(source: Source, out: Out, model: ModelDir) -> None:
-    """Judge predictions against the manifest's labels: AUROC with its interval, confusion; then the report."""
-    from embedding.contract import contract_name
-    from jobs.demo import truth_figures
-    from jobs.evaluation import evaluate_run
-    from jobs.folder import command_line, run_facts, write_run
-    from jobs.model_stages import open_model
-    from jobs.report import make_report
-
-    from .console import out as console
-    from .console import say
-    from .stages import settings_of, start
-
-    job = start(source, out, {"model": str(model)}, model=model)
-    contract = contract_name(dict(open_model(model).contract))
-    job.recall("tile", "embed", contract=contract)
-    result = evaluate_run(job.records, str(model), job.folder, truth_figures(job.records, job.folder, str(model)))
-    figures = result["metrics"]
-    console.print(
-        f"{figures['slides']} slides of {figures['patients']} patients: AUROC {show_estimate(figures['auroc'])}, "
-        f"accuracy {figures['accuracy']:.3f}, balanced {figures['balanced_accuracy']:.3f}"
-    )
-    for line in result["notes"]:
-        say(f"note: {line}", style="yellow")
-    say(f"figures: {job.folder.evaluation(result['model'])}")
-    facts = run_facts(command_line(), settings_of(job))
-    write_run(job.folder, facts)
-    say(f"report: {make_report(job, facts, result)}")

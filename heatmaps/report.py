@@ -95,13 +95,15 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Figures on slides that the model was not trained on. `interval` says what low and high are."""
+    """Figures on slides that the model was not trained on. `interval` says what low and high are, `figure` what `auroc`
+    and the folds' are: another one in [0, 1] where the task has no AUROC."""
 
     positive: str
     auroc: Interval
     patients: int
     slides: int
     interval: str = "95 % bootstrap interval over patients"
+    figure: str = "AUROC"
     folds: Sequence[FoldRow] = ()
     curves: Sequence[RocCurve] = ()
     confusion: Confusion | None = None

@@ -5,7 +5,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
-from embedding.contract import contract_name, explain_mismatch, off_native
+from embedding.contract import explain_mismatch, off_native
 from embedding.spec import EmbedSpec
 from embedding.store import open_embeddings
 from tiling.patches import PatchStore, open_patches
@@ -13,6 +13,7 @@ from tiling.spec import TileSpec
 from wsi.errors import BackboneError, SpecError
 
 from .config import RunSpec
+from .features import names_of
 from .folder import RunFolder
 from .manifest import SlideRecord
 
@@ -48,7 +49,7 @@ def check_native(embed: EmbedSpec, tile: TileSpec) -> list[str]:
 
 def check_contract(model: "TrainedModel", folder: RunFolder) -> None:
     """Raise BackboneError, with both contracts side by side, where the run has embeddings but none of the model's."""
-    if folder.embeddings(contract_name(model.contract), "any").parent.is_dir():
+    if all(folder.features(name, "any").parent.is_dir() for name in names_of(model.contract)):
         return
     other = next(folder.root.glob("embeddings/*/[!.]*.zarr"), None)
     if other is None:

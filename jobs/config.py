@@ -19,20 +19,28 @@ from wsi.errors import SpecError
 from .executors import ExecSpec
 
 
+SCORES = ("prediction", "attention", "gradient", "occlusion")
+
+
 @dataclass(frozen=True, slots=True)
 class HeatmapSpec:
     """What is drawn.
 
-    score    softmax: what the head says of each tile alone; attention: how much it looked at the tile
+    score    prediction: what the model says of each tile alone; attention: how much it looked at the tile; gradient:
+             gradient × input; occlusion: what the slide's output loses without the tile
+    tiles    that many tiles of the highest and of the lowest score, as pictures
     max_px   longer side of the PNG overlay
     """
 
-    score: str = "softmax"
+    score: str = "prediction"
+    tiles: int = 0
     max_px: int = 1600
 
     def __post_init__(self) -> None:
-        if self.score not in ("softmax", "attention"):
-            raise SpecError("heatmap.score", f"{self.score!r} is unknown", "choose softmax or attention")
+        if self.score not in SCORES:
+            raise SpecError("heatmap.score", f"{self.score!r} is unknown", f"choose {', '.join(SCORES)}")
+        if not 0 <= self.tiles <= 100:
+            raise SpecError("heatmap.tiles", f"{self.tiles} is out of range", "give 0 to 100")
         if not 100 <= self.max_px <= 20_000:
             raise SpecError("heatmap.max_px", f"{self.max_px} is out of range", "give 100 to 20000")
 
@@ -47,7 +55,7 @@ class RunSpec:
     coords    take the tiles of another tool (a folder of CLAM's or TRIDENT's HDF5 files, or one slide's file), or,
               about the same centres at this run's scale, those of another run folder
     model     folder of the model that predicts, None without one
-    features  name of the run's embeddings to train on; None for those that the settings make
+    features  names of the run's embeddings to train on, of several backbones joined; () for those that the settings make
     """
 
     tile: TileSpec = field(default_factory=TileSpec)
@@ -60,7 +68,7 @@ class RunSpec:
     heatmap: HeatmapSpec = field(default_factory=HeatmapSpec)
     jobs: ExecSpec = field(default_factory=ExecSpec)
     model: str | None = None
-    features: str | None = None
+    features: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         checks = (

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mil.metrics import auroc, auroc_interval
+from mil.evaluation.discrimination import auroc, auroc_interval
 from tiling.patches import PatchStore, open_patches
 from wsi.publish import fingerprint
 from wsi.synthetic import CohortSpec, PlannedSlide, plan_cohort, read_truth, tile_truth, write_manifest, write_planned
@@ -16,7 +16,8 @@ from wsi.synthetic import CohortSpec, PlannedSlide, plan_cohort, read_truth, til
 from .executors import open_executor
 from .folder import RunFolder
 from .manifest import SlideRecord
-from .model_stages import embeddings_for, open_model
+from .bags import bag_for
+from .model_stages import open_model
 from .report import all_synthetic, mask_on_thumbnail
 
 COHORT = CohortSpec(seed=7, patients=24)
@@ -53,21 +54,21 @@ def truth_figures(records: Sequence[SlideRecord], folder: RunFolder, model_path:
     A tile is positive when at least half of it is tumour and negative when none is; the others are left out. Scores
     are those of the model that did not see the patient.
     """
-    from mil.bag import load_bag
     from mil.predict import predict
 
     model = open_model(model_path)
     tiled = all(folder.tiles(record.slide_id).exists() for record in records)  # not so of another tool's embeddings
-    same = {row.slide_id for row in model.cohort} == {record.slide_id for record in records}
-    if not (tiled and same and all_synthetic(records)):
+    same = {name for row in model.cohort for name in row.slide_ids} == {record.slide_id for record in records}
+    two_classes = model.task.name == "classification" and len(model.classes) == 2 and model.training.level == "slide"
+    if not (tiled and same and two_classes and all_synthetic(records)):
         return {}
     share, softmax, attention = [], [], []
     for record in records:
-        store = embeddings_for(model, record, folder)
-        prediction = predict(model, load_bag(store, record.label, record.patient_id, record.case_id))
+        prediction = predict(model, bag_for(model, record, folder)[0])
         share.append(tile_truth(read_truth(record.path), prediction.xy, prediction.span_px))
         softmax.append(prediction.scores[:, -1])
-        attention.append(prediction.attention * prediction.tiles)
+        looked = np.zeros(prediction.tiles) if prediction.attention is None else prediction.attention
+        attention.append(looked * prediction.tiles)
     truth = np.concatenate(share)
     clear = (truth >= 0.5) | (truth == 0)
     value = auroc(truth[clear] >= 0.5, np.concatenate(softmax)[clear])
@@ -91,7 +92,7 @@ def colour_baseline(records: Sequence[SlideRecord], folder: RunFolder, model: An
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
-    fold_of = {row.slide_id: row.fold for row in model.cohort}
+    fold_of = {row.bag: row.folds[0] for row in model.cohort}
     colours = np.array([tissue_colour(open_patches(folder.tiles(record.slide_id))) for record in records])
     truth = np.array([model.classes.index(str(record.label)) for record in records])
     folds = np.array([fold_of[record.slide_id] for record in records])
@@ -101,7 +102,7 @@ def colour_baseline(records: Sequence[SlideRecord], folder: RunFolder, model: An
         scale = StandardScaler().fit(colours[~test])
         fitted = LogisticRegression().fit(scale.transform(colours[~test]), truth[~test])
         scores[test] = fitted.predict_proba(scale.transform(colours[test]))
-    estimate = auroc_interval(truth, scores, [record.patient_id for record in records])
+    estimate = auroc_interval(truth == 1, scores[:, 1], [record.patient_id for record in records])
     return {
         "name": "mean colour",
         "auroc": {"value": estimate.value, "low": estimate.low, "high": estimate.high},
@@ -121,7 +122,7 @@ def fold_rows(model: Any) -> list[dict[str, Any]]:
     per_fold = model.metrics["per_fold"]
     rows = []
     for fold, value in enumerate(per_fold):
-        members = [row for row in model.cohort if row.fold == fold]
+        members = [row for row in model.cohort if fold in row.folds]
         patients = len({row.patient_id for row in members})
         rows.append({"name": f"fold {fold}", "patients": patients, "slides": len(members), "auroc": value})
     return rows

@@ -1,55 +1,65 @@
-"""Predictions of a run against the labels of its manifest."""
+"""Predictions of a run against the truth in its manifest."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedding.contract import contract_name
 from wsi.errors import ManifestError, StoreError
 from wsi.publish import write_json
 
+from .bags import bag_id, columns_of, has_truth
+from .features import names_of
 from .folder import RunFolder
 from .manifest import SlideRecord
-from .model_stages import model_mark, open_model, table_rows
+from .model_stages import open_model
+from .prediction_table import read_predictions
 from .stages import open_fitting
+from .training import grouped
 
 if TYPE_CHECKING:
+    from mil.bag import Bag
+    from mil.evaluation.judge import JudgeSpec
+    from mil.evaluation.predictions import Predictions
     from mil.model import TrainedModel
+
+Rows = dict[str, dict[str, str]]
 
 
 def evaluate_run(
-    records: Sequence[SlideRecord], model_path: str, folder: RunFolder, extra: dict[str, Any] | None = None
+    records: Sequence[SlideRecord],
+    model_path: str,
+    folder: RunFolder,
+    extra: dict[str, Any] | None = None,
+    options: "JudgeSpec | None" = None,
 ) -> dict[str, Any]:
-    """Metrics over all labelled and predicted slides → predictions/<model>.evaluation.json; returns its content.
+    """Figures over all labelled and predicted bags → predictions/<model>.evaluation.json; returns its content.
 
-    Empty and failed slides have no class: they are counted in the notes, not in the figures. `extra` is kept with them.
-    Raises ManifestError without labels, StoreError without predictions.
+    Empty and failed slides have no prediction: they are counted in `flow`, not in the figures. `extra` is kept with
+    them. Raises ManifestError without labels, StoreError without predictions.
     """
-    from mil.metrics import evaluate
+    from mil.evaluation.judge import judge
 
     model = open_model(model_path)
     rows = read_predictions(folder, model)
-    labelled = [record for record in records if record.label is not None]
+    labelled = [record for record in records if has_truth(record, model.task.spec)]
     if not labelled:
-        raise ManifestError("label", "no slide has one", "add a `label` column to the manifest")
+        raise ManifestError(model.task.spec.target, "no slide has one", "add such a column to the manifest")
     judged = [record for record in labelled if rows.get(record.slide_id, {}).get("status") == "done"]
     if not judged:
         raise StoreError(
             folder.predictions(model.name), "none of the labelled slides is predicted", "run `wsi predict` first"
         )
     _check_current(judged, rows, model, folder)
-    softmax = np.array([[float(rows[r.slide_id][f"softmax_{name}"]) for name in model.classes] for r in judged])
+    predictions = predictions_of(judged, rows, model)
     origins = [rows[record.slide_id]["origin"] for record in judged]
-    held_out = all(origin.startswith("held-out fold ") for origin in origins)
-    folds = [int(origin.rsplit(" ", 1)[1]) for origin in origins] if held_out else None
-    labels, patients = [str(record.label) for record in judged], [record.patient_id for record in judged]
-    metrics = evaluate(labels, softmax, model.classes, patients, folds)
     result = {
         "model": model.name,
-        "model_mark": model_mark(model),
-        "metrics": metrics.as_dict(),
-        "cross_validated": held_out,
+        "model_mark": model.mark,
+        "metrics": judge(predictions, options=options),
+        "before_calibration": _uncalibrated(judged, rows, model) if predictions.calibrated else None,
+        "cross_validated": predictions.folds is not None,
+        "flow": flow(records, labelled, judged, rows),
         "notes": _notes(labelled, judged, rows, origins),
         **(extra or {}),
     }
@@ -57,13 +67,88 @@ def evaluate_run(
     return result
 
 
-def _check_current(
-    records: Sequence[SlideRecord], rows: dict[str, dict[str, str]], model: "TrainedModel", folder: RunFolder
-) -> None:
+def predictions_of(
+    judged: Sequence[SlideRecord], rows: Rows, model: "TrainedModel", calibrated: bool | None = None
+) -> "Predictions":
+    """The rows of these slides as `mil.evaluation` takes them, one for each bag; probabilities where there are any."""
+    from mil.evaluation.predictions import Predictions
+
+    task = model.task
+    bags = grouped(judged, model.training.level)
+    firsts = [rows[group[0].slide_id] for group in bags]
+    if calibrated is None:
+        calibrated = model.calibrator.method != "none"
+    columns = [f"probability_{name}" for name in task.classes] if calibrated else list(task.columns)
+    origins = [row["origin"] for row in firsts]
+    held_out = all(origin.startswith("held-out fold") for origin in origins)
+    described = [without_tiles(group) for group in bags]
+    names = dict.fromkeys(name for bag in described for name in bag.columns)
+    return Predictions(
+        task=task.spec.name,
+        classes=task.classes,
+        ids=tuple(bag_id(group[0], model.training.level) for group in bags),
+        patients=tuple(group[0].patient_id for group in bags),
+        truth=task.truth(described),
+        outputs=np.array([[float(row[column]) for column in columns] for row in firsts], np.float64),
+        folds=np.array([_first_fold(origin) for origin in origins], np.int64) if held_out else None,
+        calibrated=calibrated,
+        times=task.times,
+        columns={name: tuple(bag.value(name) or "" for bag in described) for name in names},
+    )
+
+
+def without_tiles(group: Sequence[SlideRecord]) -> "Bag":
+    """What the manifest says of the slides of one bag, as a bag without tiles."""
+    from mil.bag import Bag, merge_bags
+
+    nothing = (np.zeros((0, 1), np.float32), np.zeros((0, 2), np.int64), 1)
+    return merge_bags(
+        [Bag(*nothing, (r.slide_id,), r.label, r.patient_id, r.case_id, columns=columns_of(r)) for r in group]
+    )
+
+
+def flow(
+    records: Sequence[SlideRecord], labelled: Sequence[SlideRecord], judged: Sequence[SlideRecord], rows: Rows
+) -> list[dict[str, Any]]:
+    """How many slides and patients came how far, and why others did not: the diagram of an evaluation."""
+    kept = {record.slide_id for record in judged}
+    lost: dict[str, list[str]] = {}
+    for record in labelled:
+        if record.slide_id not in kept:
+            status = rows.get(record.slide_id, {}).get("status", "")
+            why = {"empty": "no tissue", "failed": "failed", "": "not predicted"}.get(status, status)
+            lost.setdefault(why, []).append(record.slide_id)
+    without = [record.slide_id for record in records if record.slide_id not in {r.slide_id for r in labelled}]
+    steps = (
+        ("in the manifest", records, {}),
+        ("labelled", labelled, {"no label": without} if without else {}),
+        ("predicted and judged", judged, lost),
+    )
+    return [
+        {"step": step, "slides": len(kept), "patients": len({r.patient_id for r in kept}), "excluded": gone}
+        for step, kept, gone in steps
+    ]
+
+
+def _first_fold(origin: str) -> int:
+    return int(origin.partition("fold")[2].lstrip("s ").partition(",")[0])
+
+
+def _uncalibrated(judged: Sequence[SlideRecord], rows: Rows, model: "TrainedModel") -> dict[str, Any]:
+    """How far the outputs were from probabilities before they were calibrated."""
+    from mil.evaluation.judge import judge
+
+    raw: dict[str, Any] = judge(predictions_of(judged, rows, model, calibrated=False))
+    return {"calibration": raw["calibration"], "curves": {"reliability": raw["curves"]["reliability"]}}
+
+
+def _check_current(records: Sequence[SlideRecord], rows: Rows, model: "TrainedModel", folder: RunFolder) -> None:
     """Raise StoreError for predictions of embeddings, or embeddings of tiles, that have been made anew since."""
-    where = contract_name(dict(model.contract))
+    names = names_of(model.contract)
+    if len(names) > 1:
+        return  # of several backbones' embeddings: their joint fingerprint is compared where they are predicted
     for record in records:
-        path = folder.embeddings(where, record.slide_id)
+        path = folder.embeddings(names[0], record.slide_id)
         if (
             path.exists()
             and open_fitting(path, folder, record.slide_id).fingerprint != rows[record.slide_id]["embeddings"]
@@ -71,19 +156,7 @@ def _check_current(
             raise StoreError(record.slide_id, "its embeddings have been made anew since", "run `wsi predict` again")
 
 
-def read_predictions(folder: RunFolder, model: "TrainedModel") -> dict[str, dict[str, str]]:
-    """slide_id → its row of predictions/<model>.csv. Raises StoreError where there are none of this very model."""
-    path, mark = folder.predictions(model.name), model_mark(model)
-    rows = {row["slide_id"]: row for row in table_rows(path) if row.get("model") == mark}
-    if not rows:
-        problem = "its predictions are of another model of this name" if path.exists() else "there are no predictions"
-        raise StoreError(path, problem, "run `wsi predict` first")
-    return rows
-
-
-def _notes(
-    labelled: Sequence[SlideRecord], judged: Sequence[SlideRecord], rows: dict[str, dict[str, str]], origins: list[str]
-) -> list[str]:
+def _notes(labelled: Sequence[SlideRecord], judged: Sequence[SlideRecord], rows: Rows, origins: list[str]) -> list[str]:
     notes = []
     for status, what in (("empty", "have no tissue"), ("failed", "failed")):
         ids = [record.slide_id for record in labelled if rows.get(record.slide_id, {}).get("status") == status]

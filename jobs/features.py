@@ -75,6 +75,15 @@ def choices(names: Collection[str], folder: RunFolder) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
+def names_of(contract: Mapping[str, Any]) -> tuple[str, ...]:
+    """Folders of the embeddings that make up a contract: of several backbones' where they are joined."""
+    from embedding.contract import contract_name
+    from embedding.slide_encoders.contract import slide_contract_name
+
+    parts: list[Mapping[str, Any]] = contract.get("joined") or [contract]
+    return tuple(slide_contract_name(part) if "tiles" in part else contract_name(dict(part)) for part in parts)
+
+
 def stores_in(folder: RunFolder) -> dict[str, int]:
     """Name of the folder → how many slides' embeddings it holds, of all in the run."""
     counts = {place.name: len(list(place.glob("[!.]*.zarr"))) for place in sorted(folder.root.glob("embeddings/*/"))}
@@ -89,9 +98,15 @@ def _cell(value: object) -> str:
 def choose_features(settings: Settings, named: str | None, folder: RunFolder) -> tuple[str, dict[str, Any]]:
     """(name, contract) of the embeddings called `named`, or of the only ones that are as the given settings say.
 
-    Raises StoreError where there are none, or several, with what tells them apart.
+    A name may also be that of slides' own vectors. Raises StoreError where there are none, or several, with what tells
+    them apart.
     """
     there = contracts_in(folder)
+    vector = next((folder.root / "slide_embeddings").glob(f"{named}/[!.]*.zarr"), None) if named is not None else None
+    if named is not None and vector is not None:
+        from embedding.slide_store import open_slide_vector
+
+        return named, open_slide_vector(vector).contract
     if not there:
         raise StoreError(folder.root / "embeddings", "there are no embeddings", "run `wsi embed` first")
     place = folder.root / "embeddings"

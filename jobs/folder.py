@@ -39,6 +39,11 @@ class RunFolder:
     def embeddings(self, contract: str, slide_id: str) -> Path:
         return self.root / "embeddings" / contract / f"{slide_id}.zarr"
 
+    def features(self, name: str, slide_id: str) -> Path:
+        """Embeddings of that name, or the slide's own vector where slides were encoded under it."""
+        vectors = self.root / "slide_embeddings" / name
+        return vectors / f"{slide_id}.zarr" if vectors.is_dir() else self.embeddings(name, slide_id)
+
     def model(self, name: str) -> Path:
         return self.root / "models" / name
 
@@ -48,11 +53,11 @@ class RunFolder:
     def evaluation(self, model: str) -> Path:
         return self.root / "predictions" / f"{model}.evaluation.json"
 
-    def heatmap(self, model: str, slide_id: str) -> Path:
-        return self.root / "heatmaps" / model / f"{slide_id}.geojson.gz"
+    def heatmap(self, model: str, slide_id: str, score: str = "prediction") -> Path:
+        return self.root / "heatmaps" / model / f"{slide_id}{_of(score)}.geojson.gz"
 
-    def overlay(self, model: str, slide_id: str) -> Path:
-        return self.root / "heatmaps" / model / f"{slide_id}.png"
+    def overlay(self, model: str, slide_id: str, score: str = "prediction") -> Path:
+        return self.root / "heatmaps" / model / f"{slide_id}{_of(score)}.png"
 
     def tissue_picture(self, slide_id: str) -> Path:
         return self.root / "tissue" / f"{slide_id}.jpg"
@@ -90,6 +95,10 @@ class RunFolder:
             clear_drafts(folder)
             for below in folder.glob("*/"):
                 clear_drafts(below)
+
+
+def _of(score: str) -> str:
+    return "" if score == "prediction" else f".{score}"
 
 
 def run_facts(command: str, settings: dict[str, Any]) -> dict[str, Any]:

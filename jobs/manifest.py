@@ -28,7 +28,8 @@ class SlideRecord:
     mpp           µm per level-0 pixel that overrides the file's, or None
     fallback_mpp  the same for a file that does not say it
     tissue        how tissue is found on this slide instead of the run's way: a method, or mask by `tissue_mask`
-    extra         further columns, for subgroups
+    extra         further columns: targets, covariates, subgroups
+    others        the other slides of its case or patient, where bags are of such
     """
 
     slide_id: str
@@ -42,6 +43,7 @@ class SlideRecord:
     tissue: str | None = None
     tissue_mask: Path | None = None
     extra: dict[str, str] = field(default_factory=dict)
+    others: tuple["SlideRecord", ...] = ()
 
 
 def read_source(source: Path | str) -> list[SlideRecord]:

@@ -1,12 +1,9 @@
-"""The stages that use a trained model: predictions, heatmaps, and their table."""
+"""The stages that use a trained model: predictions and heatmaps."""
 
-import csv
 import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,189 +13,206 @@ from numpy.typing import NDArray
 from heatmaps import Heatmap, OverlayStyle, draw_overlay, write_geojson
 from tiling.patches import open_patches
 from wsi.errors import SpecError, StoreError
-from wsi.publish import appear_file, fingerprint, write_json
+from wsi.publish import fingerprint, write_json
 
+from .bags import SlideBag, bag_for, bag_id, with_others
 from .config import RunSpec
 from .folder import RunFolder
 from .manifest import SlideRecord
-from .receipts import DONE, EMPTY, FAILED, SKIPPED
+from .receipts import DONE, EMPTY, SKIPPED
 from .run import Outcome
-from .stages import open_unchanged
 
 if TYPE_CHECKING:
-    from embedding.store import EmbeddingStore
+    from mil.bag import Bag
     from mil.model import TrainedModel
     from mil.predict import Prediction
 
-PREDICT_VERSION, HEATMAP_VERSION = 1, 1
-FORMULA = re.compile(r"^'([=+\-@])")
+PREDICT_VERSION, HEATMAP_VERSION = 2, 2
+LITTLE_TISSUE_UM2 = 0.2e6
+MOSTLY_BLURRED = 0.5
 
 
 def predict_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
-    """Class of one embedded slide → predictions/<model>/<slide_id>.json, from which the table is made."""
+    """What the model says of one embedded slide → predictions/<model>/<slide_id>.json, from which the table is made."""
     model, mark_of_model = _model(spec)
-    store = embeddings_for(model, record, folder)
-    mark = fingerprint(PREDICT_VERSION, mark_of_model, store.fingerprint, record.patient_id, record.case_id)
+    bag, mine, missing = bag_for(model, record, folder)
+    mark = _mark(PREDICT_VERSION, mark_of_model, mine, bag, record)
     target = folder.predictions(model.name).with_suffix("") / f"{record.slide_id}.json"
+    failed = int((~mine.ok).sum())
     if _recorded(target) == mark:
-        return Outcome(SKIPPED, mark, len(store.ok))
-    prediction = _predict(model, store, record)
-    softmax = [] if prediction.softmax is None else prediction.softmax.tolist()
+        return Outcome(SKIPPED, mark, len(mine.ok))
+    prediction = _predict(model, bag)
     row = {
         "slide_id": record.slide_id,
-        "status": prediction.status,
-        "predicted": prediction.predicted,
-        "softmax": dict(zip(prediction.classes, softmax, strict=False)),
-        "origin": prediction.origin,
-        "tiles": len(store.ok),
-        "failed_tiles": int((~store.ok).sum()),
-        "mpp": store.attrs["mpp"],
-        "mpp_source": store.attrs["mpp_source"],
-        "contract": store.contract_hash,
+        "bag": bag_id(record, model.training.level),
+        **_said(prediction, missing),
+        "tiles": len(mine.ok),
+        "failed_tiles": failed,
+        "slides": len(bag.slide_ids),
+        "mpp": mine.attrs["mpp"],
+        "mpp_source": mine.attrs["mpp_source"],
+        "contract": bag.contract_hash,
         "model": mark_of_model,
-        "embeddings": store.fingerprint,
+        "embeddings": mine.mark,
         "fingerprint": mark,
     }
+    row["flags"] += _quality(record, folder)
     write_json(target, row)
-    return Outcome(EMPTY if prediction.status == EMPTY else DONE, mark, len(store.ok), row["failed_tiles"])
+    return Outcome(EMPTY if prediction.status == EMPTY else DONE, mark, len(mine.ok), failed)
+
+
+def _said(prediction: "Prediction", missing: list[str]) -> dict[str, Any]:
+    task, output, probability = prediction.task, prediction.output, prediction.probability
+    flags = list(prediction.flags)
+    if missing:
+        flags.append(f"without {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}")
+    return {
+        "status": prediction.status,
+        "predicted": prediction.predicted,
+        "output": {} if output is None else dict(zip(task.columns, output.tolist(), strict=True)),
+        "probability": {}
+        if probability is None
+        else {f"probability_{name}": value for name, value in zip(task.classes, probability.tolist(), strict=True)},
+        "spread": None if prediction.spread is None else round(float(prediction.spread[prediction.drawn]), 6),
+        "set": list(prediction.chosen),
+        "abstains": prediction.abstains,
+        "flags": flags,
+        "origin": prediction.origin,
+    }
+
+
+def _quality(record: SlideRecord, folder: RunFolder) -> list[str]:
+    """What speaks against relying on the slide itself: little tissue, most of it blurred."""
+    if not folder.tiles(record.slide_id).exists():
+        return []
+    tiles, found = open_patches(folder.tiles(record.slide_id)), []
+    area = tiles.attrs.get("tissue_um2")
+    if area is not None and 0 < area < LITTLE_TISSUE_UM2:
+        found.append(f"little tissue ({area / 1e6:.2f} mm²)")
+    if "flag_blur" in tiles.group and len(tiles.grid) and tiles.array("flag_blur").mean() > MOSTLY_BLURRED:
+        found.append("most tiles are blurred")
+    return found
 
 
 def heatmap_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
-    """Heatmap of one embedded slide → heatmaps/<model>/<slide_id>.geojson.gz and .png; the slide itself is not read."""
+    """Heatmap of one embedded slide → heatmaps/<model>/<slide_id>.geojson.gz and .png; the slide itself is not read.
+
+    A heatmap of another score than the prediction has its name in the files' names: <slide_id>.attention.png.
+    """
     model, mark_of_model = _model(spec)
-    store = embeddings_for(model, record, folder)
-    mark = fingerprint(
-        HEATMAP_VERSION, mark_of_model, store.fingerprint, spec.heatmap, record.patient_id, record.case_id
+    bag, mine, _ = bag_for(model, record, folder)
+    score = spec.heatmap.score
+    mark = fingerprint(HEATMAP_VERSION, spec.heatmap, _mark(PREDICT_VERSION, mark_of_model, mine, bag, record))
+    path, picture = (
+        folder.heatmap(model.name, record.slide_id, score),
+        folder.overlay(model.name, record.slide_id, score),
     )
-    path, picture = folder.heatmap(model.name, record.slide_id), folder.overlay(model.name, record.slide_id)
-    sidecar = path.with_name(f"{record.slide_id}.json")
-    made_from = {"slide_id": record.slide_id, "model": mark_of_model, "embeddings": store.fingerprint}
-    drawn = len(store.ok) == 0 or (path.is_file() and picture.is_file())
+    sidecar = picture.with_suffix(".json")
+    made_from = {"slide_id": record.slide_id, "model": mark_of_model, "embeddings": mine.mark}
+    drawn = len(mine.ok) == 0 or (path.is_file() and picture.is_file())
     if drawn and _recorded(sidecar) == mark:
-        return Outcome(SKIPPED, mark, len(store.ok))
-    if len(store.ok) == 0:
+        return Outcome(SKIPPED, mark, len(mine.ok))
+    if len(mine.ok) == 0:
         path.unlink(missing_ok=True)  # of an earlier run that found tissue
         picture.unlink(missing_ok=True)
         write_json(sidecar, {**made_from, "objects": 0, "fingerprint": mark})
         return Outcome(EMPTY, mark)
-    if not store.attrs.get("placed", True):
-        raise StoreError(store.path, "the places of its tiles are not known", "import them with coordinates")
+    if not mine.attrs.get("placed", True):
+        raise StoreError(mine.path, "the places of its tiles are not known", "import them with coordinates")
     if not folder.tiles(record.slide_id).exists():
         remedy = "tile the slide at their places (`wsi tile --coords`), then import them again"
-        raise StoreError(store.path, "these embeddings of another tool lie on no tiles of this run", remedy)
+        raise StoreError(mine.path, "these embeddings of another tool lie on no tiles of this run", remedy)
     tiles = open_patches(folder.tiles(record.slide_id))
-    heatmap = replace(heatmap_of(_predict(model, store, record), store, spec.heatmap.score), origin=mark_of_model)
+    heatmap = replace(heatmap_of(model, bag, mine, score), origin=mark_of_model)
     count = write_geojson(heatmap, path)
     thumbnail, mpp = tiles.thumbnail, float(tiles.attrs["slide"]["mpp"])
     draw_overlay(thumbnail.pixels, thumbnail.scale, heatmap, picture, mpp, OverlayStyle(max_px=spec.heatmap.max_px))
     facts = {"score": heatmap.name, "class": heatmap.class_name, "limits": heatmap.limits, "objects": count}
     write_json(sidecar, {**made_from, **facts, "fingerprint": mark})
-    return Outcome(DONE, mark, len(store.ok), int((~store.ok).sum()))
+    return Outcome(DONE, mark, len(mine.ok), int((~mine.ok).sum()))
 
 
-def heatmap_of(prediction: "Prediction", store: "EmbeddingStore", score: str) -> Heatmap:
-    """Prediction → Heatmap of the class of interest: with two classes the second, with more the predicted one.
+def heatmap_of(model: "TrainedModel", bag: "Bag", mine: SlideBag, score: str) -> Heatmap:
+    """Heatmap of one slide's tiles, of the output that its bag's prediction draws: of two classes the second, of more
+    the predicted one.
 
-    score  softmax: what the head says of a bag of this tile alone, comparable between slides; attention: the tile's
-           rank among those of its slide, since raw attention depends on the number of tiles
-    Both are always in the file; `score` is the one that is drawn.
+    score  prediction: what the model says of a bag of this tile alone, comparable between slides; attention, gradient
+           and occlusion: the tile's rank among those of its slide, since their size depends on the number of tiles
+    What the prediction draws and the attention are always in the file; `score` is the one that is drawn.
     """
-    classes = prediction.classes
-    wanted = 1 if len(classes) == 2 else classes.index(prediction.predicted or classes[0])
-    ranks = (prediction.attention.argsort().argsort() / max(1, prediction.tiles - 1)).astype(np.float32)
-    name = classes[wanted]
-    columns: dict[str, NDArray[np.float32]] = {
-        f"{name} softmax": prediction.scores[:, wanted].astype(np.float32),
-        "attention rank": ranks,
-    }
-    raw = {"attention x tiles": (prediction.attention * prediction.tiles).astype(np.float32)}
-    drawn = f"{name} softmax" if score == "softmax" else "attention rank"
-    others = {key: values for key, values in {**columns, **raw}.items() if key != drawn}
+    prediction = _predict(model, bag)
+    here = _here(bag, mine)
+    name = _title(prediction)
+    columns: dict[str, NDArray[np.float32]] = {name: prediction.scores[here, prediction.drawn].astype(np.float32)}
+    if prediction.attention is not None:
+        attention = prediction.attention[here]
+        columns["attention rank"] = _ranks(attention)
+        columns["attention x tiles"] = (attention * prediction.tiles).astype(np.float32)
+    drawn = name
+    if score == "attention":
+        if prediction.attention is None:
+            remedy = "draw --score prediction, gradient or occlusion"
+            raise SpecError("--score", f"the head {model.head.name} has no attention", remedy)
+        drawn = "attention rank"
+    elif score != "prediction":
+        values = explained(model, bag, score, prediction.drawn)[here]
+        drawn = f"{score} rank"
+        columns |= {drawn: _ranks(values), score: values}
+    low, high = (0.0, 1.0) if drawn != name else prediction.task.limits
+    shown = columns.pop(drawn)
     return Heatmap(
-        prediction.slide_id,
+        mine.bag.slide_ids[0],
         drawn,
-        name,
-        columns[drawn],
-        prediction.xy,
-        prediction.span_px,
-        measurements=others,
-        failed_xy=store.xy[~store.ok],
+        _class(prediction),
+        shown if drawn != name else shown.clip(low, high),
+        mine.bag.xy,
+        mine.bag.span_px,
+        limits=(low, high),
+        measurements=columns,
+        failed_xy=mine.xy[~mine.ok],
     )
 
 
-def embeddings_for(model: "TrainedModel", record: SlideRecord, folder: RunFolder) -> "EmbeddingStore":
-    """The slide's embeddings that fit the model; where there are only others, BackboneError names both contracts."""
-    from embedding.contract import contract_name
-    from embedding.store import open_embeddings
-    from mil.bag import load_bag, require_contract
+def explained(model: "TrainedModel", bag: "Bag", method: str, output: int) -> NDArray[np.float32]:
+    """Score of every tile of the bag by a method of `mil.explain`, mean over the networks that did not see it."""
+    from mil.explain import explain
 
-    path = folder.embeddings(contract_name(dict(model.contract)), record.slide_id)
-    if path.exists():
-        return open_unchanged(path, folder, record)
-    for other in sorted(folder.root.glob(f"embeddings/*/{record.slide_id}.zarr")):
-        bag = load_bag(open_embeddings(other))
-        require_contract(bag, model.contract, model.contract_hash, model.head.dim)
-    raise StoreError(path, "this slide has no embeddings", "run `wsi embed` on it first")
+    known = None if model.covariates is None else model.covariates.encode([bag])[0]
+    features, places = np.asarray(bag.features, np.float32), bag.positions()
+    networks = (model.network(fold) for fold in model.folds_without(bag))
+    each = [explain(network, features, places, output, method, covariates=known) for network in networks]
+    return np.mean(each, axis=0, dtype=np.float32)
 
 
-def write_predictions(
-    records: Sequence[SlideRecord], model: "TrainedModel", folder: RunFolder, failed: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """predictions/<model>.csv: a row for every slide asked for, also those that are empty or failed. Returns them.
+def _here(bag: "Bag", mine: SlideBag) -> NDArray[np.bool_]:
+    """Which of the bag's tiles are of this slide."""
+    if bag.slide_of is None:
+        return np.ones(bag.tiles, bool)
+    return np.asarray(bag.slide_of == bag.slide_ids.index(mine.bag.slide_ids[0]))
 
-    failed  slide_id → problem, of the slides that did not come through
-    Rows of other slides, from earlier commands on the same run folder, stay if they are of the same model: a table
-    that mixes a model with one of the same name, or with itself before it was trained anew, would judge neither.
-    """
-    classes = model.classes
-    columns = ["slide_id", "case_id", "patient_id", "status", "predicted", *(f"softmax_{name}" for name in classes)]
-    columns += ["origin", "tiles", "failed_tiles", "mpp", "mpp_source", "contract", "model", "embeddings", "problem"]
-    mark = model_mark(model)
-    rows = []
-    for record in records:
-        path = folder.predictions(model.name).with_suffix("") / f"{record.slide_id}.json"
-        made = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        row: dict[str, Any] = {"slide_id": record.slide_id, "case_id": record.case_id, "patient_id": record.patient_id}
-        row["model"] = mark
-        if record.slide_id in failed or made.get("model") != mark:
-            row |= {"status": FAILED, "problem": failed.get(record.slide_id, "not predicted")}
-        else:
-            row |= {key: value for key, value in made.items() if key in columns}
-            row |= {f"softmax_{name}": f"{value:.6f}" for name, value in made["softmax"].items()}
-        rows.append({column: as_cell(row.get(column)) for column in columns})
-    target, mine = folder.predictions(model.name), {row["slide_id"] for row in rows}
-    others = [row for row in table_rows(target) if row["slide_id"] not in mine and row.get("model") == mark]
-    with (
-        appear_file(target) as draft,
-        draft.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
-    ):
-        writer = csv.DictWriter(stream, columns)
-        writer.writeheader()
-        writer.writerows(sorted([*others, *rows], key=lambda row: row["slide_id"]))
-    return rows
+
+def _title(prediction: "Prediction") -> str:
+    column = prediction.task.columns[prediction.drawn]
+    kind, _, name = column.partition("_")
+    return f"{name} {kind}" if name and prediction.classes else column
+
+
+def _class(prediction: "Prediction") -> str:
+    return prediction.classes[prediction.drawn] if prediction.classes else prediction.task.columns[prediction.drawn]
+
+
+def _ranks(values: NDArray[np.floating]) -> NDArray[np.float32]:
+    return (values.argsort().argsort() / max(1, len(values) - 1)).astype(np.float32)
 
 
 def heatmap_is_of(row: Mapping[str, str], folder: RunFolder, model: str) -> bool:
     """Whether the slide's heatmap files show what its row in the table of predictions says."""
-    path = folder.heatmap(model, row["slide_id"])
-    sidecar = path.with_name(f"{row['slide_id']}.json")
-    if not (path.is_file() and sidecar.is_file() and folder.overlay(model, row["slide_id"]).is_file()):
+    path, picture = folder.heatmap(model, row["slide_id"]), folder.overlay(model, row["slide_id"])
+    sidecar = picture.with_suffix(".json")
+    if not (path.is_file() and sidecar.is_file() and picture.is_file()):
         return False
     facts = json.loads(sidecar.read_text(encoding="utf-8"))
     return all(facts.get(key) == row[key] for key in ("model", "embeddings"))
-
-
-def table_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a table of predictions, none if there is none."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        return [{key: FORMULA.sub(r"\1", value) for key, value in row.items()} for row in csv.DictReader(stream)]
-
-
-def as_cell(value: Any) -> Any:
-    """A text that a spreadsheet would run as a formula is written as text; `table_rows` takes the quote away again."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in list("=+-@") else "" if value is None else value
 
 
 def open_model(path: str | Path) -> "TrainedModel":
@@ -209,11 +223,9 @@ def open_model(path: str | Path) -> "TrainedModel":
     return replace(load_model(folder), name=folder.resolve().name)
 
 
-def model_mark(model: "TrainedModel") -> str:
-    """Fingerprint of what a model answers: its weights, classes, contract, and the cohort it must not judge unseen."""
-    weights = [{name: sha256(array.tobytes()).hexdigest() for name, array in fold.items()} for fold in model.weights]
-    cohort = [asdict(row) for row in model.cohort]
-    return fingerprint(weights, model.classes, model.contract_hash, cohort)
+def together(records: list[SlideRecord], spec: RunSpec) -> list[SlideRecord]:
+    """The slides as the model's bags take them: each with the others of its case or patient."""
+    return with_others(records, open_model(spec.model).training.level if spec.model else "slide")
 
 
 def _model(spec: RunSpec) -> tuple["TrainedModel", str]:
@@ -227,14 +239,20 @@ def _model(spec: RunSpec) -> tuple["TrainedModel", str]:
 @lru_cache(maxsize=1)
 def _cached_model(path: str, stamp: int) -> tuple["TrainedModel", str]:
     model = open_model(path)
-    return model, model_mark(model)
+    return model, model.mark
 
 
-def _predict(model: "TrainedModel", store: "EmbeddingStore", record: SlideRecord) -> "Prediction":
-    from mil.bag import load_bag
+def _mark(version: int, mark_of_model: str, mine: SlideBag, bag: "Bag", record: SlideRecord) -> str:
+    columns = sorted(bag.columns.items())
+    return fingerprint(
+        version, mark_of_model, mine.mark, mine.beside, bag.slide_ids, columns, record.patient_id, record.case_id
+    )
+
+
+def _predict(model: "TrainedModel", bag: "Bag") -> "Prediction":
     from mil.predict import predict
 
-    return predict(model, load_bag(store, record.label, record.patient_id, record.case_id))
+    return predict(model, bag)
 
 
 def _recorded(path: Path) -> str | None:

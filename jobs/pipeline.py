@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from .config import RunSpec
 from .folder import RunFolder
 from .manifest import SlideRecord
+from .model_stages import together
 from .receipts import FAILED, Receipt, latest, read_receipts
 from .run import Stage, Watcher, run_stage, stage_name
 from .stages import has_fitting
@@ -25,6 +26,8 @@ class Job:
         failed = self.failed()
         left = [record for record in self.records if record.slide_id not in failed]
         name = stage_name(stage)
+        if name in ("predict", "heatmap"):
+            left = together(left, self.spec)
         self.receipts[name] = run_stage(stage, left, self.spec, self.folder, watch(name, len(left)))
         return self.receipts[name]
 

@@ -49,7 +49,8 @@ def plan_run(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder, p
 
 def ready_for(job: Job, stage: Stage) -> Plan:
     """What embedding, predicting or drawing has to work on: tiles for the first, embeddings for the others."""
-    from .model_stages import embeddings_for, open_model
+    from .bags import bag_for
+    from .model_stages import open_model
 
     plan = Plan(failed={slide_id: receipt.problem for slide_id, receipt in job.failed().items()})
     model = open_model(job.spec.model) if job.spec.model else None
@@ -60,7 +61,7 @@ def ready_for(job: Job, stage: Stage) -> Plan:
             if stage_name(stage) == "embed" or model is None:
                 tiles = len(open_patches(job.folder.tiles(record.slide_id)).grid)
             else:
-                tiles = len(embeddings_for(model, record, job.folder).ok)
+                tiles = len(bag_for(model, record, job.folder)[1].ok)
         except EngineError as error:
             plan.failed[record.slide_id] = problem_of(error, record)
         else:

@@ -31,10 +31,10 @@ from heatmaps.report import (
 from tiling.patches import PatchStore, open_patches
 from wsi.synthetic import truth_path
 
-from .evaluation import read_predictions
 from .manifest import SlideRecord
 from .model_stages import heatmap_is_of, open_model
 from .pipeline import Job
+from .prediction_table import read_predictions
 from .receipts import STATUSES
 
 FIGURE_PX = 900
@@ -92,7 +92,7 @@ def _headlines(job: Job, slides: Sequence[SlideRow], judged: Evaluation | None) 
     found = [Headline("Slides", f"{len(slides):,}", detail)]
     found.append(Headline("Tiles", f"{sum(slide.tiles or 0 for slide in slides):,}", _scale(job)))
     if judged is not None:
-        found.append(Headline("Slide AUROC", f"{judged.auroc.value:.3f}", _interval(judged.auroc)))
+        found.append(Headline(f"Slide {judged.figure}", f"{judged.auroc.value:.3f}", _interval(judged.auroc)))
         if judged.tile_auroc is not None:
             found.append(Headline("Tile AUROC", f"{judged.tile_auroc.value:.3f}", "heatmap against the truth map"))
         found += [
@@ -130,11 +130,9 @@ def _facts(job: Job, facts: dict[str, Any], model: Any) -> dict[str, str]:
         f"licence {backbone.licence}",
     }
     if model is not None:
-        shown["Model"] = (
-            f"{model.name}: {model.head.name}, {len(model.weights)} folds, classes {', '.join(model.classes)}"
-        )
+        shown["Model"] = f"{model.name}: {model.head.name}, {len(model.weights)} folds, {_what(model.task)}"
         shown["Contract"] = model.contract_hash
-        shown["Softmax"] = "not calibrated: it ranks slides, it is no probability"
+        shown["Output"] = _calibration(model)
     shown["Versions"] = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     if facts["revision"]:
         shown["Revision"] = facts["revision"]
@@ -155,11 +153,7 @@ def _slides(job: Job, predictions: dict[str, dict[str, str]], model: str | None,
             if record.slide_id in failed
             else found.get("status") or ("done" if receipt and receipt.tiles else "empty")
         )
-        softmax = {
-            key.removeprefix("softmax_"): float(value)
-            for key, value in found.items()
-            if key.startswith("softmax_") and value
-        }
+        softmax = _outputs(found)
         shown = model is not None and state == "done" and heatmap_is_of(found, job.folder, model)
         rows.append(
             SlideRow(
@@ -176,6 +170,15 @@ def _slides(job: Job, predictions: dict[str, dict[str, str]], model: str | None,
     return sorted(
         rows, key=lambda row: (list(STATUSES).index(row.status), -list(row.softmax.values())[-1] if row.softmax else 0)
     )
+
+
+def _outputs(row: dict[str, str]) -> dict[str, float]:
+    """What the table says of a slide by class: probabilities where there are any, else softmax; or its one number."""
+    for kind in ("probability_", "softmax_", "sigmoid_"):
+        said = {key.removeprefix(kind): float(text) for key, text in row.items() if key.startswith(kind) and text}
+        if said:
+            return said
+    return {key: float(row[key]) for key in ("value", "risk") if row.get(key)}
 
 
 def _figures(job: Job, slides: Sequence[SlideRow], model: str | None) -> list[Figure]:
@@ -216,29 +219,43 @@ def mask_on_thumbnail(store: PatchStore) -> NDArray[np.bool_]:
 
 
 def _evaluation(content: dict[str, Any]) -> Evaluation | None:
+    """The evaluation where its headline is a share; other figures are in the evaluation's own report."""
     metrics = content["metrics"]
-    classes = metrics["classes"]
-    if metrics["auroc"]["value"] is None:
+    headline, classes = metrics["headline"], metrics["classes"]
+    if headline["value"] is None or metrics["task"] in ("ordinal", "regression"):
         return None
-    shown = range(1, 2) if len(classes) == 2 else range(len(classes))
-    curves = [RocCurve(classes[c], list(zip(*metrics["roc"][c], strict=True))) for c in shown if metrics["roc"][c][0]]
+    curves = [
+        RocCurve(curve["of"], list(zip(curve["x"], curve["y"], strict=True))) for curve in metrics["curves"]["roc"]
+    ]
     notes = (
         ["cross-validated: each slide is judged by the model that did not see its patient"]
         if content["cross_validated"]
         else []
     )
+    called = metrics["confusion"]
     return Evaluation(
-        positive=classes[-1] if len(classes) == 2 else "mean over classes",
-        auroc=_estimate(metrics["auroc"]),
+        positive=metrics["positive"] or ("mean over classes" if classes else ""),
+        auroc=_estimate(headline),
         patients=metrics["patients"],
-        slides=metrics["slides"],
+        slides=metrics["bags"],
         folds=[FoldRow(**row) for row in content.get("folds", [])],
         curves=curves,
-        confusion=Confusion(classes, metrics["confusion"], "class of the largest softmax"),
+        confusion=None if called is None else Confusion(classes, called["counts"], "the largest output"),
         baselines=[Baseline(row["name"], _estimate(row["auroc"]), row["note"]) for row in content.get("baselines", [])],
         tile_auroc=_estimate(content["tile_auroc"]) if content.get("tile_auroc") else None,
         notes=[*notes, *content.get("remarks", [])],
+        figure=headline["name"],
     )
+
+
+def _what(task: Any) -> str:
+    return f"classes {', '.join(task.classes)}" if task.classes else task.name
+
+
+def _calibration(model: Any) -> str:
+    if model.calibrator.method == "none":
+        return "not calibrated: it ranks slides, it is no probability"
+    return f"calibrated by {model.calibrator.method} on slides that the networks had not seen"
 
 
 def _estimate(estimate: dict[str, Any]) -> Interval:

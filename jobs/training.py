@@ -1,16 +1,18 @@
 """Train a model on the embedded slides of a run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wsi.errors import ManifestError, StoreError
+from wsi.publish import fingerprint
 
+from .bags import bag_id, has_truth, marks_of, slide_bag
 from .config import RunSpec
 from .folder import RunFolder
 from .manifest import SlideRecord
 from .receipts import FAILED, latest, read_receipts
-from .stages import AS_JPEG, contract_of, has_fitting, open_unchanged
+from .stages import AS_JPEG, contract_of, has_fitting
 
 if TYPE_CHECKING:
     from mil.bag import Bag
@@ -24,7 +26,7 @@ def left_out(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder) -
 
     A failure with another backbone does not count against embeddings that are there.
     """
-    where = embeddings_folder(spec)
+    names = embeddings_of(spec)
     tile, embed = (latest(read_receipts(folder.receipts(stage))) for stage in ("tile", "embed"))
 
     def failed(slide_id: str) -> bool:
@@ -32,18 +34,18 @@ def left_out(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder) -
             return True
         if slide_id not in embed or embed[slide_id].status != FAILED:
             return False
-        return not has_fitting(folder.embeddings(where, slide_id), folder, slide_id)
+        return not all(has_fitting(folder.features(name, slide_id), folder, slide_id) for name in names)
 
-    return [record.slide_id for record in records if record.label is not None and failed(record.slide_id)]
+    return [record.slide_id for record in records if has_truth(record, spec.train.task) and failed(record.slide_id)]
 
 
-def embeddings_folder(spec: RunSpec) -> str:
-    """Name of the folder of embeddings that the settings name, or ask for."""
+def embeddings_of(spec: RunSpec) -> tuple[str, ...]:
+    """Names of the folders of embeddings that the settings name, or ask for."""
     from embedding.contract import contract_name
 
-    return spec.features or contract_name(
-        contract_of(spec.embed, spec.tile, AS_JPEG if spec.patches == "jpeg" else None)
-    )
+    if spec.features:
+        return spec.features
+    return (contract_name(contract_of(spec.embed, spec.tile, AS_JPEG if spec.patches == "jpeg" else None)),)
 
 
 def train_model(
@@ -52,49 +54,80 @@ def train_model(
     """Cross-validate a head over all labelled slides, by patient, and publish it as models/<name>.
 
     Slides that failed earlier are left out (see `left_out`). Raises ManifestError without labels, StoreError when any
-    other labelled slide has no embeddings of the asked contract.
+    other labelled slide has no embeddings of the asked contract. A training that was killed is taken up where it was.
     """
+    from mil.crossval import cross_validate
     from mil.model import named, save_model
-    from mil.train import cross_validate
+    from mil.tracking import open_tracker
 
     bags = load_bags(records, spec, folder)
-    model = named(cross_validate(bags, spec.train, progress=progress), name)
-    save_model(model, folder.model(name))
+    target = folder.model(name)
+    work = target.parent / f".{name}.training"
+    tracker = open_tracker(spec.train.track, name, work)
+    model = named(cross_validate(bags, spec.train, progress=progress, resume=work, tracker=tracker), name)
+    save_model(model, target, tracker.files())
     return model
 
 
 def load_bags(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder) -> "list[Bag]":
-    """Bags of all slides to train on, in the manifest's order."""
-    from mil.bag import load_bag
+    """Bags of all slides, cases or patients to train on, in the manifest's order, from one memory-mapped file.
 
-    where = embeddings_folder(spec)
-    return [
-        load_bag(
-            open_unchanged(folder.embeddings(where, record.slide_id), folder, record),
-            record.label,
-            record.patient_id,
-            record.case_id,
-        )
-        for record in to_train_on(records, spec, folder)
-    ]
+    The file, cohorts/<mark>, is made of the embeddings when it is not there for just these.
+    """
+    from mil.cohort import open_cohort, write_cohort
+
+    names, groups = embeddings_of(spec), grouped(to_train_on(records, spec, folder), spec.train.level)
+    marks = [[marks_of(record, names, folder) for record in group] for group in groups]
+    rows = [[(record.slide_id, record.patient_id, record.case_id, record.label, record.extra, record.site)
+             for record in group] for group in groups]  # fmt: skip
+    place = folder.root / "cohorts" / fingerprint(names, marks, rows)
+    if not place.exists():
+        write_cohort(place, _bags(groups, names, folder))
+    return open_cohort(place)
+
+
+def grouped(records: Sequence[SlideRecord], level: str) -> list[list[SlideRecord]]:
+    """The slides of each bag, in the order in which bags first occur."""
+    groups: dict[str, list[SlideRecord]] = {}
+    for record in records:
+        groups.setdefault(bag_id(record, level), []).append(record)
+    return list(groups.values())
+
+
+def _bags(groups: list[list[SlideRecord]], names: tuple[str, ...], folder: RunFolder) -> "Iterator[Bag]":
+    from mil.bag import merge_bags
+
+    for group in groups:
+        yield merge_bags([slide_bag(record, names, folder).bag for record in group])
 
 
 def to_train_on(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder) -> list[SlideRecord]:
-    """Labelled slides that did not fail earlier, each of which has its embeddings (else StoreError)."""
-    if all(record.label is None for record in records):
-        raise ManifestError("label", "no slide has one", "add a `label` column to the manifest")
-    failed, where = set(left_out(records, spec, folder)), embeddings_folder(spec)
-    labelled = [record for record in records if record.label is not None and record.slide_id not in failed]
+    """Slides with what is to be predicted that did not fail earlier, each of which has its embeddings (else StoreError).
+
+    The target may be in any columns: see TaskSpec.
+    """
+    task = spec.train.task
+    wanted = (task.time, task.event) if task.is_survival else (task.target,)
+    if not any(has_truth(record, task) for record in records):
+        column = " and ".join(f"`{name}`" for name in wanted)
+        raise ManifestError(wanted[0], "no slide has one", f"add a {column} column to the manifest")
+    failed, names = set(left_out(records, spec, folder)), embeddings_of(spec)
+    labelled = [record for record in records if has_truth(record, task) and record.slide_id not in failed]
     if not labelled:
         raise StoreError(folder.root, "every labelled slide failed to tile or embed", "see its receipts")
-    missing = [record.slide_id for record in labelled if not folder.embeddings(where, record.slide_id).exists()]
-    if missing:
-        named = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
-        others = ", ".join(sorted(entry.name for entry in folder.root.glob("embeddings/*") if entry.name != where))
-        hint = f"; there are those of {others}, to be named with --features" if others else ""
-        raise StoreError(
-            Path("embeddings") / where,
-            f"{len(missing)} of {len(labelled)} labelled slides have no embeddings there ({named})",
-            "run `wsi embed` with the same settings, or leave those slides out of the manifest" + hint,
-        )
+    for name in names:
+        missing = [record.slide_id for record in labelled if not folder.features(name, record.slide_id).exists()]
+        if missing:
+            raise _missing(missing, len(labelled), name, folder)
     return labelled
+
+
+def _missing(missing: Sequence[str], labelled: int, where: str, folder: RunFolder) -> StoreError:
+    named = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+    others = ", ".join(sorted(entry.name for entry in folder.root.glob("embeddings/*") if entry.name != where))
+    hint = f"; there are those of {others}, to be named with --features" if others else ""
+    return StoreError(
+        Path("embeddings") / where,
+        f"{len(missing)} of {labelled} labelled slides have no embeddings there ({named})",
+        "run `wsi embed` with the same settings, or leave those slides out of the manifest" + hint,
+    )

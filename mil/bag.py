@@ -159,7 +159,8 @@ def join_features(bags: Sequence[Bag]) -> Bag:
             raise BackboneError(first.name, problem, "embed the same tiles with each backbone, or train on one")
     if not others:
         return first
-    contract: dict[str, object] = {"joined": [dict(bag.contract) for bag in bags]}
+    # no one command makes such embeddings, hence an origin
+    contract: dict[str, object] = {"origin": "several backbones", "joined": [dict(bag.contract) for bag in bags]}
     return replace(
         first,
         features=np.concatenate([bag.features for bag in bags], axis=1),
