@@ -124,7 +124,8 @@ class _Draws:
         }
         once = np.ones((1, len(predictions)))
         self.whole = self._figures(once)
-        blocks = [self._figures(weights) for weights in bootstrap_weights(predictions.patients, seed=seed)]
+        rows = bootstrap_weights(predictions.patients, seed=seed) if len(predictions) else ()
+        blocks = [self._figures(weights) for weights in rows]
         self.drawn = {key: np.concatenate([block[key] for block in blocks]) for key in self.whole}
 
     def reason(self, column: str, name: str) -> str | None:

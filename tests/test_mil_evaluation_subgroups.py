@@ -1,0 +1,212 @@
+"""Every group gets its figures, its doubt and its difference to the rest; small groups are counted, not judged."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.metrics import cohen_kappa_score, roc_auc_score
+from statsmodels.stats.multitest import multipletests
+
+from mil.evaluation.estimate import bootstrap
+from mil.evaluation.operating import Rule, operating_point
+from mil.evaluation.predictions import Predictions
+from mil.evaluation.subgroups import subgroups
+from wsi.errors import SpecError
+
+
+def cohort(slides=400, seed=0, classes=2, worse_at="B", each=2):
+    """Predictions that fail at one site; patients of `each` slides."""
+    rng = np.random.default_rng(seed)
+    patient = np.arange(slides) // each
+    site = np.array(["A", "B", "C"])[patient % 3]
+    truth = rng.integers(0, classes, slides)
+    gain = np.where(site == worse_at, 0.0, 1.5)[:, None]
+    raw = np.exp(rng.normal(size=(slides, classes)) + gain * np.eye(classes)[truth])
+    age = rng.integers(30, 90, slides // each)[patient]
+    return Predictions(
+        task="classification",
+        classes=tuple(f"c{i}" for i in range(classes)),
+        ids=tuple(f"s{i}" for i in range(slides)),
+        patients=tuple(f"p{i}" for i in patient),
+        truth=truth,
+        outputs=raw / raw.sum(axis=1, keepdims=True),
+        columns={
+            "site": tuple(site),
+            "age": tuple(str(a) if a > 32 else "" for a in age),
+            "sex": tuple(np.where(patient % 2 == 0, "f", "m")),
+        },
+    )
+
+
+def test_a_group_has_scikit_learns_auroc_and_the_shares_at_the_common_threshold():
+    table = cohort()
+    found = subgroups(table, ["site"], threshold=0.4)
+    assert found.threshold == 0.4
+    for group in found.groups["site"]:
+        mask = np.array(table.columns["site"]) == group.name
+        positive, score = table.truth[mask] == 1, table.outputs[mask, 1]
+        patients = np.array(table.patients)[mask].tolist()
+        point = operating_point(positive, score, patients, Rule("given", 0.4))
+        assert group.figures["AUROC"].estimate.value == pytest.approx(roc_auc_score(positive, score))
+        assert group.figures["sensitivity"].estimate.value == pytest.approx(point.sensitivity.value)
+        assert group.figures["specificity"].estimate.value == pytest.approx(point.specificity.value)
+        assert (group.slides, group.patients) == (mask.sum(), len(set(patients)))
+        assert group.prevalence == pytest.approx(positive.mean())
+        for figure in group.figures.values():
+            assert figure.estimate.low < figure.estimate.value <= figure.estimate.high
+
+
+def test_the_site_where_the_model_fails_stands_out_and_a_harmless_column_does_not():
+    found = subgroups(cohort(), ["site", "sex"])
+    worst = {group.name: group.figures["AUROC"] for group in found.groups["site"]}
+    assert worst["B"].difference.high < -0.2
+    assert worst["B"].p_holm < 0.05
+    assert all(figure.p_holm > 0.05 for group in found.groups["sex"] for figure in group.figures.values())
+
+
+def test_the_p_values_of_all_columns_are_adjusted_together_and_counted():
+    found = subgroups(cohort(), ["site", "sex"])
+    figures = [f for group in found.groups["site"] for f in group.figures.values()]
+    figures += found.groups["sex"][0].figures.values()
+    assert found.tests == len(figures) == 3 * 3 + 3  # of two sexes, one against the other is one test
+    expected = multipletests([f.p for f in figures], method="holm")[1]
+    assert [f.p_holm for f in figures] == pytest.approx(expected.tolist())
+    first, second = (group.figures["AUROC"] for group in found.groups["sex"])
+    assert (first.p, first.p_holm) == (second.p, second.p_holm)
+    assert second.difference.low == pytest.approx(-first.difference.high)
+
+
+def test_groups_that_do_not_differ_are_seldom_said_to():
+    said = 0
+    for seed in range(40):
+        found = subgroups(cohort(120, seed=seed, worse_at=""), ["site"])
+        said += any(f.p_holm is not None and f.p_holm < 0.05 for g in found.groups["site"] for f in g.figures.values())
+    assert said <= 7  # family-wise 5 % of 40, with room
+
+
+def test_a_small_group_is_counted_but_not_judged():
+    table = cohort(200)
+    sites = tuple("rare" if i < 18 else "common" for i in range(200))  # 9 patients
+    found = subgroups(replace(table, columns={"site": sites}))
+    common, rare = found.groups["site"]
+    assert (rare.slides, rare.patients, rare.figures) == (18, 9, {})
+    assert "9 patient(s), fewer than 10" in rare.reason
+    assert common.figures["AUROC"].estimate.low is not None
+    assert common.figures["AUROC"].difference.reason == "the rest has 9 patient(s), fewer than 10"
+    assert found.tests == 0
+
+
+def test_numbers_are_cut_at_quartiles_and_the_unknown_left_out():
+    table = cohort()
+    found = subgroups(table, ["age"])
+    groups = found.groups["age"]
+    assert len(groups) == 4
+    assert groups[0].name.startswith("<")
+    assert groups[-1].name.startswith(">=")
+    assert found.unknown["age"] == sum(age == "" for age in table.columns["age"]) > 0
+    assert sum(group.slides for group in groups) + found.unknown["age"] == len(table)
+    counts = [group.patients for group in groups]
+    assert max(counts) - min(counts) < 0.2 * sum(counts)
+
+
+def test_given_edges_make_the_bands_and_few_numbers_stay_themselves():
+    table = cohort()
+    bands = subgroups(table, ["age"], edges={"age": [50, 70]}).groups["age"]
+    assert [band.name for band in bands] == ["<50", "50 to <70", ">=70"]
+    ages = [float(age) for age in table.columns["age"] if age]
+    assert [band.slides for band in bands] == np.histogram(ages, [0, 50, 70, 200])[0].tolist()
+    grades = tuple(str(i % 3 + 8) for i in range(len(table)))
+    assert [g.name for g in subgroups(replace(table, columns={"grade": grades})).groups["grade"]] == ["8", "9", "10"]
+
+
+def test_more_classes_get_the_macro_auroc():
+    table = cohort(classes=3)
+    found = subgroups(table, ["site"])
+    assert found.threshold is None
+    group = found.groups["site"][0]
+    mask = np.array(table.columns["site"]) == group.name
+    assert set(group.figures) == {"AUROC"}
+    assert group.prevalence is None
+    assert group.figures["AUROC"].estimate.value == pytest.approx(
+        roc_auc_score(table.truth[mask], table.outputs[mask], multi_class="ovr")
+    )
+
+
+def test_ordinal_tasks_get_quadratic_kappa_and_labels_the_macro_auroc():
+    table = replace(cohort(classes=3), task="ordinal")
+    group = subgroups(table, ["site"]).groups["site"][1]
+    mask = np.array(table.columns["site"]) == group.name
+    expected = cohen_kappa_score(table.truth[mask], table.outputs[mask].argmax(axis=1), weights="quadratic")
+    assert group.figures["quadratic kappa"].estimate.value == pytest.approx(expected)
+    labels = replace(table, task="multilabel", truth=(table.outputs.round(1) > 0.3).astype(int))
+    group = subgroups(labels, ["site"]).groups["site"][1]
+    assert group.figures["AUROC"].estimate.value == pytest.approx(
+        roc_auc_score(labels.truth[mask], labels.outputs[mask])
+    )
+
+
+def test_any_statistic_serves_another_task():
+    table = cohort()
+    truth, guess = table.outputs[:, 1] * 10, table.outputs[:, 1] * 10 + np.random.default_rng(1).normal(size=400)
+    regression = replace(table, task="regression", classes=(), truth=truth, outputs=guess[:, None])
+
+    def error(weights):
+        whole = weights.sum(axis=1)
+        return np.divide(weights @ np.abs(guess - truth), whole, out=np.full(len(whole), np.nan), where=whole > 0)
+
+    found = subgroups(regression, ["site"], statistics={"MAE": error})
+    mask = np.array(table.columns["site"]) == "A"
+    estimate = found.groups["site"][0].figures["MAE"].estimate
+    expected = bootstrap(lambda w: error(w * mask), table.patients)
+    assert estimate.value == pytest.approx(np.abs(guess - truth)[mask].mean())
+    assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high))
+    with pytest.raises(SpecError, match="regression has no default figure"):
+        subgroups(regression)
+
+
+def test_a_group_of_one_class_is_not_judged_by_auroc_but_by_the_share_it_has():
+    table = cohort()
+    truth = np.where(np.array(table.columns["site"]) == "A", 1, table.truth)
+    group = subgroups(replace(table, truth=truth), ["site"]).groups["site"][0]
+    assert group.figures["AUROC"].estimate.value is None
+    assert group.figures["AUROC"].p is None
+    assert group.figures["specificity"].estimate.reason == "no slide to take a share of"
+    assert group.figures["sensitivity"].estimate.low is not None
+
+
+@pytest.mark.parametrize(
+    ("columns", "groups"), [({"site": ("A",) * 40}, ["A"]), ({"site": ("",) * 40}, []), ({}, None)]
+)
+def test_columns_with_nothing_to_compare_raise_nothing(columns, groups):
+    found = subgroups(replace(cohort(40), columns=columns))
+    assert found.tests == 0
+    if groups is not None:
+        assert [group.name for group in found.groups["site"]] == groups
+        assert all(
+            f.difference.reason == "there is no other group" for g in found.groups["site"] for f in g.figures.values()
+        )
+
+
+def test_no_slides_raise_nothing():
+    empty = Predictions("classification", ("a", "b"), (), (), np.zeros(0, int), np.zeros((0, 2)), columns={"site": ()})
+    assert subgroups(empty).groups == {"site": ()}
+
+
+def test_a_thousand_slides_and_four_sites_take_a_few_seconds():
+    started = time.process_time()
+    subgroups(cohort(1000), ["site"])
+    assert time.process_time() - started < 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"columns": ["scanner"]}, "no column 'scanner'"),
+        ({"columns": ["age"], "edges": {"age": [70, 50]}}, "each above the last"),
+        ({"columns": ["site"], "edges": {"site": [50]}}, "holds texts"),
+    ],
+)
+def test_columns_and_edges_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(SpecError, match=message):
+        subgroups(cohort(40), **options)
