@@ -17,6 +17,7 @@ from .discrimination import (
 )
 from .estimate import Estimate, bootstrap
 from .judge_parts import RANKS_ONLY, JudgeSpec, are_shares, figure, points, several_folds
+from .judge_probability import judge_probability
 from .operating import OperatingPoint, Rule, operating_point, proportion
 from .predictions import Predictions
 
@@ -43,6 +44,8 @@ def judge_classes(predictions: Predictions, seed: int, options: JudgeSpec) -> di
         called = predictions.outputs.argmax(axis=1)
         agreed = agreement(predictions.truth, called, len(predictions.classes), predictions.patients, seed)
         figures += _agreement(predictions, agreed, called, seed)
+        probable = judge_probability(predictions, seed, options)
+        found |= {**probable, "curves": {**found["curves"], **probable["curves"]}}
         found["confusion"] = {"classes": list(predictions.classes), "counts": [list(r) for r in agreed.confusion]}
     else:
         found["notes"].append(RANKS_ONLY)
@@ -66,7 +69,7 @@ def class_headline(predictions: Predictions) -> float | None:
 def thresholds(
     predictions: Predictions, positive: NDArray[np.bool_], score: NDArray[np.float64], options: JudgeSpec, of: str = ""
 ) -> list[dict[str, Any]]:
-    """Decisions about one class by each rule: positive (n,) bool, score (n,). Thresholds are of the other folds, if any."""
+    """Decisions about one class by each rule: positive (n,) bool, score (n,). Thresholds are of the other folds if any."""
     folds = several_folds(predictions)
     return [
         _point(
