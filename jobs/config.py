@@ -18,7 +18,6 @@ from wsi.errors import SpecError
 
 from .executors import ExecSpec
 
-
 SCORES = ("prediction", "attention", "gradient", "occlusion")
 
 
@@ -55,7 +54,7 @@ class RunSpec:
     coords    take the tiles of another tool (a folder of CLAM's or TRIDENT's HDF5 files, or one slide's file), or,
               about the same centres at this run's scale, those of another run folder
     model     folder of the model that predicts, None without one
-    features  names of the run's embeddings to train on, of several backbones joined; () for those that the settings make
+    features  names of the run's embeddings to train on, of several backbones joined; () for those of these settings
     """
 
     tile: TileSpec = field(default_factory=TileSpec)

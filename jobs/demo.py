@@ -13,10 +13,10 @@ from tiling.patches import PatchStore, open_patches
 from wsi.publish import fingerprint
 from wsi.synthetic import CohortSpec, PlannedSlide, plan_cohort, read_truth, tile_truth, write_manifest, write_planned
 
+from .bags import bag_for
 from .executors import open_executor
 from .folder import RunFolder
 from .manifest import SlideRecord
-from .bags import bag_for
 from .model_stages import open_model
 from .report import all_synthetic, mask_on_thumbnail
 

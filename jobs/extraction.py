@@ -127,7 +127,9 @@ def choice(spec: EmbedSpec) -> str:
     batch = f", batches of {spec.batch}" if spec.batch else ""
     threads = f", {compute_threads(devices)} threads" if "cpu" in devices else ""
     over = f", adapter {Path(spec.adapter).name}" if spec.adapter else ""
-    return f"{entry.name} ({entry.pooling}{over}) on {', '.join(devices)} in {precision_of(spec)}{engine}{batch}{threads}"
+    return (
+        f"{entry.name} ({entry.pooling}{over}) on {', '.join(devices)} in {precision_of(spec)}{engine}{batch}{threads}"
+    )
 
 
 @dataclass(frozen=True)

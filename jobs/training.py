@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from wsi.errors import ManifestError, StoreError
 from wsi.publish import fingerprint
 
-from .bags import bag_id, has_truth, marks_of, slide_bag
+from .bags import bag_id, columns_of, has_truth, marks_of, slide_bag
 from .config import RunSpec
 from .folder import RunFolder
 from .manifest import SlideRecord
@@ -56,9 +56,10 @@ def train_model(
     Slides that failed earlier are left out (see `left_out`). Raises ManifestError without labels, StoreError when any
     other labelled slide has no embeddings of the asked contract. A training that was killed is taken up where it was.
     """
+    from mil.tracking import open_tracker
+
     from mil.crossval import cross_validate
     from mil.model import named, save_model
-    from mil.tracking import open_tracker
 
     bags = load_bags(records, spec, folder)
     target = folder.model(name)
@@ -72,18 +73,15 @@ def train_model(
 def load_bags(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder) -> "list[Bag]":
     """Bags of all slides, cases or patients to train on, in the manifest's order, from one memory-mapped file.
 
-    The file, cohorts/<mark>, is made of the embeddings when it is not there for just these.
+    The file lies in cohorts/ and is made anew when it is not of just these embeddings and rows of the manifest.
     """
-    from mil.cohort import open_cohort, write_cohort
+    from mil.cohort import mapped_cohort
 
     names, groups = embeddings_of(spec), grouped(to_train_on(records, spec, folder), spec.train.level)
     marks = [[marks_of(record, names, folder) for record in group] for group in groups]
-    rows = [[(record.slide_id, record.patient_id, record.case_id, record.label, record.extra, record.site)
-             for record in group] for group in groups]  # fmt: skip
-    place = folder.root / "cohorts" / fingerprint(names, marks, rows)
-    if not place.exists():
-        write_cohort(place, _bags(groups, names, folder))
-    return open_cohort(place)
+    rows = [[(r.slide_id, r.patient_id, r.case_id, r.label, columns_of(r)) for r in group] for group in groups]
+    place = folder.root / "cohorts" / "-".join([*names, spec.train.level])
+    return mapped_cohort(place, fingerprint(names, marks, rows), lambda: _bags(groups, names, folder))
 
 
 def grouped(records: Sequence[SlideRecord], level: str) -> list[list[SlideRecord]]:
@@ -102,7 +100,7 @@ def _bags(groups: list[list[SlideRecord]], names: tuple[str, ...], folder: RunFo
 
 
 def to_train_on(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder) -> list[SlideRecord]:
-    """Slides with what is to be predicted that did not fail earlier, each of which has its embeddings (else StoreError).
+    """Slides with what is to be predicted that did not fail earlier; each has its embeddings, else StoreError.
 
     The target may be in any columns: see TaskSpec.
     """

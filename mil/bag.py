@@ -37,8 +37,8 @@ class Embeddings(Protocol):
 class Bag:
     """Readable tiles only; n may be 0 for a slide without tissue, and such a bag is never fed to a model.
 
-    features       float16 or float32 (n, d), as the backbone made them (standardised by the model, not here); may lie in
-                   a memory-mapped file
+    features       float16 or float32 (n, d), as the backbone made them (standardised by the model, not here); may be a
+                   part of a memory-mapped file
     xy             int64 (n, 2), tile top-left corners in level-0 pixels; span_px is the tiles' side there
     slide_ids      the slides the tiles come from
     label          class name, None where unknown

@@ -60,7 +60,7 @@ class Network(Head):
     def forward(
         self, features: Tensor, mask: Tensor, xy: Tensor | None = None, covariates: Tensor | None = None
     ) -> MILOutput:
-        """features (B, N, D) float; mask (B, N) bool, True is a real tile; xy (B, N, 2), in tiles; covariates (B, K)."""
+        """features (B, N, D) float; mask (B, N) bool, True is a real tile; xy (B, N, 2), tiles; covariates (B, K)."""
         return self.pool(self.standardise(features), mask, xy, covariates)
 
     def standardise(self, features: Tensor) -> Tensor:

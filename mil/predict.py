@@ -21,8 +21,8 @@ _TILES_AT_ONCE = 4096
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """What one network says of one bag: logits float32 (O,); attention float32 (n,), or (O, n) where each output attends
-    by itself, or None; tiles float32 (n, O), the logits of bags that hold only that tile."""
+    """What one network says of one bag: logits float32 (O,); attention float32 (n,), or (O, n) where outputs attend by
+    themselves, or None; tiles float32 (n, O), the logits of bags that hold only that tile."""
 
     logits: NDArray[np.float32]
     attention: NDArray[np.float32] | None
