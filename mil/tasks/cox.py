@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from wsi.errors import SpecError
 
 from ..spec import TaskSpec
-from .reading import follow_up, require_events
+from .reading import event_strata, follow_up, require_events
 from .task import Task
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Cox(Task):
 
     def strata(self, truth: NDArray[np.generic]) -> list[str]:
         """Whether the event was seen."""
-        return ["event" if seen else "censored" for seen in truth[:, 1].astype(bool)]
+        return event_strata(truth)
 
 
 def partial_likelihood(log_hazard: "Tensor", time: "Tensor", event: "Tensor", ties: str = "efron") -> "Tensor":

@@ -1,5 +1,6 @@
 """Several labels that may hold together, each said by itself."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,7 +11,7 @@ from wsi.errors import ManifestError, SpecError
 
 from ..spec import TaskSpec
 from .numeric import sigmoid
-from .reading import text_of
+from .reading import FEW, text_of
 from .task import Task
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ class MultiLabel(Task):
 
         positive = truth.astype(np.float64).sum(axis=0)
         counts = np.stack([len(truth) - positive, positive])
-        present = (counts > 0).sum(axis=0)
-        return torch.from_numpy((len(truth) / (present * np.maximum(counts, 1))).astype(np.float32))
+        share = len(truth) / ((counts > 0).sum(axis=0) * np.maximum(counts, 1))
+        return torch.from_numpy(np.where(counts > 0, share, 0.0).astype(np.float32))
 
     def activate(self, logits: NDArray[np.floating]) -> NDArray[np.float32]:
         """Sigmoid, (n, C), each label by itself."""
@@ -107,10 +108,19 @@ class MultiLabel(Task):
         return ";".join(name for name, value in zip(self.classes, output, strict=True) if value >= 0.5) or NONE
 
     def strata(self, truth: NDArray[np.generic]) -> list[str]:
-        """Of each bag its rarest label: folds that share the rare ones evenly share the common ones nearly so."""
+        """Of each bag its rarest label: folds that share the rare ones evenly share the common ones nearly so.
+
+        Where few bags have a common label alone, or none, they count with the largest stratum: to spread them evenly
+        is worth nothing, and would bound the number of folds.
+        """
         held = truth.astype(bool)
-        rarest = np.argsort(held.sum(axis=0), kind="stable")
-        return [next((self.classes[int(i)] for i in rarest if row[i]), NONE) for row in held]
+        total = held.sum(axis=0)
+        rarest = np.argsort(total, kind="stable")
+        strata = [next((self.classes[int(i)] for i in rarest if row[i]), NONE) for row in held]
+        common = {NONE, *(name for name, count in zip(self.classes, total, strict=True) if count >= FEW)}
+        sizes = Counter(strata)
+        largest = sizes.most_common(1)[0][0] if sizes else NONE
+        return [largest if name in common and sizes[name] < FEW else name for name in strata]
 
 
 def _labels(bag: "Bag", column: str) -> list[str]:

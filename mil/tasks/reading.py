@@ -12,6 +12,7 @@ from wsi.errors import ManifestError, SpecError
 if TYPE_CHECKING:
     from ..bag import Bag
 
+FEW = 10  # bags: a stratum of fewer is not worth spreading over folds for its own sake
 _EVENTS = {"1": 1.0, "true": 1.0, "0": 0.0, "false": 0.0, "1.0": 1.0, "0.0": 0.0}
 
 
@@ -105,3 +106,10 @@ def balance(truth: NDArray[np.integer], classes: int) -> NDArray[np.float32]:
     present = counts > 0
     share = len(truth) / (max(1, int(present.sum())) * np.maximum(counts, 1))
     return np.where(present, share, 0.0).astype(np.float32)
+
+
+def event_strata(truth: NDArray[np.generic]) -> list[str]:
+    """Whether each bag's event was seen, truth (n, 2). A few censored ones are no stratum of their own."""
+    seen = truth[:, 1].astype(bool)
+    apart = np.count_nonzero(~seen) >= FEW
+    return ["censored" if apart and not event else "event" for event in seen]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from wsi.errors import SpecError
 
 from ..spec import TaskSpec
-from .reading import number_of
+from .reading import FEW, number_of
 from .task import Task
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ..bag import Bag
 
 _BANDS = 4  # quartiles that folds are balanced by
-_PER_BAND = 10  # bags that a band holds at least, so that every fold gets some
 
 
 class Regression(Task):
@@ -85,6 +84,6 @@ class Regression(Task):
     def strata(self, truth: NDArray[np.generic]) -> list[str]:
         """Quarters of the bags by their number, fewer where bags are few; equal numbers are never parted."""
         values = truth.astype(np.float64)
-        bands = max(1, min(_BANDS, len(values) // _PER_BAND))
-        edges = np.quantile(values, np.arange(1, bands) / bands) if bands > 1 else np.empty(0)
+        bands = max(1, min(_BANDS, len(values) // FEW))
+        edges = np.quantile(values, np.arange(1, bands) / bands, method="inverted_cdf") if bands > 1 else []
         return [f"band {band + 1}" for band in np.searchsorted(edges, values, side="left")]

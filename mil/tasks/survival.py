@@ -10,7 +10,7 @@ from wsi.errors import SpecError
 
 from ..spec import TaskSpec
 from .numeric import survival
-from .reading import follow_up, require_events
+from .reading import event_strata, follow_up, require_events
 from .task import Task
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class DiscreteSurvival(Task):
 
     def strata(self, truth: NDArray[np.generic]) -> list[str]:
         """Whether the event was seen."""
-        return ["event" if seen else "censored" for seen in truth[:, 1].astype(bool)]
+        return event_strata(truth)
 
     def drawn(self, output: NDArray[np.floating]) -> int:
         """The risk."""
