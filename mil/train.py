@@ -51,11 +51,16 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """How one training is run, beside what its spec says: seed, device, who hears of it, and where it is kept."""
+    """How one training is run, beside what its spec says.
+
+    report      hears of every epoch that is trained; recall of those that a checkpoint already has
+    checkpoint  where the training is kept, to go on from there
+    """
 
     seed: int
     device: str = "cpu"
     report: Report | None = None
+    recall: Report | None = None
     checkpoint: Checkpoint | None = None
 
 
@@ -76,15 +81,19 @@ class Course:
         patient = not self.checks or done - 1 < spec.epochs // 2 or waited < spec.patience
         return done >= spec.epochs or not patient
 
+    def tell(self, report: Report | None, first: int = 0) -> None:
+        """Report the epochs from `first` on."""
+        for epoch in range(first, len(self.losses) if report is not None else 0):
+            report(epoch, self.losses[epoch], self.checks[epoch] if self.checks else None)
+
 
 def train_one(
     training: Part, validation: Part, task: Task, head: HeadSpec, spec: TrainSpec, run: Run
 ) -> tuple[Network, dict[str, Any]]:
     """Train one network; returns it (evaluation mode, on the CPU, weights of its best epoch) and how it went.
 
-    Without a validation part it runs for all epochs and keeps the last. With a checkpoint it goes on from there, and
-    replays to `run.report` nothing of what was done before. torch's random state is left as it was. Raises SpecError
-    when a loss is not finite any more.
+    Without a validation part it runs for all epochs and keeps the last. With a checkpoint it goes on from there.
+    torch's random state is left as it was. Raises SpecError when a loss is not finite any more.
     """
     with _seeded(run.seed, torch.device(run.device)):
         trainer = Trainer(training, task, head, spec, run.device)
@@ -94,9 +103,10 @@ def train_one(
             trainer.network.fit(_vectors(training), _known(training))
         else:
             trainer.restore(course, *state)
+            course.tell(run.recall)
         while not course.ended(spec):
             epoch = len(course.losses)
-            trainer.set_rate(spec.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / spec.epochs)))
+            trainer.set_rate(rate_at(spec, epoch))
             course.losses.append(_finite(trainer.run_epoch(course.rng), epoch))
             if len(validation):
                 course.checks.append(_finite(trainer.loss_of(validation), epoch))
@@ -105,8 +115,7 @@ def train_one(
                     course.best_state = copy.deepcopy(trainer.network.state_dict())
             if run.checkpoint is not None and run.checkpoint.due(epoch) and not course.ended(spec):
                 run.checkpoint.write(*trainer.state(course), epoch)
-            if run.report is not None:
-                run.report(epoch, course.losses[-1], course.checks[-1] if course.checks else None)
+            course.tell(run.report, first=epoch)
         if course.best_state is not None:
             trainer.network.load_state_dict(course.best_state)
     history: dict[str, Any] = {"training_bags": len(training), "validation_bags": len(validation)}
@@ -229,6 +238,11 @@ def logits_of(network: Network, part: Part, device: str = "cpu") -> NDArray[np.f
             found.append(output.logits.float().cpu())
     network.train(training)
     return torch.cat(found).numpy()
+
+
+def rate_at(spec: TrainSpec, epoch: int) -> float:
+    """Learning rate of an epoch: a cosine that would reach zero after the last."""
+    return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / spec.epochs))
 
 
 def wants_positions(network: Network) -> bool:
