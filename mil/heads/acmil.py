@@ -46,7 +46,7 @@ class ACMIL(Head):
 
         extra  branches: (B, M, O), each branch's logits; attention: (B, M, N), each branch's
         """
-        hidden = self.project(features.to(self.project[0].weight.dtype))  # (B, N, H)
+        hidden = self.project(features.to(self.attend.score.weight.dtype))  # (B, N, H)
         score = self.attend(hidden)  # (B, M, N)
         keep = mask.unsqueeze(1).expand_as(score)
         if self.training and self.top:
