@@ -175,7 +175,7 @@ class _Maker:
         chosen = self._views(bag, len(target))
         for start in range(0, len(target), step):
             part = slice(start, start + step)
-            block = bag.features[part if rows is None else rows[part]]
+            block: NDArray[Any] = bag.features[part if rows is None else rows[part]]
             if chosen is not None and bag.views is not None:
                 view = chosen[part]
                 other = np.flatnonzero(view)
@@ -208,13 +208,13 @@ class _Maker:
             return _Sent(batch, self._copying.record_event())
 
     def _on_device(self, batch: Batch) -> Batch:
-        features, mask, xy = (
-            tensor if tensor is None else tensor.to(self._device, non_blocking=self._pinned)
-            for tensor in (batch.features, batch.mask, batch.xy)
-        )
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(self._device, non_blocking=self._pinned)
+
+        features, mask = moved(batch.features), moved(batch.mask)
         if self._prepare is not None:
             features = self._prepare(features.float()).masked_fill_(~mask.unsqueeze(-1), 0)
-        return Batch(features.to(self._dtype), mask, xy, batch.index)
+        return Batch(features.to(self._dtype), mask, None if batch.xy is None else moved(batch.xy), batch.index)
 
 
 def _draw(tiles: int, spec: BatchSpec, rng: np.random.Generator) -> NDArray[np.int64] | None:

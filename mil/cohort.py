@@ -157,7 +157,7 @@ def _append(name: str, array: NDArray[Any], file: BinaryIO) -> int:
             raise StoreError(name, "its embeddings hold NaN or infinity", "embed the slide again")
         data = _bytes(block)
         crc = google_crc32c.extend(crc, data)
-        file.write(data)
+        file.write(data.data)
     return crc
 
 

@@ -266,6 +266,13 @@ def test_settings_that_make_no_batches_are_refused(settings):
         BatchSpec(**settings)
 
 
+def test_another_device_is_sent_what_was_asked_for():
+    spec = BatchSpec(size=2, positions=True, dtype="bfloat16", device="meta")
+    (batch,) = batches(cohort(4, 9), [0, 1], spec, np.random.default_rng(0), lambda rows: rows * 2)
+    assert {tensor.device.type for tensor in (batch.features, batch.mask, batch.xy)} == {"meta"}
+    assert (batch.features.shape, batch.features.dtype) == ((2, 9, DIM), torch.bfloat16)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_batches_on_an_accelerator_are_those_on_the_cpu():
     bags, order, settings = cohort(50, 30, 80), [0, 1, 2, 0], {"size": 2, "instances": 40, "positions": True}
