@@ -210,7 +210,7 @@ def _tuned(
     found = None if watch.checkpoints is None else watch.checkpoints.chosen(place)
     if found is None:
         parts = (cohort.part.at(training), cohort.part.at(validation))
-        found = search(*parts, cohort.task, cohort.head, cohort.spec, Run(seed, cohort.device))
+        found = search(parts, cohort.task, cohort.head, cohort.spec, Run(seed, cohort.device))
         if watch.checkpoints is not None:
             watch.checkpoints.choose(place, found)
     spec, head = apply_choice(cohort.spec, cohort.head, found["chosen"])
@@ -292,7 +292,7 @@ def _assembled(
     cohort: Cohort,
     partition: Partition,
     outcome: Outcome,
-    trained: tuple[list[Mapping[str, NDArray[Any]]], list[dict[str, Any]]],
+    trained: tuple[Sequence[Mapping[str, NDArray[Any]]], Sequence[Mapping[str, Any]]],
 ) -> TrainedModel:
     weights, histories = trained
     first, spec = cohort.bags[0], cohort.spec

@@ -80,7 +80,7 @@ def assess(task: Task, part: "Part", patients: Sequence[str], outcome: Outcome, 
     """
     places, folds = outcome.tested, outcome.folds
     logits, truth = outcome.logits[places], part.truth[places]
-    table = _Table(task, [part.bags[i] for i in places], [patients[i] for i in places], truth, folds, spec.stratify)
+    table = _Table(task, part.at(places).bags, [patients[int(i)] for i in places], truth, folds, spec.stratify)
     options = JudgeSpec(subgroups=spec.stratify)
     metrics = {"raw": judge(table.of(task.activate(logits), calibrated=False), spec.seed, options)}
     calibrator, probabilities, notes = _calibrated(task, part, outcome, spec.calibrate)
@@ -98,9 +98,9 @@ def cohort_outliers(part: "Part", patients: Sequence[str], outcome: Outcome) -> 
     places = np.flatnonzero(outcome.partition.folds_of[0] < 0) if fixed else np.arange(len(part))
     if len(places) < MIN_VECTORS:
         return None, [f"slides unlike the cohort cannot be told: it has {len(places)}, fewer than {MIN_VECTORS}"]
-    means = np.stack([np.asarray(part.bags[i].features).mean(axis=0, dtype=np.float64) for i in places])
+    means = np.stack([np.asarray(part.bags[i].features).mean(axis=0, dtype=np.float64) for i in places.tolist()])
     try:
-        return fit_outliers(means, [patients[i] for i in places]), []
+        return fit_outliers(means, [patients[i] for i in places.tolist()]), []
     except SpecError as error:  # too few patients, or bags without any spread: a model is of use all the same
         return None, [f"slides unlike the cohort cannot be told: {error.problem}"]
 

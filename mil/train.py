@@ -33,6 +33,10 @@ Report = Callable[[int, float, float | None], None]
 """Called after every epoch (from 0) with training loss and validation loss, None without such a part."""
 
 
+class DivergedError(SpecError):
+    """A loss is not finite any more."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
     """Some bags of the cohort, each with at least one tile, their truth (`Task.truth`) and covariates (n, K)."""
@@ -83,7 +87,9 @@ class Course:
 
     def tell(self, report: Report | None, first: int = 0) -> None:
         """Report the epochs from `first` on."""
-        for epoch in range(first, len(self.losses) if report is not None else 0):
+        if report is None:
+            return
+        for epoch in range(first, len(self.losses)):
             report(epoch, self.losses[epoch], self.checks[epoch] if self.checks else None)
 
 
@@ -93,7 +99,7 @@ def train_one(
     """Train one network; returns it (evaluation mode, on the CPU, weights of its best epoch) and how it went.
 
     Without a validation part it runs for all epochs and keeps the last. With a checkpoint it goes on from there.
-    torch's random state is left as it was. Raises SpecError when a loss is not finite any more.
+    torch's random state is left as it was. Raises DivergedError when a loss is not finite any more.
     """
     with _seeded(run.seed, torch.device(run.device)):
         trainer = Trainer(training, task, head, spec, run.device)
@@ -264,7 +270,7 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _finite(loss: float, epoch: int) -> float:
     if not math.isfinite(loss):
-        raise SpecError("learning_rate", f"training diverged in epoch {epoch}: its loss is {loss}", "lower it")
+        raise DivergedError("learning_rate", f"training diverged in epoch {epoch}: its loss is {loss}", "lower it")
     return loss
 
 
