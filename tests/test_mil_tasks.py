@@ -125,6 +125,18 @@ def test_following_the_gradient_finds_the_truth(task):
         assert concordance_index(truth[:, 0], -output[:, 0], truth[:, 1]) > least
 
 
+def test_evidence_is_the_log_odds_of_the_output_or_the_number_itself(task):
+    logits = random_logits(task, 20)
+    output = task.activate(logits.numpy()).astype(np.float64)
+    for column, name in enumerate(task.columns):
+        evidence = task.evidence(logits, column).numpy()
+        chance = name not in ("value", "risk")
+        expected = np.log(output[:, column] / (1 - output[:, column])) if chance else output[:, column]
+        if task.name == "regression":
+            expected = (expected - task.middle) / task.spread
+        np.testing.assert_allclose(evidence, expected, rtol=2e-4, atol=2e-5)
+
+
 @pytest.mark.parametrize("name", ["ordinal", "regression", "cox", "survival"])
 def test_tasks_without_a_focal_loss_say_so(name):
     task = make_task(SPECS[name], cohort())

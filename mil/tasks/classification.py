@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..spec import TaskSpec
+from .numeric import log_odds
 from .reading import balance, class_indices, class_names
 from .task import Task
 
@@ -76,6 +77,10 @@ class Classification(Task):
         raised = np.asarray(logits, np.float64)
         raised = np.exp(raised - raised.max(axis=1, keepdims=True))
         return (raised / raised.sum(axis=1, keepdims=True)).astype(np.float32)
+
+    def evidence(self, logits: "Tensor", column: int) -> "Tensor":
+        """Log odds of the class: of two classes, the difference of their logits."""
+        return log_odds(logits.float(), column)
 
     def said(self, output: NDArray[np.floating]) -> str:
         """The class of the largest output."""

@@ -67,6 +67,10 @@ class Cox(Task):
         """Log hazard, (n, 1)."""
         return np.asarray(logits, np.float32)
 
+    def evidence(self, logits: "Tensor", column: int) -> "Tensor":
+        """The log hazard."""
+        return logits[:, 0].float()
+
     def said(self, output: NDArray[np.floating]) -> str:
         """The risk to three digits."""
         return f"{float(output[0]):.3g}"

@@ -103,6 +103,10 @@ class MultiLabel(Task):
         """Sigmoid, (n, C), each label by itself."""
         return sigmoid(logits).astype(np.float32)
 
+    def evidence(self, logits: "Tensor", column: int) -> "Tensor":
+        """Log odds of the label: its logit."""
+        return logits[:, column].float()
+
     def said(self, output: NDArray[np.floating]) -> str:
         """The labels of at least 0.5, divided by `;`."""
         return ";".join(name for name, value in zip(self.classes, output, strict=True) if value >= 0.5) or NONE

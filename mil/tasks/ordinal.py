@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from wsi.errors import SpecError
 
 from ..spec import TaskSpec
-from .numeric import survival
+from .numeric import log_odds, survival
 from .reading import balance, class_indices, class_names
 from .task import Task
 
@@ -91,6 +91,15 @@ class Ordinal(Task):
         above = survival(-np.asarray(logits, np.float64))  # chance to lie above class k
         edges = np.pad(above, ((0, 0), (1, 1)), constant_values=((0, 0), (1, 0)))
         return (edges[:, :-1] - edges[:, 1:]).astype(np.float32)
+
+    def evidence(self, logits: "Tensor", column: int) -> "Tensor":
+        """Log odds of the class."""
+        from torch.nn import functional
+
+        above = functional.logsigmoid(logits.float()).cumsum(dim=1)  # log of the chance to lie above class k
+        passed = functional.pad(above, (1, 0))
+        stayed = functional.pad(functional.logsigmoid(-logits.float()), (0, 1))
+        return log_odds(passed + stayed, column)
 
     def said(self, output: NDArray[np.floating]) -> str:
         """The class of the largest output."""

@@ -76,6 +76,10 @@ class Regression(Task):
         """The number, (n, 1), in its own unit."""
         return (self.middle + self.spread * np.asarray(logits, np.float64)).astype(np.float32)
 
+    def evidence(self, logits: "Tensor", column: int) -> "Tensor":
+        """The number, in standard deviations of the cohort."""
+        return logits[:, 0].float()
+
     def said(self, output: NDArray[np.floating]) -> str:
         """The number to three digits of the cohort's spread: 12.3 where the standard deviation is 4.5."""
         decimals = max(0, 1 - int(np.floor(np.log10(self.spread))))

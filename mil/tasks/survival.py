@@ -98,6 +98,16 @@ class DiscreteSurvival(Task):
         lived = survival(logits)
         return np.concatenate([-lived.sum(axis=1, keepdims=True), lived[:, :-1]], axis=1).astype(np.float32)
 
+    def evidence(self, logits: "Tensor", column: int) -> "Tensor":
+        """The risk, or the log odds of living past a time."""
+        from torch.nn import functional
+
+        lived = functional.logsigmoid(-logits.float()).cumsum(dim=1)
+        if column == 0:
+            return -lived.exp().sum(dim=1)
+        chance = lived[:, column - 1].clamp(max=-1e-7)  # a chance of exactly 1 has no odds
+        return chance - (-chance.expm1()).log()
+
     def said(self, output: NDArray[np.floating]) -> str:
         """The risk to three digits."""
         return f"{float(output[0]):.3g}"

@@ -87,6 +87,11 @@ class Task:
         """Logits (n, O) → what is reported, float32 (n, len(columns))."""
         raise NotImplementedError
 
+    def evidence(self, logits: "Tensor", column: int) -> "Tensor":
+        """What speaks for one column of the output, (B,), from logits (B, O): the log odds of a chance, or the number
+        itself in the logits' unit. Unlike the output it does not saturate: `mil.explain` shares it out among tiles."""
+        raise NotImplementedError
+
     def said(self, output: NDArray[np.floating]) -> str:
         """One row of the output, (len(columns),), in a word: the class, the labels, the number."""
         raise NotImplementedError
