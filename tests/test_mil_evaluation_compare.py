@@ -6,7 +6,14 @@ from scipy.stats import binomtest
 from scipy.stats import permutation_test as scipy_permutation_test
 from sklearn.metrics import roc_auc_score
 
-from mil.evaluation.compare import compare_auroc, compare_decisions, compare_statistic, p_two_sided
+from mil.evaluation.compare import (
+    compare_auroc,
+    compare_decisions,
+    compare_statistic,
+    p_permuted,
+    p_two_sided,
+    shuffled_groups,
+)
 from mil.evaluation.discrimination import weighted_auroc
 from wsi.errors import SpecError
 
@@ -172,6 +179,36 @@ def test_what_cannot_be_compared_says_why(positive, patients, reason):
 def test_p_counts_one_more_than_it_sees():
     assert p_two_sided(np.array([1.0, 2, 3, np.nan])) == pytest.approx(2 * 1 / 4)
     assert p_two_sided(np.array([-1.0, 1])) == 1.0
+
+
+@pytest.mark.parametrize("straddling", [False, True])
+def test_groups_dealt_anew_keep_their_mix_and_their_patients(straddling):
+    rng = np.random.default_rng(3)
+    patients = np.repeat(np.arange(40), 3)
+    kinds = (rng.random(120) < 0.5).astype(int) if straddling else np.repeat(rng.integers(0, 2, 40), 3)
+    group = rng.integers(0, 3, 120) if straddling else np.repeat(rng.integers(0, 3, 40), 3)
+    group[patients == 7] = -1
+    dealt = np.concatenate(list(shuffled_groups(group, patients.astype(str).tolist(), kinds)))
+    assert dealt.shape == (2000, 120)
+    assert (dealt[:, patients == 7] == -1).all()
+    mix = np.bincount(3 * kinds[group >= 0] + group[group >= 0], minlength=6)
+    for row in dealt[::100]:
+        assert (np.bincount(3 * kinds[row >= 0] + row[row >= 0], minlength=6) == mix).all()
+        if not straddling:
+            assert all(len(set(row[patients == p])) == 1 for p in range(40))
+    moved = (dealt != group).mean(axis=0)[patients != 7]
+    assert moved.mean() > 0.4
+
+
+def test_no_slides_deal_no_groups():
+    empty = np.zeros(0, int)
+    assert all(rows.shape[1] == 0 for rows in shuffled_groups(empty, [], empty))
+
+
+def test_a_permutation_p_is_not_defined_without_a_difference():
+    assert p_permuted(float("nan"), np.zeros(5)) is None
+    assert p_permuted(0.5, np.array([np.nan, np.nan, 0.1])) is None
+    assert p_permuted(0.5, np.array([0.1, -0.6, 0.2])) == 0.5
 
 
 @pytest.mark.parametrize("margin", [0.0, -0.1, float("nan"), float("inf")])

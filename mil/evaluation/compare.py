@@ -5,7 +5,7 @@ better. Non-inferiority at a margin is shown when the 95 % interval of the diffe
 one-sided test at 2.5 % (Piaggio et al., JAMA 2012).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,6 +140,46 @@ def compare_decisions(
     if clustered:
         return found
     return Comparison(a, b, found.difference, _mcnemar(gain), method, margin, found.p_inferior, found.non_inferior)
+
+
+def shuffled_groups(
+    group: NDArray[np.int64], patients: Sequence[str], kinds: NDArray[np.int64], seed: int = 0
+) -> Iterator[NDArray[np.int64]]:
+    """RESAMPLES rows (r, n) of groups dealt anew, for a permutation test of whether groups differ.
+
+    group (n,) of each slide, -1 where unknown; patients (n,); kinds (n,) what a slide truly is. Patients swap their
+    groups with patients whose slides are of the same kinds, so a group keeps its mix of kinds, and slides of one
+    patient stay together. Where a patient's slides lie in several groups, patients swap the groups of all their slides,
+    kind by kind, and only with patients of as many slides of each kind. Patients of unknown group take no part.
+    """
+    patient = np.unique(np.asarray(patients, dtype=str), return_inverse=True)[1]
+    count = int(patient.max()) + 1 if len(patient) else 0
+    order = np.lexsort((kinds, patient))
+    start = np.searchsorted(patient[order], np.arange(count))
+    slot = np.empty(len(patient), np.int64)
+    slot[order] = np.arange(len(patient)) - start[patient[order]]
+    of = np.split(order, start[1:])
+    straddling = any(len(set(group[slides].tolist())) > 1 for slides in of)
+    strata: dict[tuple[int, ...], list[int]] = {}
+    for p, slides in enumerate(of if count else ()):
+        mix = kinds[slides].tolist()
+        if (group[slides] >= 0).any():
+            strata.setdefault(tuple(mix if straddling else sorted(set(mix))), []).append(p)
+    rng, block = np.random.default_rng(seed), max(1, 4_000_000 // max(1, len(patient)))
+    for begin in range(0, RESAMPLES, block):
+        rows = min(block, RESAMPLES - begin)
+        source = np.tile(np.arange(count), (rows, 1))  # whose groups each patient takes
+        for members in strata.values():
+            source[:, members] = rng.permuted(np.tile(members, (rows, 1)), axis=1)
+        yield group[order[start[source[:, patient]] + (slot if straddling else 0)]]
+
+
+def p_permuted(value: float, drawn: NDArray[np.float64]) -> float | None:
+    """Two-sided p of a difference among those of groups dealt anew (R,), nan left out; None where most are nan."""
+    valid = drawn[~np.isnan(drawn)]
+    if np.isnan(value) or len(valid) < max(1, len(drawn) / 2):
+        return None
+    return (int((np.abs(valid) >= abs(value) - 1e-12).sum()) + 1) / (len(valid) + 1)
 
 
 def p_two_sided(drawn: NDArray[np.float64]) -> float:

@@ -2,7 +2,9 @@
 
 Each group is held against all other slides whose value is known. A group is a mask on the weights of the resamples,
 so one bootstrap over patients serves all groups and any figure, and a patient with slides in two groups is counted as
-one. The p values of all groups, figures and columns of one call are adjusted together (Holm, Scand J Stat 1979).
+one. Whether a group differs is a permutation test over patients: in a small group where nothing goes wrong resamples
+show no spread, and p values from them would find differences that are not there. The p values of all groups, figures
+and columns of one call are adjusted together (Holm, Scand J Stat 1979).
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from wsi.errors import SpecError
 
 from .agreement import from_draws, kappas
-from .compare import p_two_sided
+from .compare import p_permuted, shuffled_groups
 from .discrimination import weighted_auroc, weighted_macro_auroc
 from .estimate import Estimate, Statistic, bootstrap_weights
 from .operating import proportion
@@ -23,6 +25,7 @@ from .predictions import Predictions
 
 FEWEST = 10  # patients below which a group is counted but not judged
 DISTINCT = 6  # a column of more distinct numbers than this is cut into bands
+_Masks = Mapping[str, Mapping[str, NDArray[np.bool_]]]  # column → group → its slides (n,)
 UNKNOWN = frozenset({"", "na", "n/a", "nan", "none", "null", "unknown"})
 
 
@@ -30,7 +33,7 @@ UNKNOWN = frozenset({"", "na", "n/a", "nan", "none", "null", "unknown"})
 class GroupFigure:
     """One figure of a group, and its difference to the rest (group - rest), both with 95 % intervals.
 
-    p is two-sided, from the bootstrap; p_holm is adjusted for all tests of the call.
+    p is two-sided, by permutation within the true classes; p_holm is adjusted for all tests of the call.
     """
 
     estimate: Estimate
@@ -88,7 +91,8 @@ def subgroups(
     columns = tuple(predictions.columns) if columns is None else tuple(columns)
     binary = predictions.task == "classification" and len(predictions.classes) == 2
     chosen = dict(statistics) if statistics is not None else _defaults(predictions, threshold)
-    masks, unknown = {}, {}
+    masks: dict[str, dict[str, NDArray[np.bool_]]] = {}
+    unknown = {}
     for column in columns:
         masks[column] = _groups(predictions, column, (edges or {}).get(column))
         unknown[column] = len(predictions) - int(sum(mask.sum() for mask in masks[column].values()))
@@ -98,75 +102,89 @@ def subgroups(
         for column, groups in masks.items()
     }
     if binary and statistics is None:
-        found = {column: _with_shares(predictions, masks[column], found[column], threshold) for column in found}
+        found = {
+            column: tuple(_with_shares(predictions, masks, column, group, threshold) for group in groups)
+            for column, groups in found.items()
+        }
     adjusted, tests = _holm(found)
     return Subgroups(adjusted, unknown, tests, threshold if binary and statistics is None else None)
 
 
 class _Draws:
-    """Figures of each group and its rest, of all slides and of each resample."""
+    """Figures of each group and its rest: of all slides, of each resample, and of groups dealt anew."""
 
-    def __init__(
-        self,
-        predictions: Predictions,
-        statistics: Mapping[str, Statistic],
-        masks: Mapping[str, Mapping[str, NDArray[np.bool_]]],
-        seed: int,
-    ):
+    def __init__(self, predictions: Predictions, statistics: Mapping[str, Statistic], masks: _Masks, seed: int):
         self.masks, self.statistics = masks, statistics
         self.patients = np.asarray(predictions.patients, dtype=str)
-        self.rests = {
-            column: {
-                name: np.any([m for n, m in groups.items() if n != name], axis=0) & ~groups[name] for name in groups
-            }
-            for column, groups in masks.items()
-            if len(groups) > 1
+        self.groups = {column: np.full(len(predictions), -1) for column in masks}  # (n,) the group's place, -1 unknown
+        for column, groups in masks.items():
+            for place, mask in enumerate(groups.values()):
+                self.groups[column][mask] = place
+        self.reasons = {
+            (column, name): self._reasons(column, name) for column, groups in masks.items() for name in groups
         }
         once = np.ones((1, len(predictions)))
-        self.whole = self._figures(once)
-        rows = bootstrap_weights(predictions.patients, seed=seed) if len(predictions) else ()
-        blocks = [self._figures(weights) for weights in rows]
-        self.drawn = {key: np.concatenate([block[key] for block in blocks]) for key in self.whole}
+        self.whole, self.drawn, self.dealt = self._figures(once, self.groups), _Stack(), _Stack()
+        if not len(predictions):
+            return
+        for weights in bootstrap_weights(predictions.patients, seed=seed):
+            self.drawn.add(self._figures(weights, self.groups))
+        known = predictions.task in ("classification", "ordinal")
+        kinds = predictions.truth.astype(np.int64) if known else np.zeros(len(predictions), np.int64)
+        for column in masks:
+            for dealt in shuffled_groups(self.groups[column], predictions.patients, kinds, seed):
+                self.dealt.add(self._figures(once, {column: dealt}))
 
-    def reason(self, column: str, name: str) -> str | None:
-        """Why a group is not judged, or None."""
-        count = len(set(self.patients[self.masks[column][name]]))
-        return f"{count} patient(s), fewer than {FEWEST}: counted, not judged" if count < FEWEST else None
+    def _reasons(self, column: str, name: str) -> tuple[str | None, str | None]:
+        """Why a group is not judged, and why it is not held against its rest; None where it is."""
+        mask = self.masks[column][name]
+        count, rest = (len(set(self.patients[part])) for part in (mask, (self.groups[column] >= 0) & ~mask))
+        few = f"{count} patient(s), fewer than {FEWEST}: counted, not judged" if count < FEWEST else None
+        if len(self.masks[column]) == 1:
+            return few, "there is no other group"
+        return few, f"the rest has {rest} patient(s), fewer than {FEWEST}" if rest < FEWEST else None
 
-    def rest_reason(self, column: str, name: str) -> str | None:
-        """Why a judged group has no difference to its rest, or None."""
-        if column not in self.rests:
-            return "there is no other group"
-        count = len(set(self.patients[self.rests[column][name]]))
-        return f"the rest has {count} patient(s), fewer than {FEWEST}" if count < FEWEST else None
-
-    def _figures(self, weights: NDArray[np.float64]) -> dict[tuple[str, str, str, bool], NDArray[np.float64]]:
-        """(column, group, figure, whether of its rest) → the figure (R,)."""
+    def _figures(
+        self, weights: NDArray[np.float64], groups: Mapping[str, NDArray[np.int64]]
+    ) -> dict[tuple[str, str, str, bool], NDArray[np.float64]]:
+        """(column, group, figure, whether of its rest) → the figure (R,). weights and groups (R or 1, n)."""
         found = {}
-        for column, groups in self.masks.items():
-            for name, mask in groups.items():
-                if self.reason(column, name) is not None:
-                    continue
-                for figure, statistic in self.statistics.items():
-                    found[column, name, figure, False] = statistic(weights * mask)
-                    if self.rest_reason(column, name) is None:
-                        found[column, name, figure, True] = statistic(weights * self.rests[column][name])
+        for column, of in groups.items():
+            for place, name in enumerate(self.masks[column]):
+                alone, against = self.reasons[column, name]
+                for figure, statistic in self.statistics.items() if alone is None else ():
+                    found[column, name, figure, False] = statistic(weights * (of == place))
+                    if against is None:
+                        found[column, name, figure, True] = statistic(weights * ((of >= 0) & (of != place)))
         return found
+
+
+class _Stack:
+    """Figures of many rows, collected block by block."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[tuple[str, str, str, bool], list[NDArray[np.float64]]] = {}
+
+    def add(self, figures: Mapping[tuple[str, str, str, bool], NDArray[np.float64]]) -> None:
+        for key, values in figures.items():
+            self._blocks.setdefault(key, []).append(values)
+
+    def __getitem__(self, key: tuple[str, str, str, bool]) -> NDArray[np.float64]:
+        return np.concatenate(self._blocks[key])
 
 
 def _judge(predictions: Predictions, draws: _Draws, column: str, name: str, binary: bool) -> Group:
     mask = draws.masks[column][name]
-    reason, figures = draws.reason(column, name), {}
+    (reason, against), figures = draws.reasons[column, name], {}
     for figure in draws.statistics if reason is None else ():
         own, rest = (column, name, figure, False), (column, name, figure, True)
         value, drawn = float(draws.whole[own][0]), draws.drawn[own]
-        missing = draws.rest_reason(column, name)
-        if missing is not None:
-            difference, p = Estimate(None, reason=missing), None
+        if against is not None:
+            difference, p = Estimate(None, reason=against), None
         else:
-            apart = drawn - draws.drawn[rest]
-            difference = from_draws(value - float(draws.whole[rest][0]), apart)
-            p = None if difference.low is None else p_two_sided(apart)
+            apart = value - float(draws.whole[rest][0])
+            difference = from_draws(apart, drawn - draws.drawn[rest])
+            p = p_permuted(apart, draws.dealt[own] - draws.dealt[rest])
         figures[figure] = GroupFigure(from_draws(value, drawn), difference, p)
     return Group(
         name=name,
@@ -178,20 +196,37 @@ def _judge(predictions: Predictions, draws: _Draws, column: str, name: str, bina
     )
 
 
-def _with_shares(
-    predictions: Predictions, masks: Mapping[str, NDArray[np.bool_]], groups: tuple[Group, ...], threshold: float
-) -> tuple[Group, ...]:
-    """Sensitivity and specificity with the interval of a share, which holds at 0 and 1 too."""
+def _with_shares(predictions: Predictions, masks: _Masks, column: str, group: Group, threshold: float) -> Group:
+    """Sensitivity and specificity with intervals that hold at 0 and 1 too, where a resample shows no spread.
+
+    The difference's is put together from those of the two shares (Newcombe, Stat Med 1998, method 10; for clusters
+    Zou & Donner, Stat Med 2008) unless a patient has slides in both.
+    """
     positive, called = predictions.truth == 1, predictions.outputs[:, 1] >= threshold
-    changed = []
-    for group in groups:
-        mask, figures = masks[group.name], dict(group.figures)
-        for figure, hit, kind in (("sensitivity", called, positive), ("specificity", ~called, ~positive)):
-            if figure in figures:
-                estimate = proportion(hit, kind & mask, predictions.patients)
-                figures[figure] = replace(figures[figure], estimate=estimate)
-        changed.append(replace(group, figures=figures))
-    return tuple(changed)
+    mask, figures = masks[column][group.name], dict(group.figures)
+    rest = np.any([other for other in masks[column].values()], axis=0) & ~mask
+    names = np.asarray(predictions.patients, dtype=str)
+    shared = set(names[mask]) & set(names[rest])
+    for figure, hit, kind in (("sensitivity", called, positive), ("specificity", ~called, ~positive)):
+        judged = figures.get(figure)
+        if judged is None:
+            continue
+        own = proportion(hit, kind & mask, predictions.patients)
+        difference = judged.difference
+        if difference.value is not None and not shared:
+            difference = _apart(own, proportion(hit, kind & rest, predictions.patients))
+        figures[figure] = replace(judged, estimate=own, difference=difference)
+    return replace(group, figures=figures)
+
+
+def _apart(one: Estimate, other: Estimate) -> Estimate:
+    """Difference of two independent shares from their intervals."""
+    values = (one.value, one.low, one.high, other.value, other.low, other.high)
+    if None in values:
+        return Estimate(None, reason="one of the two shares has no interval")
+    a, a_low, a_high, b, b_low, b_high = (float(v or 0) for v in values)
+    low, high = np.hypot(a - a_low, b_high - b), np.hypot(a_high - a, b - b_low)
+    return Estimate(a - b, a - b - float(low), a - b + float(high))
 
 
 def _holm(found: Mapping[str, tuple[Group, ...]]) -> tuple[dict[str, tuple[Group, ...]], int]:
