@@ -23,15 +23,23 @@ from typing import Any
 import numpy as np
 
 from .judge_classes import class_headline, judge_classes
+from .judge_groups import compare, judge_groups
+from .judge_labels import judge_labels, label_headline
+from .judge_numbers import judge_numbers, number_headline
 from .judge_parts import JudgeSpec, part
+from .judge_times import judge_times, time_headline
 from .predictions import Predictions
 
-__all__ = ["JudgeSpec", "judge"]
+__all__ = ["JudgeSpec", "compare", "judge"]
 
 CURVES = ("roc", "precision_recall", "reliability", "decision", "kaplan_meier", "risk_coverage")
 JUDGES: dict[str, tuple[Callable[[Predictions, int, JudgeSpec], dict[str, Any]], Callable[[Predictions], Any]]] = {
     "classification": (judge_classes, class_headline),
     "ordinal": (judge_classes, class_headline),
+    "multilabel": (judge_labels, label_headline),
+    "regression": (judge_numbers, number_headline),
+    "cox": (judge_times, time_headline),
+    "survival": (judge_times, time_headline),
 }
 
 
@@ -58,7 +66,7 @@ def judge(predictions: Predictions, seed: int = 0, options: JudgeSpec | None = N
         "operating_points": found.get("operating_points", []),
         "calibration": found.get("calibration", {}),
         "curves": {name: found.get("curves", {}).get(name, []) for name in CURVES},
-        "subgroups": [],
+        "subgroups": judge_groups(predictions, seed, options),
         "conformal": found.get("conformal", {}),
         "notes": [*found.get("notes", []), *_notes(predictions)],
     }
@@ -82,7 +90,8 @@ def _notes(predictions: Predictions) -> list[str]:
     """What limits any table: few patients, patients over folds."""
     notes, patients = [], len(set(predictions.patients))
     if 0 < patients < 20:
-        notes.append(f"{patients} patients are few: intervals from so few are themselves unsure, and tend to be narrow")
+        few = "a single patient is" if patients == 1 else f"{patients} patients are"
+        notes.append(f"{few} few: intervals from so few are themselves unsure, and tend to be too narrow")
     if predictions.folds is not None:
         pairs = {(p, f) for p, f in zip(predictions.patients, predictions.folds.tolist(), strict=True)}
         crossing = len(pairs) - patients

@@ -16,7 +16,7 @@ from .discrimination import (
     roc_curve,
 )
 from .estimate import Estimate, bootstrap
-from .judge_parts import RANKS_ONLY, JudgeSpec, are_shares, figure, points, several_folds
+from .judge_parts import RANKS_ONLY, SHARE, JudgeSpec, are_shares, figure, points, several_folds
 from .judge_probability import judge_probability
 from .operating import OperatingPoint, Rule, operating_point, proportion
 from .predictions import Predictions
@@ -39,7 +39,7 @@ def judge_classes(predictions: Predictions, seed: int, options: JudgeSpec) -> di
         positive, score = predictions.truth == 1, predictions.outputs[:, 1]
         found["operating_points"] = thresholds(predictions, positive, score, options)
         prevalence = proportion(positive, np.ones(len(positive), bool), predictions.patients, seed)
-        figures.append(figure("prevalence", prevalence, predictions.classes[-1], "", "Wilson or bootstrap by patients"))
+        figures.append(figure("prevalence", prevalence, predictions.classes[-1], "", SHARE))
     if are_shares(predictions):
         called = predictions.outputs.argmax(axis=1)
         agreed = agreement(predictions.truth, called, len(predictions.classes), predictions.patients, seed)
@@ -69,7 +69,7 @@ def class_headline(predictions: Predictions) -> float | None:
 def thresholds(
     predictions: Predictions, positive: NDArray[np.bool_], score: NDArray[np.float64], options: JudgeSpec, of: str = ""
 ) -> list[dict[str, Any]]:
-    """Decisions about one class by each rule: positive (n,) bool, score (n,). Thresholds are of the other folds if any."""
+    """Decisions about one class by each rule: positive (n,) bool, score (n,). Thresholds are of other folds if any."""
     folds = several_folds(predictions)
     return [
         _point(

@@ -13,6 +13,7 @@ from .operating import Rule
 from .predictions import Predictions
 
 BOOTSTRAP = f"percentiles of {RESAMPLES} bootstrap resamples of whole patients"
+SHARE = "Wilson score with one bag a patient, else percentiles of resampled patients"
 RANKS_ONLY = (
     "the outputs are scores that rank but are no shares of 1: nothing that needs a called class or a probability is "
     "judged (accuracy, calibration, decision curve, prediction sets)"
@@ -66,9 +67,9 @@ def figure(
     }
 
 
-def part(predictions: Predictions, keep: NDArray[np.bool_]) -> Predictions:
-    """The bags for which `keep` (n,) is True."""
-    at = np.flatnonzero(keep).tolist()
+def part(predictions: Predictions, keep: NDArray[np.bool_] | NDArray[np.int64]) -> Predictions:
+    """The bags for which `keep` (n,) is True, or those at its places, in that order."""
+    at = np.arange(len(predictions))[keep].tolist()
     return replace(
         predictions,
         ids=tuple(predictions.ids[i] for i in at),

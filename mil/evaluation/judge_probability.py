@@ -14,8 +14,8 @@ from .calibration import Calibration, ReliabilityBin, judge_calibration
 from .calibrators import as_logits, cross_calibrated
 from .conformal import ConformalSpec, cross_conformal
 from .decision import decision_curve
-from .estimate import Estimate, bootstrap
-from .judge_parts import JudgeSpec, figure, points, several_folds
+from .judge_parts import SHARE, JudgeSpec, figure, points, several_folds
+from .operating import proportion
 from .predictions import Predictions
 
 DELTA = 0.05  # chance that the promise of abstaining fails
@@ -107,18 +107,24 @@ def _decision(predictions: Predictions, seed: int) -> list[dict[str, Any]]:
 
 def _sets(predictions: Predictions, folds: NDArray[np.int64], seed: int, options: JudgeSpec) -> dict[str, Any]:
     spec = ConformalSpec(options.alpha)
-    truth = predictions.truth.astype(np.int64)
-    judged = cross_conformal(predictions.outputs, truth, folds, predictions.patients, spec, seed)
+    truth, patients = predictions.truth.astype(np.int64), predictions.patients
+    judged = cross_conformal(predictions.outputs, truth, folds, patients, spec, seed)
+    held, size = judged.sets[np.arange(len(truth)), truth], judged.sets.sum(axis=1)
+    everyone = np.ones(len(truth), bool)
+
+    def share(name: str, of: str, hit: NDArray[np.bool_], among: NDArray[np.bool_], better: str) -> dict[str, Any]:
+        return figure(name, proportion(hit, among, patients, seed), of, better, SHARE)
+
     return {
         "alpha": options.alpha,
         "score": spec.score,
         "figures": [
-            figure("coverage", judged.coverage, f"promised {1 - options.alpha:.0%}"),
+            share("coverage", f"promised {1 - options.alpha:.0%}", held, everyone, "higher"),
             figure("classes in a set", judged.size, "mean", "lower"),
-            figure("sets of one class", judged.singletons, "share of all"),
-            figure("right", judged.right, "of the sets of one class"),
-            figure("empty sets", judged.empty, "share of all", "lower"),
-            *(figure("coverage", e, name) for e, name in zip(judged.per_class, predictions.classes, strict=True)),
+            share("sets of one class", "of all", size == 1, everyone, "higher"),
+            share("right", "of the sets of one class", held, size == 1, "higher"),
+            share("empty sets", "of all", size == 0, everyone, "lower"),
+            *(share("coverage", name, held, truth == c, "higher") for c, name in enumerate(predictions.classes)),
         ],
     }
 
@@ -135,28 +141,20 @@ def _abstain(predictions: Predictions, folds: NDArray[np.int64], seed: int, opti
         reasons.append(rule.reason)
         if rule.threshold is not None:
             answered[~rest] = outputs[~rest].max(axis=1) >= rule.threshold
-    wrong = (outputs.argmax(axis=1) != truth).astype(np.float64)
-    share = bootstrap(lambda w: w @ answered / w.sum(axis=1), predictions.patients, seed=seed)
-    error = Estimate(None, reason="nothing is answered")
-    if answered.any():
-        error = bootstrap(lambda w: _within(w, wrong, answered), predictions.patients, seed=seed)
+    wrong, everyone = outputs.argmax(axis=1) != truth, np.ones(len(truth), bool)
+    promised = f"of those answered, at most {options.risk:.0%} promised"
+    shares = [
+        ("answered", "of all", answered, everyone, "higher"),
+        ("wrong", promised, wrong, answered, "lower"),
+        ("wrong without abstaining", "of all", wrong, everyone, "lower"),
+    ]
     return {
         "risk": options.risk,
         "delta": DELTA,
         "thresholds": cuts,
         "reason": next((reason for reason in reasons if reason), None),
         "figures": [
-            figure("answered", share, "share of all"),
-            figure("wrong", error, f"of those answered, at most {options.risk:.0%} promised", "lower"),
-            figure("wrong without abstaining", bootstrap(_mean(wrong), predictions.patients, seed=seed), "", "lower"),
+            figure(name, proportion(hit, among, predictions.patients, seed), of, better, SHARE)
+            for name, of, hit, among, better in shares
         ],
     }
-
-
-def _within(weights: NDArray[np.float64], values: NDArray[np.float64], among: NDArray[np.bool_]) -> NDArray[np.float64]:
-    total = weights @ among
-    return np.divide(weights @ (values * among), total, out=np.full(len(weights), np.nan), where=total > 0)
-
-
-def _mean(values: NDArray[np.float64]) -> Any:
-    return lambda weights: weights @ values / weights.sum(axis=1)

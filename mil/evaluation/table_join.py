@@ -22,7 +22,6 @@ from wsi.errors import ManifestError, SpecError
 from .predictions import Predictions
 from .table import Row, Table, listed, read_table
 from .table_truth import (
-    NONE,
     Outputs,
     TableSpec,
     as_array,
@@ -38,27 +37,31 @@ _NO_SUBGROUP = ("path", "mpp", "slide_id", "case_id", "patient_id")
 
 
 @dataclass(frozen=True, slots=True)
-class Exclusion:
-    """Bags that are not judged. after: the step of the flow they leave at; ids: all of them."""
+class Step:
+    """A step of the flow: what is left, and who was lost on the way from the step before, reason → ids."""
 
-    after: str
-    reason: str
-    ids: tuple[str, ...]
+    step: str
+    slides: int
+    patients: int
+    excluded: Mapping[str, tuple[str, ...]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        excluded = {reason: list(ids) for reason, ids in self.excluded.items()}
+        return {"step": self.step, "slides": self.slides, "patients": self.patients, "excluded": excluded}
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
     """What is judged.
 
-    flow        names of the steps and how many bags are left at each: given, labelled, predicted and so judged
-    exclusions  who is left out between them
-    columns     what was read: role → column
-    notes       what was guessed
+    flow     from all that the manifest names to the bags that are judged
+    columns  what was read: role → column
+    notes    what was guessed
     """
 
     predictions: Predictions
-    flow: tuple[tuple[str, int], ...]
-    exclusions: tuple[Exclusion, ...]
+    flow: tuple[Step, ...]
     columns: Mapping[str, str]
     notes: tuple[str, ...] = field(default=())
 
@@ -90,9 +93,9 @@ def read_joined(predictions: Path, manifest: Path, spec: TableSpec | None = None
     outputs = find_outputs(spec, said, labels_of(spec.task, _texts(facts, columns)))
     classes = outputs.classes
     status = said.first(("status",))
-    undone = {name for name, row in rows.items() if status and row.text(status).casefold() not in ("", "done")}
-    unlabelled = {name for name, row in rows.items() if facts[row.cells[join]].truth is None}
-    judged = [name for name in rows if name not in undone | unlabelled]
+    states = {name: row.text(status).casefold() if status else "" for name, row in rows.items()}
+    labelled = [name for name, row in rows.items() if facts[row.cells[join]].truth is not None]
+    judged = [name for name in labelled if states[name] in ("", "done")]
     if not judged:
         problem = f"none of its {len(rows)} rows has a truth in {listed(columns)} of {manifest}"
         raise ManifestError(predictions, problem, "fill that column, or name another with --target")
@@ -111,9 +114,9 @@ def read_joined(predictions: Path, manifest: Path, spec: TableSpec | None = None
         times=outputs.times,
         columns=_columns(list(about.values()), known, {join, *columns}),
     )
-    flow, exclusions = _flow(facts, rows, join, (undone, unlabelled), status)
+    flow = _flow(facts, {name: row.cells[join] for name, row in rows.items()}, states, found)
     roles = {"id": bag, "joined by": join, "truth": listed(columns), "predictions": listed(outputs.columns)}
-    return Joined(found, flow, exclusions, roles, (*_notes(outputs, bag, join), *fold_notes))
+    return Joined(found, flow, roles, (*_notes(outputs, bag, join), *fold_notes))
 
 
 def _ids(spec: TableSpec, said: Table, known: Table) -> tuple[str, str]:
@@ -215,27 +218,28 @@ def _columns(about: Sequence[_Facts], known: Table, used: set[str]) -> dict[str,
 
 
 def _flow(
-    facts: Mapping[str, _Facts],
-    rows: Mapping[str, Row],
-    join: str,
-    left: tuple[set[str], set[str]],
-    status: str | None,
-) -> tuple[tuple[tuple[str, int], ...], tuple[Exclusion, ...]]:
-    """Counts of ids given, labelled and predicted, then of bags judged, and who left between them."""
-    undone, unlabelled = left
-    predicted = {row.cells[join] for row in rows.values()}
+    facts: Mapping[str, _Facts], joined: Mapping[str, str], states: Mapping[str, str], found: Predictions
+) -> tuple[Step, ...]:
+    """What the manifest names, what of it has a truth, and what of that is judged.
+
+    joined: bag → its id in the manifest; states: bag → what its row says became of it.
+    """
     labelled = [name for name, one in facts.items() if one.truth is not None]
     without = tuple(name for name, one in facts.items() if one.truth is None)
-    missing = tuple(name for name in labelled if name not in predicted)
-    found = [Exclusion("given", "no truth in the manifest", without)]
-    found.append(Exclusion("labelled", "no row in the table of predictions", missing))
-    for state in sorted({rows[name].text(status).casefold() for name in undone - unlabelled} if status else set()):
-        ids = tuple(n for n in rows if n in undone - unlabelled and rows[n].text(str(status)).casefold() == state)
-        found.append(Exclusion("labelled", f"its row says {state!r}", ids))
-    judged = len(rows) - len(undone | unlabelled)
-    done = len({row.cells[join] for name, row in rows.items() if name not in undone | unlabelled})
-    steps = [("given", len(facts)), ("labelled", len(labelled)), ("predicted", done), ("judged", judged)]
-    return tuple(steps), tuple(one for one in found if one.ids)
+    lost: dict[str, tuple[str, ...]] = {}
+    predicted = set(joined.values())
+    if missing := tuple(name for name in labelled if name not in predicted):
+        lost["no row in the table of predictions"] = missing
+    kept = set(labelled)
+    for state in sorted({state for state in states.values() if state not in ("", "done")}):
+        if ids := tuple(bag for bag, name in joined.items() if states[bag] == state and name in kept):
+            lost[f"its row says {state!r}"] = ids
+    owners = [len({facts[name].patient or name for name in names}) for names in (facts, labelled)]
+    return (
+        Step("in the manifest", len(facts), owners[0], {}),
+        Step("labelled", len(labelled), owners[1], {"no truth in the manifest": without} if without else {}),
+        Step("predicted and judged", len(found), len(set(found.patients)), lost),
+    )
 
 
 def _notes(outputs: Outputs, bag: str, join: str) -> tuple[str, ...]:
@@ -243,13 +247,3 @@ def _notes(outputs: Outputs, bag: str, join: str) -> tuple[str, ...]:
     if bag != join:
         notes.append(f"the truth is of the {join}: every {bag} of one {join} has the same")
     return tuple(notes)
-
-
-def describe(joined: Joined) -> dict[str, Any]:
-    """Flow, columns and notes as plain values for JSON."""
-    return {
-        "flow": [{"step": name, "count": count} for name, count in joined.flow],
-        "exclusions": [{"after": e.after, "reason": e.reason, "ids": list(e.ids)} for e in joined.exclusions],
-        "columns": dict(joined.columns),
-        "no_label": NONE if joined.predictions.task == "multilabel" else None,
-    }

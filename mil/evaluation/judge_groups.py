@@ -1,0 +1,152 @@
+"""The headline by groups of a column, and two models side by side, as plain values for any task."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi.errors import SpecError
+
+from .agreement import kappas
+from .compare import Comparison, compare_auroc, compare_decisions, compare_statistic
+from .discrimination import weighted_auroc, weighted_average_precision, weighted_macro_auroc
+from .estimate import Statistic
+from .judge_numbers import number_statistics
+from .judge_parts import BOOTSTRAP, JudgeSpec, are_shares, figure, part
+from .judge_times import time_statistic
+from .operating import Rule, threshold
+from .predictions import Predictions
+from .subgroups import GroupFigure, subgroups
+
+LOWER = ("MAE", "Brier score")
+
+
+def judge_groups(predictions: Predictions, seed: int, options: JudgeSpec) -> list[dict[str, Any]]:
+    """A table for each column asked for. Raises SpecError for a column that the predictions do not have."""
+    if not options.subgroups:
+        return []
+    own = None if predictions.task in ("classification", "multilabel") else statistics(predictions)
+    cut, how = 0.5, "0.5"
+    if predictions.task == "classification" and len(predictions.classes) == 2 and not are_shares(predictions):
+        chosen = threshold(predictions.truth == 1, predictions.outputs[:, 1], Rule("youden"))
+        cut, how = (
+            (0.0, "0") if chosen is None else (chosen, f"{chosen:.4g}, of the largest Youden index here: flatters")
+        )
+    found = subgroups(predictions, options.subgroups, cut, statistics=own, seed=seed)
+    multiplicity = f"p values adjusted by Holm for all {found.tests} tests of these tables"
+    return [
+        {
+            "column": column,
+            "unknown": found.unknown[column],
+            "tests": found.tests,
+            "multiplicity": multiplicity if found.tests else "nothing was tested",
+            "threshold": found.threshold,
+            "threshold_is": how if found.threshold is not None else None,
+            "groups": [
+                {
+                    "name": group.name,
+                    "bags": group.slides,
+                    "patients": group.patients,
+                    "prevalence": group.prevalence,
+                    "reason": group.reason,
+                    "figures": [_group_figure(name, judged) for name, judged in group.figures.items()],
+                }
+                for group in groups
+            ],
+        }
+        for column, groups in found.groups.items()
+    ]
+
+
+def statistics(predictions: Predictions) -> Mapping[str, Statistic]:
+    """The figures by which groups and models are compared, the headline first; see LOWER for what is better."""
+    truth, outputs = predictions.truth, predictions.outputs
+    if predictions.task == "regression":
+        return number_statistics(predictions)
+    if predictions.task in ("cox", "survival"):
+        return {"c-index": time_statistic(predictions)}
+    if predictions.task == "multilabel":
+        return {"AUROC": lambda w: _over_labels(truth == 1, outputs, w)}
+    if predictions.task == "ordinal" and are_shares(predictions):
+        classes = outputs.shape[1]
+        cells = np.eye(classes**2)[truth.astype(np.int64) * classes + outputs.argmax(axis=1)]
+        return {"quadratic kappa": lambda w: kappas((w @ cells).reshape(-1, classes, classes), power=2)}
+    if outputs.shape[1] > 2:
+        return {"AUROC": lambda w: weighted_macro_auroc(truth.astype(np.int64), outputs, w)}
+    positive, score = truth == 1, outputs[:, 1]
+    found: dict[str, Statistic] = {"AUPRC": lambda w: weighted_average_precision(positive, score, w)}
+    if are_shares(predictions):
+        squared = (score - positive) ** 2
+        found["Brier score"] = lambda w: w @ squared / w.sum(axis=1)
+    return found
+
+
+def compare(first: Predictions, second: Predictions, seed: int = 0) -> dict[str, Any]:
+    """Two models on the bags that both speak of: their figures, the difference first - second, and its p value.
+
+    AUROC of two classes by DeLong's test, accuracy by McNemar's (both clustered where patients have several bags), the
+    rest by the paired bootstrap over patients. Raises SpecError when task, classes or truths differ, or no bag is
+    shared.
+    """
+    if (first.task, first.classes) != (second.task, second.classes):
+        problem = f"{first.task} of {first.classes} and {second.task} of {second.classes}"
+        raise SpecError("comparison", problem, "compare predictions of one task and the same classes")
+    a, b = _shared(first, second)
+    if not np.array_equal(a.truth, b.truth):
+        raise SpecError("comparison", "the two tables hold different truths", "judge both by one manifest")
+    rows = []
+    binary = a.task == "classification" and len(a.classes) == 2
+    if binary:
+        both = compare_auroc(a.truth == 1, a.outputs[:, 1], b.outputs[:, 1], a.patients)
+        rows.append(_compared("AUROC", a.classes[-1], both))
+    own, other = statistics(a), statistics(b)
+    for name in own:
+        if name in other:
+            paired = compare_statistic(own[name], other[name], a.patients, seed=seed)
+            rows.append(_compared(name, a.classes[-1] if binary else "", paired))
+    if a.task in ("classification", "ordinal") and are_shares(a) and are_shares(b):
+        called = compare_decisions(a.truth, a.outputs.argmax(axis=1), b.outputs.argmax(axis=1), a.patients)
+        rows.append(_compared("accuracy", "", called))
+    return {
+        "bags": len(a),
+        "patients": len(set(a.patients)),
+        "only_first": len(first) - len(a),
+        "only_second": len(second) - len(b),
+        "figures": rows,
+        "multiplicity": f"{len(rows)} figures are compared; their p values are not adjusted",
+    }
+
+
+def _shared(first: Predictions, second: Predictions) -> tuple[Predictions, Predictions]:
+    """The bags of both, in one order."""
+    at = {name: i for i, name in enumerate(second.ids)}
+    keep = np.array([name in at for name in first.ids], bool)
+    if not keep.any():
+        raise SpecError("comparison", "the two tables share no bag", "give predictions of the same slides")
+    a = part(first, keep)
+    return a, part(second, np.array([at[name] for name in a.ids]))
+
+
+def _compared(name: str, of: str, found: Comparison) -> dict[str, Any]:
+    difference = figure(name, found.difference, of, "lower" if name in LOWER else "higher", found.method)
+    both = {"first": found.first, "second": found.second}
+    return {"name": name, "of": of, **both, "difference": difference, "p": found.p, "method": found.method}
+
+
+def _group_figure(name: str, judged: GroupFigure) -> dict[str, Any]:
+    better = "lower" if name in LOWER else "higher"
+    apart = figure(name, judged.difference, "group - rest", better)
+    own = figure(name, judged.estimate, "", better, BOOTSTRAP)
+    return {**own, "difference": apart, "p": judged.p, "p_holm": judged.p_holm}
+
+
+def _over_labels(
+    truth: NDArray[np.bool_], outputs: NDArray[np.float64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Mean AUROC over the labels that some bags have and some have not."""
+    both = [c for c in range(truth.shape[1]) if 0 < int(truth[:, c].sum()) < len(truth)]
+    if not both:
+        return np.full(len(weights), np.nan)
+    mean: NDArray[np.float64] = np.mean([weighted_auroc(truth[:, c], outputs[:, c], weights) for c in both], axis=0)
+    return mean
