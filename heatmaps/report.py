@@ -173,7 +173,7 @@ def write_report(report: Report, path: Path) -> None:
     not a relative path.
     """
     environment = page_environment()
-    template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
+    template = environment.get_template("report.html.j2")
     shown = report.figures[: report.max_figures]
     classes = list(dict.fromkeys(name for row in report.slides for name in row.softmax))
     html = template.render(
@@ -195,7 +195,12 @@ def page_environment() -> "jinja2.Environment":
     import jinja2
 
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=visible
+        loader=jinja2.FunctionLoader(lambda name: files(__package__).joinpath(name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=visible,
     )
     environment.filters |= {
         "count": _count,
