@@ -21,9 +21,23 @@ def make(name, outputs=CLASSES, **options):
     return build_head(HeadSpec(name, DIM, outputs, hidden=16, attention=8, options=options)).eval()
 
 
-@pytest.fixture(params=HEADS)
-def head(request):
-    return make(request.param)
+VARIANTS = [
+    ("clam-mb", {"subtyping": True, "k": 3}),
+    ("dsmil", {"nonlinear": False, "value": True, "project": True}),
+    ("dtfd", {"distil": "MaxMinS", "per_bag": 2}),
+    ("acmil", {"branches": 1}),
+    ("transformer-position", {"encoding": "alibi", "heads": 2}),
+]
+
+
+@pytest.fixture(params=[(name, {}) for name in HEADS] + VARIANTS, ids=lambda case: "-".join([case[0], *case[1]]))
+def case(request):
+    return request.param
+
+
+@pytest.fixture
+def head(case):
+    return make(case[0], **case[1])
 
 
 def bags(count=2, tiles=TILES, seed=1):
@@ -163,10 +177,9 @@ def test_an_answer_is_the_same_every_time(head):
     assert torch.equal(first.attention, second.attention)
 
 
-def test_weights_come_back_into_a_head_built_without_memory(head):
-    name = next(name for name, kind in HEADS.items() if kind is type(head))
+def test_weights_come_back_into_a_head_built_without_memory(case, head):
     with torch.device("meta"):
-        empty = build_head(HeadSpec(name, DIM, CLASSES, hidden=16, attention=8)).eval()
+        empty = make(case[0], **case[1])
     assert all(weight.is_meta for weight in empty.parameters())
     empty.load_state_dict(head.state_dict(), strict=True, assign=True)
     assert torch.equal(empty(*bags()).logits, head(*bags()).logits)

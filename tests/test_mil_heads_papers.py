@@ -238,8 +238,9 @@ def dtfd_by_hand(head, hidden, groups):
 
 
 @pytest.mark.parametrize(("distil", "per_bag"), [("AFS", 1), ("MaxS", 1), ("MaxS", 2), ("MaxMinS", 1), ("MaxMinS", 2)])
-def test_dtfd_distils_pseudo_bags_as_its_paper_says(distil, per_bag):
-    head, (features, mask) = make("dtfd", bags=4, distil=distil, per_bag=per_bag), bag()
+@pytest.mark.parametrize("tiles", [11, 5])  # 5: pseudo-bags of 2, 1, 1, 1
+def test_dtfd_distils_pseudo_bags_as_its_paper_says(distil, per_bag, tiles):
+    head, (features, mask) = make("dtfd", bags=4, distil=distil, per_bag=per_bag), bag(tiles)
     weight = weights(head)
     hidden = np.maximum(linear(features[0].numpy(), weight, "project.0"), 0)
     order = np.argsort(-gated(hidden, weight, "attend")[:, 0], kind="stable")

@@ -21,7 +21,7 @@ class ACMIL(Head):
     the branches' attention. Stochastic top-k instance masking: in training each branch loses a random share of its
     strongest tiles. Branches are held apart by the cosine similarity of their attention.
 
-    branches   attention branches (the authors' n_token)
+    branches   attention branches (the authors' n_token); one alone is judged as the slide only
     top        strongest tiles of a branch that may be lost
     mask_drop  share of them that is lost, [0, 1)
     """
@@ -37,14 +37,15 @@ class ACMIL(Head):
         self.project = nn.Sequential(nn.Linear(spec.dim, spec.hidden), nn.ReLU())
         self.attend = GatedScore(spec.hidden, spec.attention, branches)
         self.branches = nn.ModuleList(
-            nn.Sequential(nn.Dropout(spec.dropout), nn.Linear(spec.hidden, spec.outputs)) for _ in range(branches)
+            nn.Sequential(nn.Dropout(spec.dropout), nn.Linear(spec.hidden, spec.outputs))
+            for _ in range(branches if branches > 1 else 0)
         )
         self.classify = nn.Sequential(nn.Dropout(spec.dropout), nn.Linear(spec.hidden, spec.outputs))
 
     def forward(self, features: Tensor, mask: Tensor, xy: Tensor | None = None) -> MILOutput:
         """See Head.forward. Attention is the branches' mean.
 
-        extra  branches: (B, M, O), each branch's logits; attention: (B, M, N), each branch's
+        extra  attention: (B, M, N), each branch's; branches: (B, M, O), each branch's logits, where there are several
         """
         hidden = self.project(features.to(self.attend.score.weight.dtype))  # (B, N, H)
         score = self.attend(hidden)  # (B, M, N)
@@ -53,11 +54,12 @@ class ACMIL(Head):
             keep = keep & ~self._lost(score.detach(), mask)
         attention = masked_softmax(score, keep)
         pooled = weighted_sum(attention, hidden)  # (B, M, H)
-        logits = torch.stack([head(one) for head, one in zip(self.branches, pooled.unbind(1), strict=True)], dim=1)
+        extra = {"attention": attention}
+        if self.branches:
+            judged = [head(one) for head, one in zip(self.branches, pooled.unbind(1), strict=True)]
+            extra["branches"] = torch.stack(judged, dim=1)
         # The mean of the branches' vectors is the vector of their mean attention: the sum is linear.
-        return MILOutput(
-            self.classify(pooled.mean(dim=1)), attention.mean(dim=1), {"branches": logits, "attention": attention}
-        )
+        return MILOutput(self.classify(pooled.mean(dim=1)), attention.mean(dim=1), extra)
 
     def _lost(self, score: Tensor, mask: Tensor) -> Tensor:
         """(B, M, N) bool: int(mask_drop x min(top, n)) random ones among each branch's `top` strongest tiles."""
@@ -73,9 +75,9 @@ class ACMIL(Head):
     def training_loss(self, output: MILOutput, target: Tensor, criterion: Criterion) -> Tensor:
         """The slide's loss + the branches' mean loss + the mean cosine similarity of two branches' attention."""
         loss = criterion(output.logits, target)
-        attention, logits = (output.extra[name].unbind(dim=1) for name in ("attention", "branches"))
-        if len(logits) == 1:  # one branch is the slide itself
+        if not self.branches:  # a branch alone is the slide itself
             return loss
-        branches = torch.stack([criterion(one, target) for one in logits]).mean()
+        branches = torch.stack([criterion(one, target) for one in output.extra["branches"].unbind(dim=1)]).mean()
+        attention = output.extra["attention"].unbind(dim=1)
         pairs = [functional.cosine_similarity(a, b, dim=1).mean() for a, b in combinations(attention, 2)]
         return loss + branches + torch.stack(pairs).mean()

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from ..spec import HeadSpec
+from .attention import weighted_sum
 from .head import Head, MILOutput
 
 
@@ -20,4 +21,4 @@ class LinearProbe(Head):
         """See Head.forward."""
         tiles = features.to(self.classify.weight.dtype)
         attention = mask.to(tiles.dtype) / mask.sum(dim=1, keepdim=True).to(tiles.dtype)  # (B, N)
-        return MILOutput(self.classify((attention.unsqueeze(-1) * tiles).sum(dim=1)), attention)
+        return MILOutput(self.classify(weighted_sum(attention.unsqueeze(1), tiles).squeeze(1)), attention)
