@@ -94,7 +94,7 @@ def decision_curve(
     return DecisionCurve(
         given,
         float(y.mean()),
-        **{name: tuple(values.tolist()) for name, values in curve.items()},  # type: ignore[arg-type]
+        **{name: tuple(values.tolist()) for name, values in curve.items()},
         resamples=0 if single else resamples,
         reason="a single patient: nothing to resample" if single else None,
     )

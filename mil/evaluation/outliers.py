@@ -78,8 +78,8 @@ class Outliers:
             raise SpecError("outliers", f"the state has no {', '.join(sorted(missing))}", "fit it again")
         given = {name: np.asarray(values, np.float64) for name, values in state.items()}
         mean, std = given["residual"].tolist()
-        arrays = (given[name] for name in ("mean", "components", "variances"))
-        return cls(*arrays, (mean, std), given["left_out"], float(given["quantile"][0]))
+        quantile = float(given["quantile"][0])
+        return cls(given["mean"], given["components"], given["variances"], (mean, std), given["left_out"], quantile)
 
 
 def fit_outliers(

@@ -125,11 +125,15 @@ def _curve(name: str, time: NDArray[np.float64], event: NDArray[np.bool_]) -> Cu
     low, high = (band.iloc[:, k].fillna(survival) for k in (0, 1))
     at_risk = fit.event_table["at_risk"].reindex(survival.index)
     median = float(fit.median_survival_time_)
+    times, alive, lower, upper = (tuple(map(float, values)) for values in (survival.index, survival, low, high))
     return Curve(
         name,
         len(time),
         int(event.sum()),
-        *(tuple(map(float, values)) for values in (survival.index, survival, low, high)),
+        times,
+        alive,
+        lower,
+        upper,
         tuple(map(int, at_risk)),
         median if np.isfinite(median) else None,
     )
