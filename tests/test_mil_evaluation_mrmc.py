@@ -134,6 +134,18 @@ def test_equal_treatments_are_rejected_about_as_often_as_promised():
     assert 0.02 <= rejected / 300 <= 0.085
 
 
+def test_one_treatment_alone_has_its_interval_but_no_comparison():
+    both, alone = mrmc(POSITIVE, van_dyke()), mrmc(POSITIVE, van_dyke()[:1])
+    assert alone.treatments[0].low == pytest.approx(both.treatments[0].low)
+    assert alone.p is None
+    assert alone.differences == ()
+
+
+def test_fixed_cases_need_no_second_patient_of_a_kind():
+    ratings = np.random.default_rng(0).normal(size=(2, 3, 9))
+    assert mrmc(np.arange(9) == 0, ratings, cases="fixed").p is not None
+
+
 def test_three_treatments_are_compared_in_pairs_and_as_a_whole():
     ratings = np.concatenate([van_dyke(), van_dyke()[:1]])
     found = mrmc(POSITIVE, ratings)

@@ -149,7 +149,7 @@ def test_one_class_alone_has_no_threshold(folds):
 def test_one_class_alone_at_a_given_threshold_has_the_figures_it_can_have():
     found = operating_point(np.ones(4, bool), np.arange(4.0), list("abcd"), Rule("given", 2))
     assert found.sensitivity.value == 0.5
-    assert found.specificity.value is None
+    assert found.specificity.value is found.balanced_accuracy.value is None
     assert found.specificity.reason == "no slide to take a share of"
 
 

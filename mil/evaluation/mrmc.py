@@ -106,17 +106,17 @@ def mrmc(
     setting = (readers, cases, covariance)
     flat = ratings.reshape(i * j, n)
     value, sigma = _estimates(positive, flat, whom, covariance)
+    if cases == "fixed":
+        sigma = np.zeros_like(sigma)
     auroc = value.reshape(i, j)
-    reason = _unanswerable(value, sigma, readers, i, j)
+    reason = _unanswerable(value, sigma, readers, j)
     shown = tuple(tuple(None if np.isnan(v) else float(v) for v in row) for row in auroc)
     if reason is not None:
         means = [None if np.isnan(m) else float(m) for m in auroc.mean(axis=1)]
         empty = tuple(Estimate(mean, reason=reason) for mean in means)
         return MRMC(*setting, shown, empty, (), None, i - 1, None, None, None, reason)
-    if cases == "fixed":
-        sigma = np.zeros_like(sigma)
     parts = _components(auroc, sigma.reshape(i, j, i, j))
-    error, ddf = _error_term(parts, readers, i, j)
+    error, ddf = _error_term(parts, readers, i, j) if i > 1 else (0.0, None)
     statistic, p = _test(parts.ms_treatment, error, i - 1, ddf) if error > 0 else (None, None)
     return MRMC(
         *setting,
@@ -128,7 +128,7 @@ def mrmc(
         ddf=ddf,
         p=p,
         components=parts,
-        reason=None if error > 0 else "its error term is estimated as zero",
+        reason=None if error > 0 else "its error term is estimated as zero" if i > 1 else "a single treatment",
     )
 
 
@@ -141,11 +141,12 @@ def _estimates(
         return value, sigma
     if covariance == "jackknife":
         names, patient = np.unique(np.asarray(patients), return_inverse=True)
-        blocks = [1.0 - (np.arange(len(names))[:, None] == patient[None])]  # row: all but one patient
+        parts = np.array_split(np.arange(len(names)), max(1, names.size * patient.size // 4_000_000))
+        rows = (1.0 - (part[:, None] == patient[None]) for part in parts)  # each row: all but one patient
         factor = (len(names) - 1) ** 2 / len(names)
     else:
-        blocks, factor = list(bootstrap_weights(patients)), 1.0
-    drawn = np.concatenate([np.stack([weighted_auroc(positive, score, w) for score in scores], axis=1) for w in blocks])
+        rows, factor = bootstrap_weights(patients), 1.0
+    drawn = np.concatenate([np.stack([weighted_auroc(positive, score, w) for score in scores], axis=1) for w in rows])
     drawn = drawn[~np.isnan(drawn).any(axis=1)]
     return value, factor * np.atleast_2d(np.cov(drawn, rowvar=False))
 
@@ -235,14 +236,12 @@ def _per(total: float, df: int) -> float:
     return float(total / df) if df else float("nan")
 
 
-def _unanswerable(value: NDArray[np.float64], sigma: NDArray[np.float64], readers: str, i: int, j: int) -> str | None:
+def _unanswerable(value: NDArray[np.float64], sigma: NDArray[np.float64], readers: str, j: int) -> str | None:
     """Why there is nothing to test, or None."""
     if np.isnan(value).any():
         return MISSING
     if np.isnan(sigma).any():
         return "fewer than two patients with positives, or with negatives"
-    if i < 2:
-        return "a single treatment: nothing to compare"
     return "a single reader says nothing of others: take readers as fixed" if j < 2 and readers == "random" else None
 
 

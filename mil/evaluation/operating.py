@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from wsi.errors import SpecError
 
-from .agreement import Tables, balanced_accuracies, confusion_tables
+from .agreement import Tables, confusion_tables
 from .discrimination import aligned
 from .estimate import Estimate
 
@@ -188,7 +188,7 @@ def decisions(
         npv=npv,
         accuracy=proportion(called == positive, np.ones(len(positive), bool), patients, seed),
         f1=tables.estimate(lambda t: _share(2 * t[:, 1, 1], 2 * t[:, 1, 1] + t[:, 0, 1] + t[:, 1, 0])),
-        balanced_accuracy=tables.estimate(balanced_accuracies),
+        balanced_accuracy=tables.estimate(_balanced),
     )
 
 
@@ -230,6 +230,11 @@ def _predictive(tables: Tables, prevalence: float) -> tuple[Estimate, Estimate]:
         return _share(true, true + prevalence * _share(t[:, 1, 0], t[:, 1].sum(axis=1)))
 
     return tables.estimate(ill_if_called), tables.estimate(well_if_not)
+
+
+def _balanced(t: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of sensitivity and specificity; nan without both kinds, unlike the mean recall of several classes."""
+    return 0.5 * (_share(t[:, 1, 1], t[:, 1].sum(axis=1)) + _share(t[:, 0, 0], t[:, 0].sum(axis=1)))
 
 
 def _share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
