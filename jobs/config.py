@@ -11,6 +11,7 @@ import yaml
 
 from embedding.slide_encoders.spec import EncodeSpec
 from embedding.spec import EmbedSpec
+from mil.finetune.spec import FinetuneSpec
 from mil.spec import TrainSpec
 from tiling.spec import TileSpec
 from wsi.channels import Channels
@@ -64,6 +65,7 @@ class RunSpec:
     embed: EmbedSpec = field(default_factory=EmbedSpec)
     encode: EncodeSpec = field(default_factory=EncodeSpec)
     train: TrainSpec = field(default_factory=TrainSpec)
+    finetune: FinetuneSpec = field(default_factory=FinetuneSpec)
     heatmap: HeatmapSpec = field(default_factory=HeatmapSpec)
     jobs: ExecSpec = field(default_factory=ExecSpec)
     model: str | None = None

@@ -119,7 +119,7 @@ def tissue_colour(store: PatchStore) -> NDArray[np.float64]:
 
 def fold_rows(model: Any) -> list[dict[str, Any]]:
     """One row a fold for the report."""
-    per_fold = model.metrics["per_fold"]
+    per_fold = model.figures["per_fold"]
     rows = []
     for fold, value in enumerate(per_fold):
         members = [row for row in model.cohort if fold in row.folds]

@@ -1,6 +1,7 @@
 """The stages that use a trained model: predictions and heatmaps."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 PREDICT_VERSION, HEATMAP_VERSION = 2, 2
 LITTLE_TISSUE_UM2 = 0.2e6
 MOSTLY_BLURRED = 0.5
+OCCLUSIONS = 400  # forward passes per network
 
 
 def predict_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
@@ -173,14 +175,18 @@ def heatmap_of(model: "TrainedModel", bag: "Bag", mine: SlideBag, score: str) ->
     )
 
 
-def explained(model: "TrainedModel", bag: "Bag", method: str, output: int) -> NDArray[np.float32]:
-    """Score of every tile of the bag by a method of `mil.explain`, mean over the networks that did not see it."""
-    from mil.explain import explain
+def explained(model: "TrainedModel", bag: "Bag", method: str, column: int) -> NDArray[np.float32]:
+    """Score of every tile of the bag by a method of `mil.explain`, mean over the networks that did not see it.
+
+    Occlusion leaves out squares of tiles, so large that there are some hundreds of them.
+    """
+    from mil.explain import Asked, explain
 
     known = None if model.covariates is None else model.covariates.encode([bag])[0]
-    features, places = np.asarray(bag.features, np.float32), bag.positions()
+    block = max(1, math.ceil(math.sqrt(bag.tiles / OCCLUSIONS)))
+    asked = Asked(method, column, known, block if method == "occlusion" else 1)
     networks = (model.network(fold) for fold in model.folds_without(bag))
-    each = [explain(network, features, places, output, method, covariates=known) for network in networks]
+    each = [explain(network, model.task, bag.features, bag.positions(), asked) for network in networks]
     return np.mean(each, axis=0, dtype=np.float32)
 
 

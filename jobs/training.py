@@ -1,5 +1,7 @@
 """Train a model on the embedded slides of a run."""
 
+import shutil
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,13 +62,15 @@ def train_model(
 
     from mil.crossval import cross_validate
     from mil.model import named, save_model
+    from mil.tracking import open_tracker
 
     bags = load_bags(records, spec, folder)
-    target = folder.model(name)
-    work = target.parent / f".{name}.training"
-    tracker = open_tracker(spec.train.track, name, work)
+    work, kept = folder.root / "training" / name, folder.root / "tracking" / name
+    tracker = open_tracker(spec.train.track, kept)
     model = named(cross_validate(bags, spec.train, progress=progress, resume=work, tracker=tracker), name)
-    save_model(model, target, tracker.files())
+    files = {file: work / file for file in ("splits.csv", "splits.json")} | {"history.csv": kept / "history.csv"}
+    save_model(model, folder.model(name), {file: path for file, path in files.items() if path.is_file()})
+    shutil.rmtree(work)  # finished: the next training of this name begins anew
     return model
 
 

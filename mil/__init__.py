@@ -1,45 +1,48 @@
-"""Bags → slide predictions and attention; training and evaluation.
+"""Bags → predictions and what they rest on; training, calibration and evaluation.
 
-Names that need torch load it when they are first asked for, so that reading a model's configuration or evaluating a
-table of predictions does not.
+Names that need torch or much of scipy load it when they are first asked for, so that reading a model's configuration
+or a table of predictions does not.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .bag import Bag, load_bag
-from .metrics import Estimate, Evaluation, auroc, auroc_interval, evaluate
+from .bag import Bag, join_features, load_bag, merge_bags
+from .evaluation.discrimination import auroc, auroc_interval
+from .evaluation.estimate import Estimate
+from .evaluation.predictions import Predictions
 from .model import CohortRow, TrainedModel, load_model, save_model
 from .predict import Prediction, predict
-from .spec import HeadSpec, TrainSpec
+from .spec import HeadSpec, TaskSpec, TrainSpec
 from .splits import check_leakage, make_splits
 
 if TYPE_CHECKING:
-    from .heads import ABMIL, HEADS, MaxPool, MeanPool, MILOutput, build_head
-    from .train import cross_validate
+    from .crossval import cross_validate
+    from .evaluation.judge import JudgeSpec, judge
+    from .heads import HEADS, Head, MILOutput, build_head
 
-_NEED_TORCH = {
-    "ABMIL": "heads",
+_LATER = {
     "HEADS": "heads",
+    "Head": "heads",
+    "JudgeSpec": "evaluation.judge",
     "MILOutput": "heads",
-    "MaxPool": "heads",
-    "MeanPool": "heads",
     "build_head": "heads",
-    "cross_validate": "train",
+    "cross_validate": "crossval",
+    "judge": "evaluation.judge",
 }
 
 __all__ = [
-    "ABMIL",
     "HEADS",
     "Bag",
     "CohortRow",
     "Estimate",
-    "Evaluation",
+    "Head",
     "HeadSpec",
+    "JudgeSpec",
     "MILOutput",
-    "MaxPool",
-    "MeanPool",
     "Prediction",
+    "Predictions",
+    "TaskSpec",
     "TrainSpec",
     "TrainedModel",
     "auroc",
@@ -47,16 +50,18 @@ __all__ = [
     "build_head",
     "check_leakage",
     "cross_validate",
-    "evaluate",
+    "join_features",
+    "judge",
     "load_bag",
     "load_model",
     "make_splits",
+    "merge_bags",
     "predict",
     "save_model",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _NEED_TORCH:
-        return getattr(import_module(f".{_NEED_TORCH[name]}", __name__), name)
+    if name in _LATER:
+        return getattr(import_module(f".{_LATER[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -88,6 +88,12 @@ class TrainedModel:
     conformal: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def figures(self) -> Mapping[str, Any]:
+        """Those of the calibrated outputs where there are any, else of the raw ones: see `evaluation.judge`."""
+        found: Mapping[str, Any] = self.metrics.get("calibrated") or self.metrics["raw"]
+        return found
+
+    @property
     def classes(self) -> tuple[str, ...]:
         return self.task.classes
 

@@ -168,24 +168,21 @@ def _origin(model: TrainedModel, folds: tuple[int, ...]) -> str:
 
 def _sure(model: TrainedModel, probability: NDArray[np.float32] | None) -> tuple[tuple[str, ...], bool]:
     """The prediction set and whether to abstain, by the thresholds that were found on held-out bags."""
-    from .evaluation.conformal import prediction_sets
+    from .evaluation.conformal import Conformal
 
     if probability is None or not model.conformal:
         return (), False
-    rule, sure = model.conformal, float(probability.max())
-    chosen: tuple[str, ...] = ()
-    if rule.get("threshold") is not None:
-        inside = prediction_sets(probability[None].astype(np.float64), rule["threshold"])[0]
-        chosen = tuple(name for name, held in zip(model.classes, inside, strict=True) if held)
-    least = rule.get("least_confidence")
-    return chosen, least is not None and sure < least
+    inside = Conformal.from_dict(model.conformal["sets"]).sets(probability[None])[0]
+    least = model.conformal["abstain"]["threshold"]
+    chosen = tuple(name for name, held in zip(model.classes, inside, strict=True) if held)
+    return chosen, least is not None and float(probability.max()) < least
 
 
 def _flags(model: TrainedModel, bag: Bag) -> tuple[str, ...]:
     if model.outliers is None:
         return ()
-    mean = np.asarray(bag.features, np.float64).mean(axis=0)
-    return ("unlike the training slides",) if bool(model.outliers.is_outlier(mean[None])[0]) else ()
+    mean = np.asarray(bag.features).mean(axis=0, dtype=np.float64)
+    return ("unlike the training slides",) if model.outliers.flags(mean[None])[0] else ()
 
 
 def _empty(model: TrainedModel, bag: Bag) -> Prediction:
