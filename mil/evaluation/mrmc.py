@@ -5,7 +5,7 @@ whose errors are correlated, since all read the same cases. Denominator degrees 
 in the form of Hillis, Obuchowski & Berbaum, Acad Radiol 2011. A treatment may be the reader alone or with the model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -142,7 +142,9 @@ def _estimates(
     if covariance == "jackknife":
         names, patient = np.unique(np.asarray(patients), return_inverse=True)
         parts = np.array_split(np.arange(len(names)), max(1, names.size * patient.size // 4_000_000))
-        rows = (1.0 - (part[:, None] == patient[None]) for part in parts)  # each row: all but one patient
+        rows: Iterator[NDArray[np.float64]] = (
+            1.0 - (part[:, None] == patient[None]) for part in parts
+        )  # each row: all but one patient
         factor = (len(names) - 1) ** 2 / len(names)
     else:
         rows, factor = bootstrap_weights(patients), 1.0
