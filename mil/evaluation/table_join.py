@@ -32,7 +32,7 @@ from .table_truth import (
 )
 
 IDS = ("slide_id", "case_id", "patient_id")
-_FOLD = re.compile(r"held-out fold (\d+)")
+_FOLD = re.compile(r"held-out folds? (\d+)\b.*")
 _NO_SUBGROUP = ("path", "mpp", "slide_id", "case_id", "patient_id")
 
 
