@@ -106,9 +106,9 @@ def explain(
     device, training = network.mean.device, network.training
     network.eval()
     try:
-        tiles = network.standardise(torch.from_numpy(np.asarray(features, np.float32)).to(device))
+        tiles = network.standardise(torch.from_numpy(np.array(features, np.float32)).to(device))
         known = None if asked.covariates is None else torch.from_numpy(asked.covariates)[None].to(device)
-        bag = _Asking(network, task, tiles, torch.from_numpy(np.asarray(xy, np.float32)).to(device), known)
+        bag = _Asking(network, task, tiles, torch.from_numpy(np.array(xy, np.float32)).to(device), known)
         scores = _SCORES[asked.method](bag, asked)
     finally:
         network.train(training)
