@@ -27,6 +27,7 @@ VERBS = {
     "encode": "Encoding",
     "zero_shot": "Scoring",
     "train": "Training",
+    "finetune": "Fine-tuning",
     "predict": "Predicting",
     "heatmap": "Drawing",
 }

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import backbones, convert, demo, doctor, encode, info, run, stages, train, zero_shot
+from . import backbones, convert, demo, doctor, encode, evaluate, finetune, info, run, stages, train, zero_shot
 
 app = typer.Typer(
     name="wsi",
@@ -47,9 +47,10 @@ for command, panel in (
     (stages.embed, "One step"),
     (encode.encode, "One step"),
     (train.train, "One step"),
+    (finetune.finetune, "One step"),
     (stages.predict, "One step"),
     (stages.heatmap, "One step"),
-    (train.evaluate, "One step"),
+    (evaluate.evaluate, "One step"),
     (zero_shot.zero_shot, "One step"),
     (convert.convert, "Other tools"),
     (doctor.doctor, "This machine"),

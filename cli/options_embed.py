@@ -50,8 +50,9 @@ VECTORS = {
         at("embed.own_weights"),
     ),
     "adapter": Setting(
-        Annotated[Path | None, option("Folder that `wsi finetune` made, over the weights", panel=BACKBONES,
-                                      takes="FOLDER")],
+        Annotated[
+            Path | None, option("Folder that `wsi finetune` made, over the weights", panel=BACKBONES, takes="FOLDER")
+        ],
         at("embed.adapter"),
     ),
     "precision": Setting(

@@ -84,9 +84,7 @@ def open_adapter(folder: Path | str) -> Adapter:
     try:
         said = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         schema = str(said["schema"])
-        change = Change(
-            str(said["method"]), tuple(map(str, said["targets"])), int(said["rank"]), float(said["alpha"])
-        )
+        change = Change(str(said["method"]), tuple(map(str, said["targets"])), int(said["rank"]), float(said["alpha"]))
         names = [str(said[key]) for key in ("backbone", "pooling", "base_sha256", "sha256")]
     except (ValueError, KeyError, TypeError) as error:
         problem = f"{FACTS} is damaged ({type(error).__name__}: {error})"

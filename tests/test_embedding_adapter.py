@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from embedding import Backbone, build, find_backbone, make_contract
-from embedding.adapter import Change, add_lora, adapter_digest, open_adapter, write_adapter
+from embedding.adapter import Change, adapter_digest, add_lora, open_adapter, write_adapter
 from embedding.contract import explain_mismatch
 from embedding.networks import find_family
 from embedding.spec import EmbedSpec
@@ -68,7 +68,9 @@ def made(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "change"), [(VIT, LORA), (VIT, LAST), (CONVNET, POINTWISE)], ids=["lora", "last-blocks", "convolutions"]
+    ("backbone", "change"),
+    [(VIT, LORA), (VIT, LAST), (CONVNET, POINTWISE)],
+    ids=["lora", "last-blocks", "convolutions"],
 )
 def test_merged_it_computes_what_was_trained_in_a_network_of_the_same_shape(backbone, change, tmp_path):
     weights, folder, trained = adapted(tmp_path, backbone, change)

@@ -14,7 +14,18 @@ from embedding.adapter import Change, open_adapter
 from embedding.networks import find_family
 from mil.evaluation.estimate import Estimate
 from mil.finetune import (
-    PARTS, TEST, TRAIN, VALIDATION, Base, Cohort, FinetuneSpec, finetune, fit_probe, given_split, judge, plan,
+    PARTS,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Base,
+    Cohort,
+    FinetuneSpec,
+    finetune,
+    fit_probe,
+    given_split,
+    judge,
+    plan,
     split_cohort,
 )  # fmt: skip
 from mil.finetune import loop as loop_module
@@ -103,7 +114,8 @@ def test_slide_labels_train_the_backbone_through_an_attention_head(pick, base, t
     facts = finetune(cohort, parts, base, spec, tmp_path / "out")
     assert facts["baseline"] == "attention head on frozen embeddings"
     assert len(facts["figures"]) == 4
-    assert len(facts["test_outputs"]) == int((parts == TEST).sum())
+    rows = (tmp_path / "out" / "test.csv").read_text().splitlines()
+    assert len(rows) == 1 + 4 * int((parts == TEST).sum())
     assert facts["memory"]["tiles"] == 3
 
 
@@ -253,7 +265,8 @@ def test_a_stated_split_is_taken_and_one_that_leaks_is_refused():
     parts = given_split(cohort, said, 5, 0)
     assert [part == TEST for part in parts] == [word == "test" for word in said]
     held = {cohort.groups[i] for i in np.flatnonzero(parts == VALIDATION)}
-    assert held and not held & {cohort.groups[i] for i in np.flatnonzero(parts == TRAIN)}
+    assert held
+    assert not held & {cohort.groups[i] for i in np.flatnonzero(parts == TRAIN)}
     leaking = [*said[:-1], "test"]
     with pytest.raises(SpecError, match="its group 'g7' is in train and in test"):
         given_split(cohort, leaking, 5, 0)
@@ -293,10 +306,11 @@ def test_a_difference_is_paired_and_a_gain_is_claimed_only_where_its_interval_sa
     weak = rng.normal(size=200) + 0.8 * truth
     good = weak + 1.5 * truth
     two = [np.stack([-score, score], axis=1) for score in (weak, good)]
-    assert "gains" in verdict(compare(two[1], two[0], truth, groups)["auroc"])
-    assert "worse" in verdict(compare(two[0], two[1], truth, groups)["auroc"])
-    assert "no gain is shown" in verdict(Estimate(0.01, -0.02, 0.04))
-    assert "can be shown: why" in verdict(Estimate(0.01, reason="why"))
+    assert "gains" in verdict(compare(two[1], two[0], truth, groups)["auroc"], 100)
+    assert "worse" in verdict(compare(two[0], two[1], truth, groups)["auroc"], 100)
+    assert "no gain is shown" in verdict(Estimate(0.01, -0.02, 0.04), 30)
+    assert "can be shown: why" in verdict(Estimate(0.01, reason="why"), 30)
+    assert "on 4 held-out groups, too few" in verdict(Estimate(0.1, 0.05, 0.2), 4)
 
 
 def test_augmentation_turns_and_flips_and_is_the_same_for_the_same_seed():

@@ -10,16 +10,17 @@ from .cohort import PARTS, TEST, TRAIN, VALIDATION, Cohort, check_split, given_s
 from .spec import LABELS, METHODS, FinetuneSpec
 
 if TYPE_CHECKING:
+    from .loop import Watcher
     from .memory import Memory
     from .probe import Figures, fit_probe, judge
     from .run import Base, check_out, finetune, plan
 
 _HOMES = {"Memory": "memory", "Figures": "probe", "fit_probe": "probe", "judge": "probe", "Base": "run",
-          "check_out": "run", "finetune": "run", "plan": "run"}  # fmt: skip
+          "check_out": "run", "finetune": "run", "plan": "run", "Watcher": "loop"}  # fmt: skip
 
 __all__ = [
     "LABELS", "METHODS", "PARTS", "TEST", "TRAIN", "VALIDATION", "Base", "Cohort", "Figures", "FinetuneSpec", "Memory",
-    "check_out", "check_split", "finetune", "fit_probe", "given_split", "judge", "plan", "split_cohort",
+    "Watcher", "check_out", "check_split", "finetune", "fit_probe", "given_split", "judge", "plan", "split_cohort",
 ]  # fmt: skip
 
 

@@ -25,7 +25,14 @@ from .network import Tuned, embed_tiles, read_ahead
 from .spec import FinetuneSpec
 
 CHECKPOINT = "checkpoint.pt"
-Progress = Callable[[int, int, str], None]  # steps done, steps in all, a word
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Who is told of a run: `step` of steps done, steps in all and a word on them; `say` of what is known before."""
+
+    step: Callable[[int, int, str], None] = lambda done, total, note: None
+    say: Callable[[str], None] = lambda text: None
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,12 @@ class State:
 
 
 def tune(
-    tuned: Tuned, cohort: Cohort, parts: NDArray[np.int8], trained: Sequence[nn.Parameter], spec: FinetuneSpec, run: "Run"
+    tuned: Tuned,
+    cohort: Cohort,
+    parts: NDArray[np.int8],
+    trained: Sequence[nn.Parameter],
+    spec: FinetuneSpec,
+    run: "Run",
 ) -> State:
     """Train, and leave the network with the weights of its best epoch; that may be none: epoch 0 is the frozen one.
 
@@ -71,7 +83,7 @@ def tune(
         state.kept = _copies(values)
         state.history.append({"epoch": 0, "loss": math.nan, "validation": state.best})
     while state.epoch < spec.epochs and state.waited < spec.patience:
-        loss = _epoch(tuned, work, optimiser, state.epoch, run.progress)
+        loss = _epoch(tuned, work, optimiser, state.epoch, run.watcher)
         check = validation_loss(tuned, work)
         state.epoch += 1
         state.history.append({"epoch": state.epoch, "loss": loss, "validation": check})
@@ -79,6 +91,8 @@ def tune(
         if check < state.best:
             state.best, state.waited, state.kept = check, 0, _copies(values)
         run.save(state, values, optimiser)
+        best = ", the best so far" if not state.waited else ""
+        run.watcher.say(f"epoch {state.epoch}/{spec.epochs}: loss {loss:.3f}, validation {check:.3f}{best}")
     with torch.no_grad():
         for value, kept in zip(values, state.kept, strict=True):
             value.copy_(kept)
@@ -94,12 +108,17 @@ class Run:
 
     folder: Path | None
     mark: str
-    progress: Progress = lambda done, total, note: None
+    watcher: Watcher = Watcher()
 
     def save(self, state: State, values: Sequence[Tensor], optimiser: torch.optim.Optimizer) -> None:
         if self.folder is None:
             return
-        content = {"mark": self.mark, "state": vars(state), "values": _copies(values), "optimiser": optimiser.state_dict()}
+        content = {
+            "mark": self.mark,
+            "state": vars(state),
+            "values": _copies(values),
+            "optimiser": optimiser.state_dict(),
+        }
         with appear_file(self.folder / CHECKPOINT) as draft:
             torch.save(content, draft)
 
@@ -132,7 +151,7 @@ def read_checkpoint(folder: Path | None, mark: str) -> dict[str, Any] | None:
     return dict(content)
 
 
-def _epoch(tuned: Tuned, work: Work, optimiser: torch.optim.Optimizer, epoch: int, progress: Progress) -> float:
+def _epoch(tuned: Tuned, work: Work, optimiser: torch.optim.Optimizer, epoch: int, watcher: Watcher) -> float:
     """One pass over the training items in random order; returns the mean loss."""
     spec, total = work.spec, 0.0
     rng = np.random.default_rng([spec.seed, epoch])
@@ -155,8 +174,10 @@ def _epoch(tuned: Tuned, work: Work, optimiser: torch.optim.Optimizer, epoch: in
             nn.utils.clip_grad_norm_([v for group in optimiser.param_groups for v in group["params"]], 1.0)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-            note = f"epoch {epoch + 1}, loss {total / max(1, sum(len(i) for s in steps[: number + 1] for i, _ in s)):.3f}"
-            progress(epoch * len(steps) + number + 1, spec.epochs * len(steps), note)
+            note = (
+                f"epoch {epoch + 1}, loss {total / max(1, sum(len(i) for s in steps[: number + 1] for i, _ in s)):.3f}"
+            )
+            watcher.step(epoch * len(steps) + number + 1, spec.epochs * len(steps), note)
     return total / sum(len(items) for items, _ in jobs)
 
 

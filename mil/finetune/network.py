@@ -1,6 +1,6 @@
 """The network in training: a backbone whose change is trained, and a head on its embeddings."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 
@@ -39,7 +39,9 @@ class Tuned(nn.Module):
     def device(self) -> torch.device:
         return self.embedder.device
 
-    def embed(self, patches: NDArray[np.uint8], jitter: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+    def embed(
+        self, patches: NDArray[np.uint8], jitter: float = 0.0, generator: torch.Generator | None = None
+    ) -> Tensor:
         """uint8 (n, t, t, 3) → float32 (n, d), with gradients; augmented where there is a generator."""
         pixels = self.embedder.transform.crop(torch.from_numpy(patches).to(self.device).permute(0, 3, 1, 2))
         if generator is not None:
@@ -79,12 +81,19 @@ def slide_head(dim: int, classes: int) -> ABMIL:
     return ABMIL(HeadSpec("abmil", dim, classes, hidden=128, attention=64, dropout=0.25))
 
 
-def embed_tiles(tuned: Tuned, cohort: Cohort, numbers: NDArray[np.int64], batch: int) -> NDArray[np.float32]:
+def embed_tiles(
+    tuned: Tuned,
+    cohort: Cohort,
+    numbers: NDArray[np.int64],
+    batch: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> NDArray[np.float32]:
     """Embeddings of these tiles as the network makes them now, without augmentation: float32 (k, d)."""
     made = []
     with torch.inference_mode():
         for pixels in read_ahead(cohort, [numbers[at : at + batch] for at in range(0, len(numbers), batch)]):
             made.append(tuned.embed(pixels).cpu().numpy())
+            progress(sum(map(len, made)))
     return np.concatenate(made).astype(np.float32, copy=False)
 
 

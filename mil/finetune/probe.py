@@ -50,9 +50,7 @@ def standard(features: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArr
     return mean, np.where(std > 1e-8, std, 1.0)
 
 
-def fit_probe(
-    features: NDArray[np.floating], truth: NDArray[np.int64], parts: NDArray[np.int8], classes: int
-) -> Probe:
+def fit_probe(features: NDArray[np.floating], truth: NDArray[np.int64], parts: NDArray[np.int8], classes: int) -> Probe:
     """Fit on the training items, choose the strength on the validation items: features (m, d), truth (m,), parts (m,).
 
     Classes count the same, however many items they have.
@@ -105,11 +103,16 @@ def compare(
     return {name: compare_statistic(first, second, groups).difference for name, (first, second) in pairs.items()}
 
 
-def verdict(difference: Estimate) -> str:
-    """In plain words, what an AUROC's difference says of fine-tuning."""
+FEW_GROUPS = 10  # below, percentiles of resampled groups are too narrow (Cameron, Gelbach & Miller, REStat 2008)
+
+
+def verdict(difference: Estimate, groups: int) -> str:
+    """In plain words, what an AUROC's difference on so many groups says of fine-tuning."""
     if difference.value is None or difference.low is None or difference.high is None:
         return f"no gain can be shown: {difference.reason}"
     said = f"AUROC {difference.value:+.3f}, 95 % interval {difference.low:+.3f} to {difference.high:+.3f}"
+    if groups < FEW_GROUPS:
+        return f"nothing can be shown on {groups} held-out groups, too few for an interval to be relied on: {said}"
     if difference.low > 0:
         return f"fine-tuning gains on held-out groups: {said}"
     if difference.high < 0:

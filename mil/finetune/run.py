@@ -21,7 +21,7 @@ from wsi.errors import SpecError
 from wsi.publish import appear, appear_file, fingerprint, write_json
 
 from .cohort import PARTS, Cohort
-from .loop import CHECKPOINT, Progress, Run, State, item_logits, tune, warm_head
+from .loop import CHECKPOINT, Run, State, Watcher, item_logits, tune, warm_head
 from .memory import Memory, estimate, peak_bytes, start_measuring
 from .network import Tuned, embed_tiles, slide_head, tile_head
 from .parts import choose_change, prepare, set_checkpointing
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-SPLIT, HISTORY, HEAD = "split.csv", "training.csv", "head.safetensors"
-_OURS = {CHECKPOINT, SPLIT, HISTORY, HEAD, FACTS, "adapter_config.json", "adapter_model.safetensors",
+SPLIT, HISTORY, HEAD, OUTPUTS = "split.csv", "training.csv", "head.safetensors", "test.csv"
+_OURS = {CHECKPOINT, SPLIT, HISTORY, HEAD, OUTPUTS, FACTS, "adapter_config.json", "adapter_model.safetensors",
          "adapter.safetensors"}  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def plan(cohort: Cohort, parts: NDArray[np.int8], base: Base, spec: FinetuneSpec
 
 
 def finetune(
-    cohort: Cohort, parts: NDArray[np.int8], base: Base, spec: FinetuneSpec, out: Path, progress: "Progress | None" = None
+    cohort: Cohort, parts: NDArray[np.int8], base: Base, spec: FinetuneSpec, out: Path, watcher: Watcher | None = None
 ) -> Mapping[str, Any]:
     """Fine-tune, and publish the adapter as the folder `out`; returns its facts, figures among them.
 
@@ -78,17 +78,18 @@ def finetune(
     if (there := check_out(out, mark)) is not None:
         return there
     out.mkdir(parents=True, exist_ok=True)
-    told = progress or (lambda done, total, note: None)
+    watcher = watcher or Watcher()
     with _network(cohort, base, spec) as (tuned, change, trained):
         start_measuring(tuned.device)
         memory = estimate(tuned, cohort, spec)
-        frozen = _frozen(tuned, cohort, parts, spec, out / f".frozen-{mark}.npy")
-        state = tune(tuned, cohort, parts, trained, spec, Run(out, mark, told))
+        watcher.say(memory.in_words())
+        frozen = _frozen(tuned, cohort, parts, Run(out, mark, watcher), spec)
+        state = tune(tuned, cohort, parts, trained, spec, Run(out, mark, watcher))
         peak = peak_bytes(tuned.device)
         facts = _facts(cohort, parts, spec, state, mark) | {"memory": asdict(memory), "peak_bytes": peak}
         with appear(out) as draft:
             _write(draft, tuned, change, base, facts)
-            figures = _judge(draft, tuned, frozen, (cohort, parts, base, spec))
+            figures = _judge(draft, tuned, frozen, (cohort, parts, base, spec), watcher)
             _write_tables(draft, cohort, parts, state)
             write_json(draft / FACTS, {**open_adapter(draft).facts, **figures})
     return open_adapter(out).facts
@@ -106,7 +107,9 @@ def check_out(out: Path, mark: str | None) -> Mapping[str, Any] | None:
         raise SpecError(out, "it is a file", remedy)
     others = [entry.name for entry in out.iterdir() if entry.name not in _OURS and not entry.name.startswith(".")]
     if others:
-        raise SpecError(out, f"it holds other things, such as {sorted(others)[0]}", f"{remedy}: an adapter's is its own")
+        raise SpecError(
+            out, f"it holds other things, such as {sorted(others)[0]}", f"{remedy}: an adapter's is its own"
+        )
     if not (out / FACTS).exists():
         return None
     facts = open_adapter(out).facts
@@ -116,9 +119,7 @@ def check_out(out: Path, mark: str | None) -> Mapping[str, Any] | None:
 
 
 @contextmanager
-def _network(
-    cohort: Cohort, base: Base, spec: FinetuneSpec
-) -> "Iterator[tuple[Tuned, Change, list[nn.Parameter]]]":
+def _network(cohort: Cohort, base: Base, spec: FinetuneSpec) -> "Iterator[tuple[Tuned, Change, list[nn.Parameter]]]":
     """The network with its change put in, not yet standardised, and its head not yet fitted; the random state is put
     back afterwards."""
     backbone = base.backbone
@@ -139,16 +140,17 @@ def _network(
         yield Tuned(embedder, head, (np.zeros(dim), np.ones(dim)), precision), change, trained
 
 
-def _frozen(tuned: Tuned, cohort: Cohort, parts: NDArray[np.int8], spec: FinetuneSpec, kept: Path) -> Judged:
+def _frozen(tuned: Tuned, cohort: Cohort, parts: NDArray[np.int8], run: Run, spec: FinetuneSpec) -> Judged:
     """Judge the backbone as it is, and give the network the head that it begins with. What `prepare` put in changes
-    nothing yet: LoRA's second factor is zero.
-
-    kept  file of the embeddings, so that a run that goes on need not make them again
+    nothing yet: LoRA's second factor is zero. The embeddings are kept, so that a run that goes on need not make them
+    again.
     """
+    assert run.folder is not None
+    kept = run.folder / f".frozen-{run.mark}.npy"
     if kept.is_file():
         features = np.load(kept, allow_pickle=False)
     else:
-        features = embed_tiles(tuned, cohort, np.arange(cohort.count), _batch(cohort, spec))
+        features = _embed_all(tuned, cohort, spec, run.watcher, "frozen embeddings")
         with appear_file(kept) as draft, draft.open("wb") as stream:
             np.save(stream, features, allow_pickle=False)
     items = _items(cohort, features)
@@ -174,13 +176,17 @@ def _of_slides(tuned: Tuned, cohort: Cohort, features: NDArray[np.float32]) -> N
 
 
 def _judge(
-    folder: Path, tuned: Tuned, frozen: Judged, job: tuple[Cohort, NDArray[np.int8], Base, FinetuneSpec]
+    folder: Path,
+    tuned: Tuned,
+    frozen: Judged,
+    job: tuple[Cohort, NDArray[np.int8], Base, FinetuneSpec],
+    watcher: Watcher,
 ) -> dict[str, Any]:
     """Figures on the test items: of the frozen backbone, and of the one that the adapter's folder gives when loaded."""
     cohort, parts, base, spec = job
     trained = tuned.embedder
     tuned.embedder = build(base.backbone, base.weights, tuned.device, "fp32", folder)  # as `wsi embed --adapter` does
-    features = embed_tiles(tuned, cohort, np.arange(cohort.count), _batch(cohort, spec))
+    features = _embed_all(tuned, cohort, spec, watcher, "tuned embeddings")
     items, test = _items(cohort, features), test_part(parts)
     probe = fit_probe(items, cohort.truth, parts, len(cohort.classes))
     rows = dict(frozen.rows) | {"probe on tuned embeddings": probe.softmax(items)}
@@ -194,14 +200,14 @@ def _judge(
     against = compare(rows["tuned head"][test], rows[baseline][test], truth, groups)
     probes = compare(rows["probe on tuned embeddings"][test], rows["probe on frozen embeddings"][test], truth, groups)
     figures: list[Figures] = [judge(name, said[test], truth, groups) for name, said in rows.items()]
+    _write_outputs(folder / OUTPUTS, cohort, test, rows)
     return {
         "figures": [one.as_dict() for one in figures],
         "baseline": baseline,
         "gain": {name: asdict(one) for name, one in against.items()},
         "gain_of_probe": {name: asdict(one) for name, one in probes.items()},
-        "verdict": verdict(against["auroc"]),
+        "verdict": verdict(against["auroc"], len(set(groups))),
         "strengths": {"frozen": frozen.probe.strength, "tuned": probe.strength},
-        "test_outputs": rows["tuned head"][test].tolist(),
     }
 
 
@@ -212,13 +218,15 @@ def _items(cohort: Cohort, features: NDArray[np.float32]) -> NDArray[np.float32]
     return np.stack([features[cohort.tiles_of(item)].mean(axis=0) for item in range(len(cohort))])
 
 
-def _batch(cohort: Cohort, spec: FinetuneSpec) -> int:
-    return spec.tiles if cohort.of_slides else spec.batch
+def _embed_all(tuned: Tuned, cohort: Cohort, spec: FinetuneSpec, watcher: Watcher, note: str) -> NDArray[np.float32]:
+    """Embeddings of all tiles as the network makes them now: float32 (n, d)."""
+    batch = spec.tiles if cohort.of_slides else spec.batch
+    return embed_tiles(
+        tuned, cohort, np.arange(cohort.count), batch, lambda done: watcher.step(done, cohort.count, note)
+    )
 
 
-def _facts(
-    cohort: Cohort, parts: NDArray[np.int8], spec: FinetuneSpec, state: State, mark: str
-) -> dict[str, Any]:
+def _facts(cohort: Cohort, parts: NDArray[np.int8], spec: FinetuneSpec, state: State, mark: str) -> dict[str, Any]:
     best = min(range(len(state.history)), key=lambda row: state.history[row]["validation"])
     return {
         "run": mark,
@@ -240,6 +248,21 @@ def _write(folder: Path, tuned: Tuned, change: Change, base: Base, facts: Mappin
     write_adapter(folder, tuned.embedder.network, change, (base.backbone, base.sha256), facts)
     state = {name: value.detach().cpu().contiguous() for name, value in tuned.head.state_dict().items()}
     save_file(state | {"mean": tuned.mean.cpu(), "std": tuned.std.cpu()}, folder / HEAD)
+
+
+def _write_outputs(file: Path, cohort: Cohort, test: NDArray[np.intp], rows: Mapping[str, NDArray[np.float64]]) -> None:
+    """A line for each test item and model: its softmax, not yet calibrated, of each class."""
+    import csv
+
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("name", "group", "label", "model", *(f"softmax_{name}" for name in cohort.classes)))
+        for model, outputs in rows.items():
+            for item in test.tolist():
+                said = (f"{value:.6g}" for value in outputs[item])
+                writer.writerow(
+                    (cohort.names[item], cohort.groups[item], cohort.classes[cohort.truth[item]], model, *said)
+                )
 
 
 def _write_tables(folder: Path, cohort: Cohort, parts: NDArray[np.int8], state: State) -> None:
