@@ -110,7 +110,7 @@ def test_a_changed_setting_redoes_what_depends_on_it_and_no_more(real_run, train
     text = wsi("heatmap", folder / "slides.csv", "-m", trained.model, "-o", folder / "run", "-c", recipe(folder))
     assert "real: done" in text
     assert digest(folder / "run", "embeddings", "tiles") == before
-    facts = json.loads((folder / "run" / "heatmaps" / "tumor" / "real.json").read_text())
+    facts = json.loads((folder / "run" / "heatmaps" / "tumor" / "real.attention.json").read_text())
     assert facts["score"] == "attention rank"
 
 

@@ -44,8 +44,22 @@ def folder(model, tmp_path):
 
 def test_a_saved_model_comes_back_the_same(model, folder):
     back = load_model(folder)
-    for field in ("classes", "head", "training", "contract_hash", "cohort", "span_px", "task", "versions"):
+    for field in (
+        "classes",
+        "head",
+        "training",
+        "contract_hash",
+        "cohort",
+        "span_px",
+        "versions",
+        "calibrator",
+        "mark",
+    ):
         assert getattr(back, field) == getattr(model, field), field
+    assert (back.task.spec, back.task.as_dict()) == (model.task.spec, model.task.as_dict())
+    assert back.partition == model.partition
+    assert back.conformal == model.conformal
+    assert back.outliers.threshold == model.outliers.threshold
     assert back.contract == json.loads(json.dumps(CONTRACT))
     assert json.dumps(back.metrics) == json.dumps(model.metrics)
     for a, b in zip(model.weights, back.weights, strict=True):
@@ -56,15 +70,15 @@ def test_a_saved_model_comes_back_the_same(model, folder):
 def test_it_predicts_the_same_after_the_trip(model, folder):
     new = make_bag("new", seed=77)
     before, after = predict(model, new), predict(load_model(folder), new)
-    np.testing.assert_array_equal(before.softmax, after.softmax)
+    np.testing.assert_array_equal(before.probability, after.probability)
     np.testing.assert_array_equal(before.scores, after.scores)
 
 
 def test_the_folder_holds_a_config_and_one_weights_file_per_fold_and_no_drafts(folder):
     names = {path.name for path in folder.iterdir()}
-    assert names == {"config.json", "fold-0.safetensors", "fold-1.safetensors", "fold-2.safetensors"}
+    assert names == {"config.json", "outliers.safetensors", *(f"fold-{fold}.safetensors" for fold in range(3))}
     assert [path.name for path in folder.parent.iterdir()] == ["demo"]
-    assert json.loads((folder / "config.json").read_text())["schema"] == "model/1"
+    assert json.loads((folder / "config.json").read_text())["schema"] == "model/2"
 
 
 def edit(folder, change):
@@ -88,9 +102,10 @@ def flip_a_byte(folder):
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "config.json").write_text('{"schema": "mod'), "is damaged: no JSON"),
         (lambda folder: (folder / "config.json").write_text("[]"), "does not describe a model"),
-        (lambda folder: edit(folder, lambda c: c.update(schema="model/2")), "newer than this version"),
+        (lambda folder: edit(folder, lambda c: c.update(schema="model/3")), "newer than this version"),
+        (lambda folder: edit(folder, lambda c: c.update(schema="model/1")), "older than this version"),
         (lambda folder: edit(folder, lambda c: c.update(schema="patches/1")), "does not describe a model"),
-        (lambda folder: edit(folder, lambda c: c.pop("classes")), "missing or misshapen"),
+        (lambda folder: edit(folder, lambda c: c["task"].pop("classes")), "missing or misshapen"),
         (
             lambda folder: edit(folder, lambda c: c["weights"][0].update(file="../demo/fold-0.safetensors")),
             "is missing",
@@ -112,16 +127,17 @@ def test_weights_of_another_head_are_refused(folder):
 def test_a_training_patient_is_predicted_by_the_one_model_that_did_not_see_him(model, bags):
     for bag, row in zip(bags, model.cohort, strict=True):
         prediction = predict(model, bag)
-        assert prediction.origin == f"held-out fold {row.fold}"
-        np.testing.assert_allclose(prediction.softmax, row.softmax, rtol=1e-6)
+        assert prediction.origin == f"held-out fold {row.folds[0]}"
+        np.testing.assert_allclose(prediction.output, model.task.activate(np.array([row.logits]))[0], rtol=1e-5)
 
 
 def test_a_new_patient_gets_the_mean_of_all_folds(model):
     new = make_bag("new", patient_id="p-new", seed=50)
     prediction = predict(model, new)
-    each = [apply_network(model.network(fold), new.features) for fold in range(3)]
+    each = [apply_network(model.network(fold), new.features, new.positions()).logits for fold in range(3)]
     assert prediction.origin == "mean of 3 folds"
-    np.testing.assert_allclose(prediction.softmax, np.mean([softmax for softmax, _, _ in each], axis=0), rtol=1e-6)
+    np.testing.assert_allclose(prediction.output, model.task.activate(np.stack(each)).mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(prediction.probability, model.calibrator.apply(np.stack(each)).mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(prediction.attention, np.mean([a for _, a, _ in each], axis=0), rtol=1e-6)
 
 
@@ -137,13 +153,13 @@ def test_a_new_patient_gets_the_mean_of_all_folds(model):
     ],
 )
 def test_whoever_may_have_been_in_training_is_held_out(model, bag, held_out):
-    fold = model.cohort[4].fold
+    fold = model.cohort[4].folds[0]
     assert predict(model, bag).origin == (f"held-out fold {fold}" if held_out else "mean of 3 folds")
 
 
 def test_a_slide_that_every_model_has_seen_in_part_is_refused(model):
-    other = next(row for row in model.cohort if row.fold != model.cohort[0].fold)
-    with pytest.raises(SpecError, match="every model has seen it"):
+    other = next(row for row in model.cohort if row.folds != model.cohort[0].folds)
+    with pytest.raises(SpecError, match="every network of the model has seen something of it"):
         predict(model, make_bag("mixed", patient_id="p0", identity=other.identity))
 
 
@@ -157,7 +173,7 @@ def test_tile_scores_are_what_the_model_says_of_that_tile_alone(model):
         alone = Bag(
             new.features[i : i + 1], new.xy[i : i + 1], 512, ("new",), contract=CONTRACT, contract_hash="c0ffee"
         )
-        np.testing.assert_allclose(predict(model, alone).softmax, prediction.scores[i], rtol=1e-5)
+        np.testing.assert_allclose(predict(model, alone).output, prediction.scores[i], rtol=1e-5)
     np.testing.assert_array_equal(prediction.xy, new.xy)
     assert (prediction.span_px, prediction.tiles, prediction.status) == (512, 5, "done")
 
@@ -170,7 +186,7 @@ def test_tile_scores_of_a_large_slide_are_those_of_its_parts(model):
 
 def test_an_empty_bag_is_predicted_as_empty(model):
     prediction = predict(model, make_bag("glass", tiles=0))
-    assert (prediction.status, prediction.softmax, prediction.predicted, prediction.tiles) == ("empty", None, None, 0)
+    assert (prediction.status, prediction.output, prediction.predicted, prediction.tiles) == ("empty", None, None, 0)
     assert prediction.scores.shape == (0, 2)
 
 
@@ -207,7 +223,7 @@ def test_a_bag_takes_only_the_tiles_that_could_be_read():
         identity="f1",
     )
     bag = load_bag(store, "benign", "p1")
-    assert bag.features.dtype == np.float32
+    assert bag.features.dtype == np.float16  # as stored: the network makes them float32
     assert bag.features[:, 0].tolist() == [0, 6, 9]
     assert bag.xy[:, 0].tolist() == [0, 16, 24]
     assert (bag.slide_ids, bag.label, bag.patient_id, bag.identity) == (("s1",), "benign", "p1", "f1")
@@ -222,6 +238,6 @@ def test_a_name_that_is_no_plain_folder_is_refused(model, tmp_path):
 
 
 def test_a_row_of_an_empty_bag_survives_the_trip(model, tmp_path):
-    row = CohortRow("glass", None, None, "", "benign", 0, None, None)
+    row = CohortRow("glass", ("glass",), None, None, "", "benign", 0, (), None)
     save_model(replace(model, cohort=(*model.cohort, row)), tmp_path / "m")
     assert load_model(tmp_path / "m").cohort[-1] == row
