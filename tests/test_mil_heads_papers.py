@@ -291,15 +291,17 @@ def test_acmil_is_the_mean_of_branches_that_are_judged_each():
 
 def test_acmil_loses_the_said_share_of_each_branchs_strongest_tiles():
     head = make("acmil", branches=4, top=10, mask_drop=0.6)
-    score = torch.rand(2, 4, 30)
-    mask = torch.ones(2, 30, dtype=torch.bool)
-    mask[1, 7:] = False
+    score = torch.rand(3, 4, 120)
+    mask = torch.ones(3, 120, dtype=torch.bool)
+    mask[1, 70:] = False
+    mask[2, 9:] = False
     lost = head._lost(score, mask)
-    assert lost.sum(dim=2).tolist() == [[6] * 4, [4] * 4]  # int(0.6 x 10) and, of seven tiles, int(0.6 x 7)
-    assert not lost[1, :, 7:].any()
-    assert not lost[0].logical_and(score[0] < score[0].topk(10).values[:, -1:]).any()
+    assert lost.sum(dim=2).tolist() == [[6] * 4, [4] * 4, [0] * 4]  # int(0.6 x 10), int(0.6 x 70 // 10), nothing
+    for row, (tiles, strongest) in enumerate([(120, 10), (70, 7)]):
+        least = score[row, :, :tiles].topk(strongest).values[:, -1:]
+        assert not lost[row].logical_and((score[row] < least) | ~mask[row]).any()
     assert not torch.equal(lost, head._lost(score, mask))
-    lost = head.train()(*bag(tiles=30)).extra["attention"] == 0
+    lost = head.train()(*bag(tiles=120)).extra["attention"] == 0
     assert lost.sum(dim=2).tolist() == [[6] * 4]
 
 

@@ -22,7 +22,8 @@ class ACMIL(Head):
     strongest tiles. Branches are held apart by the cosine similarity of their attention.
 
     branches   attention branches (the authors' n_token); one alone is judged as the slide only
-    top        strongest tiles of a branch that may be lost
+    top        strongest tiles of a branch that may be lost; no more than a tenth of the bag, for the authors' bags hold
+               thousands of tiles and a small one would lose all its evidence
     mask_drop  share of them that is lost, [0, 1)
     """
 
@@ -62,14 +63,14 @@ class ACMIL(Head):
         return MILOutput(self.classify(pooled.mean(dim=1)), attention.mean(dim=1), extra)
 
     def _lost(self, score: Tensor, mask: Tensor) -> Tensor:
-        """(B, M, N) bool: int(mask_drop x min(top, n)) random ones among each branch's `top` strongest tiles."""
+        """(B, M, N) bool: int(mask_drop x k) random ones among each branch's k = min(top, n // 10) strongest tiles."""
         count = min(self.top, score.shape[2])
         strongest = score.masked_fill(~mask.unsqueeze(1), -torch.inf).topk(count).indices  # (B, M, count)
-        within = mask.sum(dim=1).clamp(max=count)[:, None, None]
-        # A bag of fewer tiles has padding among its strongest: it comes last in every draw.
+        within = (mask.sum(dim=1) // 10).clamp(max=count)[:, None, None]
+        # A random order of 0, 1, 2, …; what lies beyond a small bag's k comes last in it.
         draw = torch.rand(strongest.shape, device=score.device)
         draw = draw.masked_fill(torch.arange(count, device=score.device) >= within, 2.0)
-        drawn = draw.argsort(dim=2).argsort(dim=2) < (within * self.mask_drop).long()
+        drawn = draw.argsort(dim=2) < (within * self.mask_drop).long()
         return torch.zeros_like(score, dtype=torch.bool).scatter(2, strongest, drawn)
 
     def training_loss(self, output: MILOutput, target: Tensor, criterion: Criterion) -> Tensor:
