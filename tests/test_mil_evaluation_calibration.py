@@ -147,6 +147,16 @@ def test_bags_that_are_all_right_say_nothing_of_the_temperature():
     assert fit_calibrator(z, np.array([0, 1, 0]), "temperature").parameters["temperature"] == [1.0]
 
 
+@pytest.mark.parametrize("method", ["temperature", "platt"])
+def test_one_bag_with_a_wild_logit_does_not_decide_for_all(method):
+    z, truth = cohort(n=400)
+    wild, answer = np.vstack([z, [[0.0, 1e9]]]), np.append(truth, 0)
+    p, alone = (fit_calibrator(*given, method).apply(z) for given in ((wild, answer), (z, truth)))
+    np.testing.assert_allclose(p, alone, atol=0.08)
+    far = fit_calibrator(z, truth, method).apply(np.array([[0.0, 20.0], [0.0, 60.0]]))
+    assert far[0, 1] < far[1, 1]  # though fitted on tamed logits, it ranks what lies beyond
+
+
 def test_platt_stays_finite_when_classes_separate():
     z = np.stack([np.zeros(20), np.linspace(-1, 1, 20)], axis=1)
     p = fit_calibrator(z, (z[:, 1] > 0).astype(int), "platt").apply(z)[:, 1]

@@ -17,6 +17,7 @@ from wsi.errors import SpecError
 METHODS = ("temperature", "platt", "isotonic", "none")
 KINDS = ("softmax", "sigmoid")
 _LOG_TEMPERATURE = (-4.0, 4.0)  # T in [0.018, 55]: beyond, a bag more or less decides
+_SURE = 30.0  # a logit that much above the others leaves them 1e-13; while fitting, more counts as this
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +82,12 @@ def fit_calibrator(
 ) -> Calibrator:
     """Fit on held-out bags: logits (n, C); truth (n,) class index, or (n, C) of 0 and 1 if kind is sigmoid.
 
-    weights (n,), not negative, 1 if None. A temperature is the minimum of the negative log-likelihood with T in
-    [0.018, 55]; where every bag is right the likelihood grows for ever as T falls, so it says nothing of T, which
-    stays 1. Isotonic probabilities are clipped to [1 / (n + 2), 1 - 1 / (n + 2)], n the sum of weights: they are never
-    0 or 1, for no number of bags proves either. Raises SpecError when shapes do not fit, for NaN, and for Platt and
-    isotonic when a class or label has no bag on one side.
+    weights (n,), not negative, 1 if None. Logits more than 30 apart count as 30 apart, so that a bag or two with wild
+    ones does not decide for all; what is fitted is applied to logits as they are. A temperature is the minimum of the
+    negative log-likelihood with T in [0.018, 55]; where every bag is right the likelihood grows for ever as T falls,
+    so it says nothing of T, which stays 1. Isotonic probabilities are clipped to [1 / (n + 2), 1 - 1 / (n + 2)], n the
+    sum of weights: they are never 0 or 1, for no number of bags proves either. Raises SpecError when shapes do not
+    fit, for NaN, and for Platt and isotonic when a class or label has no bag on one side.
     """
     _known(method, kind)
     z = _checked(logits, kind)
@@ -93,7 +95,7 @@ def fit_calibrator(
     weight = np.ones(len(z)) if weights is None else np.asarray(weights, np.float64)
     if weight.shape != (len(z),) or not (weight >= 0).all():
         raise SpecError("weights", f"shape {weight.shape} or a negative one for {len(z)} bags", "give one for each")
-    z, targets, weight = z[weight > 0], targets[weight > 0], weight[weight > 0]
+    z, targets, weight = _tamed(z[weight > 0], kind), targets[weight > 0], weight[weight > 0]
     if method == "none":
         return Calibrator(method, kind, z.shape[1], {})
     if not len(z):
@@ -165,6 +167,13 @@ def _targets(truth: NDArray[np.integer], shape: tuple[int, ...], kind: str) -> N
     if given.shape != wanted or not np.isin(given, np.arange(top + 1)).all():
         raise SpecError("truth", f"shape {given.shape} for logits {shape}", f"give {wanted} whole numbers, 0 to {top}")
     return given.astype(np.float64) if kind == "sigmoid" else np.eye(shape[1])[given.astype(int)]
+
+
+def _tamed(z: NDArray[np.float64], kind: str) -> NDArray[np.float64]:
+    """Logits (n, C) with no more than _SURE between a row's largest and any other, or from 0 for labels."""
+    if kind == "sigmoid":
+        return np.clip(z, -_SURE, _SURE)
+    return np.maximum(z - z.max(axis=1, keepdims=True), -_SURE)
 
 
 def _scores(z: NDArray[np.float64], kind: str, method: str) -> NDArray[np.float64]:

@@ -80,7 +80,8 @@ class CrossConformal:
     """Sets of out-of-fold predictions, and whether they keep the promise.
 
     sets        bool (n, C)
-    coverage    share of bags whose set holds the true class, to be compared with 1 - alpha
+    coverage    share of bags whose set holds the true class, to be compared with 1 - alpha; bags count alike, while
+                the promise is for one bag of a new patient: they part where patients with many bags are special
     per_class   the same within each class
     size        mean number of classes in a set
     singletons  share of sets of exactly one class; empty of none

@@ -65,7 +65,7 @@ class Outliers:
         return float(self.flags(vectors).mean())
 
     def state(self) -> dict[str, NDArray[np.float64]]:
-        """All of it as float64 arrays, for an .npz or safetensors file."""
+        """All of it as contiguous float64 arrays, for an .npz or safetensors file."""
         single = {"residual": np.asarray(self.residual), "quantile": np.asarray([self.quantile])}
         arrays = {name: getattr(self, name) for name in ("mean", "components", "variances", "left_out")}
         return {**arrays, **single}
@@ -141,7 +141,7 @@ def _fit(
     spread = scores.var(axis=0)
     variances = (1 - share) * spread + share * spread.mean()
     # A component without spread (fewer distinct vectors than components) would make every distance infinite.
-    return pca.mean_, pca.components_, np.maximum(variances, 1e-9 * variances.max())
+    return pca.mean_, np.ascontiguousarray(pca.components_), np.maximum(variances, 1e-9 * variances.max())
 
 
 def _parts(
