@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 def sigmoid(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     """1 / (1 + exp(-logits)), without overflow."""
     # tanh saturates where exp would overflow
-    return 0.5 * (1 + np.tanh(0.5 * np.asarray(logits, np.float64)))
+    chance: NDArray[np.float64] = 0.5 * (1 + np.tanh(0.5 * np.asarray(logits, np.float64)))
+    return chance
 
 
 def survival(logits: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -89,5 +89,6 @@ class Regression(Task):
         """Quarters of the bags by their number, fewer where bags are few; equal numbers are never parted."""
         values = truth.astype(np.float64)
         bands = max(1, min(_BANDS, len(values) // FEW))
-        edges = np.quantile(values, np.arange(1, bands) / bands, method="inverted_cdf") if bands > 1 else []
+        shares = np.arange(1, bands) / bands
+        edges = np.quantile(values, shares, method="inverted_cdf") if bands > 1 else np.empty(0)
         return [f"band {band + 1}" for band in np.searchsorted(edges, values, side="left")]
