@@ -23,8 +23,7 @@ def people(n):
 @pytest.mark.parametrize("n", [60, 400])  # fewer than dimensions, and more
 def test_new_slides_of_the_same_cohort_are_flagged_at_about_the_nominal_rate(n):
     rates = [
-        fit_outliers(slides(n, seed)[0], people(n), 0.9).flags(slides(300, 1000 + seed)[0]).mean()
-        for seed in range(10)
+        fit_outliers(slides(n, seed)[0], people(n), 0.9).flags(slides(300, 1000 + seed)[0]).mean() for seed in range(10)
     ]
     assert np.mean(rates) == pytest.approx(0.1, abs=0.04)
 
