@@ -1,7 +1,7 @@
 """Single steps over many slides: tile, embed, predict, heatmap."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -12,8 +12,11 @@ from .options import (
     DryRun,
     ModelDir,
     Out,
+    Setting,
     SlideMpp,
     Source,
+    at,
+    option,
     read_records,
     with_settings,
 )
@@ -22,6 +25,23 @@ from .options_embed import BACKBONE, EMBED
 if TYPE_CHECKING:
     from jobs.pipeline import Job
     from jobs.run import Stage
+
+
+HEATMAP = {
+    "score": Setting(
+        Annotated[
+            str | None,
+            option(
+                "prediction (by default), attention, gradient or occlusion; each is a file of its own", takes="NAME"
+            ),
+        ],
+        at("heatmap.score"),
+    ),
+    "tiles": Setting(
+        Annotated[int | None, option("Also so many tiles of the highest and the lowest score, as pictures", takes="N")],
+        at("heatmap.tiles"),
+    ),
+}
 
 
 @with_settings(TILE, BACKBONE, WORKERS)
@@ -59,9 +79,9 @@ def predict(source: Source, out: Out, model: ModelDir, settings: dict[str, Any],
     _finish(_start_with(model, source, out, settings), predict_slide, dry_run)
 
 
-@with_settings(WORKERS)
+@with_settings(HEATMAP, WORKERS)
 def heatmap(source: Source, out: Out, model: ModelDir, settings: dict[str, Any], dry_run: DryRun = False) -> None:
-    """Draw the heatmap of every embedded slide: GeoJSON for QuPath, and a PNG overlay."""
+    """Draw the heatmap of every embedded slide: GeoJSON for QuPath, and a PNG overlay → heatmaps/<model>/."""
     from jobs.model_stages import heatmap_slide
 
     _finish(_start_with(model, source, out, settings), heatmap_slide, dry_run)

@@ -171,7 +171,7 @@ def _page(picture: Image.Image, heatmap: Heatmap, mpp: float | None, alpha: floa
     page.paste(picture, (left, head))
     draw.rectangle((left - 1, head - 1, left + picture.width, head + picture.height), outline=_RULE)
 
-    title, small = _font(1.35 * em), _font(em)
+    title, small = text_font(1.35 * em), text_font(em)
     draw.text((pad, 0.85 * em), _elide(heatmap.slide_id, title, width - 2 * pad), _INK, title)
     lost = f", {len(heatmap.failed_xy):,} without data" if len(heatmap.failed_xy) else ""
     line = _elide(f"{heatmap.name} · {heatmap.n_tiles:,} tiles{lost}", small, width - 2 * pad)
@@ -184,7 +184,7 @@ def _page(picture: Image.Image, heatmap: Heatmap, mpp: float | None, alpha: floa
 
 def _legend(page: Image.Image, heatmap: Heatmap, corner: tuple[int, int], em: int, alpha: float) -> None:
     """A colour bar with numbers, in the colours as they look over light tissue, and a swatch for missing data."""
-    draw, font = ImageDraw.Draw(page), _font(em)
+    draw, font = ImageDraw.Draw(page), text_font(em)
     (x, y), wide, high_px = corner, 20 * em, round(1.1 * em)
     bar = np.repeat(_blend(np.full((1, wide, 1), 215.0), colour_table(wide)[None], alpha), high_px, axis=0)
     draw.text((x, y), _elide(heatmap.name, font, page.width - 2 * x), _INK, font)
@@ -212,7 +212,7 @@ def _scale_bar(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], mpp: f
     length_um = nice_length((right - left) * mpp / 5)
     length_px = max(1, round(length_um / mpp))
     unit_um, unit = next((step for step in _UNITS if length_um >= step[0]), _UNITS[-1])
-    font, text = _font(em), f"{length_um / unit_um:g} {unit}"
+    font, text = text_font(em), f"{length_um / unit_um:g} {unit}"
     wide = max(length_px, round(font.getlength(text)))
     x, y = left + round(1.4 * em), bottom - round(1.5 * em)
     draw.rounded_rectangle(
@@ -229,7 +229,7 @@ def nice_length(wanted: float) -> float:
     return max(step * power for step in (1, 2, 5) if step * power <= wanted * (1 + 1e-9))
 
 
-def _font(size: float) -> ImageFont.FreeTypeFont:
+def text_font(size: float) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
     assert isinstance(font, ImageFont.FreeTypeFont)  # what Pillow gives when a size is asked for
     return font

@@ -19,6 +19,7 @@ from wsi.publish import fingerprint, write_json
 from .bags import SlideBag, bag_for, bag_id, with_others
 from .config import RunSpec
 from .folder import RunFolder
+from .gallery import export_extremes
 from .manifest import SlideRecord
 from .receipts import DONE, EMPTY, SKIPPED
 from .run import Outcome
@@ -111,7 +112,9 @@ def heatmap_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outc
     )
     sidecar = picture.with_suffix(".json")
     made_from = {"slide_id": record.slide_id, "model": mark_of_model, "embeddings": mine.mark}
-    drawn = len(mine.ok) == 0 or (path.is_file() and picture.is_file())
+    gallery = picture.with_suffix(".tiles")
+    drawn = path.is_file() and picture.is_file() and (not spec.heatmap.tiles or gallery.is_dir())
+    drawn = drawn or len(mine.ok) == 0
     if drawn and _recorded(sidecar) == mark:
         return Outcome(SKIPPED, mark, len(mine.ok))
     if len(mine.ok) == 0:
@@ -129,6 +132,8 @@ def heatmap_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outc
     count = write_geojson(heatmap, path)
     thumbnail, mpp = tiles.thumbnail, float(tiles.attrs["slide"]["mpp"])
     draw_overlay(thumbnail.pixels, thumbnail.scale, heatmap, picture, mpp, OverlayStyle(max_px=spec.heatmap.max_px))
+    if spec.heatmap.tiles:
+        export_extremes(record, spec, tiles, heatmap, gallery)
     facts = {"score": heatmap.name, "class": heatmap.class_name, "limits": heatmap.limits, "objects": count}
     write_json(sidecar, {**made_from, **facts, "fingerprint": mark})
     return Outcome(DONE, mark, len(mine.ok), int((~mine.ok).sum()))

@@ -134,11 +134,12 @@ def test_a_training_patient_is_predicted_by_the_one_model_that_did_not_see_him(m
 def test_a_new_patient_gets_the_mean_of_all_folds(model):
     new = make_bag("new", patient_id="p-new", seed=50)
     prediction = predict(model, new)
-    each = [apply_network(model.network(fold), new.features, new.positions()).logits for fold in range(3)]
+    each = [apply_network(model.network(fold), new.features, new.positions()) for fold in range(3)]
     assert prediction.origin == "mean of 3 folds"
-    np.testing.assert_allclose(prediction.output, model.task.activate(np.stack(each)).mean(axis=0), rtol=1e-6)
-    np.testing.assert_allclose(prediction.probability, model.calibrator.apply(np.stack(each)).mean(axis=0), rtol=1e-5)
-    np.testing.assert_allclose(prediction.attention, np.mean([a for _, a, _ in each], axis=0), rtol=1e-6)
+    logits = np.stack([answer.logits for answer in each])
+    np.testing.assert_allclose(prediction.output, model.task.activate(logits).mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(prediction.probability, model.calibrator.apply(logits).mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(prediction.attention, np.mean([answer.attention for answer in each], axis=0), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
