@@ -107,9 +107,10 @@ def test_ppeg_sums_three_convolutions_and_the_square_itself():
     same(answer[1:], expected.reshape(9, WIDTH), 1e-5)
 
 
-@pytest.mark.parametrize("tiles", [11, 9, 2])
-def test_transmil_is_the_authors_forward(tiles):
+@pytest.mark.parametrize(("tiles", "sharper"), [(11, 1), (9, 1), (2, 1), (11, 8)])
+def test_transmil_is_the_authors_forward(tiles, sharper):
     head, (features, mask, _) = make("transmil", heads=HEADS, landmarks=4), bag(tiles)
+    head.layers[1].qkv.weight.data *= sharper
     project, side = head.project[0], math.ceil(math.sqrt(tiles))
     hidden = (features[0] @ project.weight.T + project.bias).relu()
     hidden = torch.cat([head.token[0], hidden, hidden[: side**2 - tiles]])
@@ -130,6 +131,7 @@ def test_transmil_is_the_authors_forward(tiles):
     shares = row[1 : tiles + 1].clone()
     for extra, share in enumerate(row[tiles + 1 :]):
         shares[extra] += share
+    assert (shares < 0).any() == (sharper > 1)  # the approximation's negative entries are set to 0
     shares = shares.clamp(min=0)
     same(output.attention[0], shares / shares.sum())
 
