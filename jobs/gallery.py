@@ -19,8 +19,8 @@ from .manifest import SlideRecord
 
 
 def export_extremes(record: SlideRecord, spec: RunSpec, tiles: PatchStore, heatmap: Heatmap, folder: Path) -> None:
-    """Write `spec.heatmap.tiles` tiles of the highest and of the lowest score into `folder`, as it is read at the tile's
-    scale: a PNG each, a table tiles.csv of their places, and gallery.png that shows them side by side.
+    """Write `spec.heatmap.tiles` tiles of the highest and of the lowest score into `folder`: a PNG each, a table of their
+    places, tiles.csv, and gallery.png that shows them side by side.
 
     Raises SlideError where the slide's pixels are no longer there or are others than were tiled.
     """

@@ -1,7 +1,6 @@
 """Train a model on the embedded slides of a run."""
 
 import shutil
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,8 +57,6 @@ def train_model(
     Slides that failed earlier are left out (see `left_out`). Raises ManifestError without labels, StoreError when any
     other labelled slide has no embeddings of the asked contract. A training that was killed is taken up where it was.
     """
-    from mil.tracking import open_tracker
-
     from mil.crossval import cross_validate
     from mil.model import named, save_model
     from mil.tracking import open_tracker

@@ -22,7 +22,7 @@ from .heads import HEADS
 from .model import CohortRow, TrainedModel, current_versions
 from .outcome import Outcome, assess, cohort_outliers, truth_text
 from .spec import HeadSpec, TrainSpec
-from .split_files import read_partition
+from .split_files import read_partition, write_partition
 from .splits import Partition, Strata, draw_partition, validation_part, who
 from .tasks import make_task
 from .tasks.task import Task
@@ -49,14 +49,17 @@ def cross_validate(
     """Train one network per fold and repeat, and let each speak of the bags it did not see.
 
     classes   order of the outputs, the positive one last; `spec.task.classes` when not given
-    resume    folder of checkpoints: a training that was killed goes on from there and ends with the same weights. Only
-              the very same training does; when it is finished the folder may be removed
+    resume    folder of splits.csv and of checkpoints: a training that was killed goes on from there and ends with the
+              same weights. Only the very same training does; when it is finished the folder may be removed
     tracker   hears of every network and epoch, of a resumed training also those before
     Raises ManifestError for a bag whose truth is missing or cannot be read, SpecError for a cohort too small for the
     folds or a setting that does not fit it, and BackboneError for embeddings of different contracts.
     """
     cohort = gather(bags, spec or TrainSpec(), classes)
     partition = _partition(bags, cohort)
+    if resume is not None:
+        truths = [truth_text(cohort.task, bag) for bag in cohort.bags]
+        write_partition(Path(resume), partition, cohort.bags, truths, cohort.spec.stratify)
     mark = _mark(cohort, partition)
     watch = Watch(progress, tracker, None if resume is None else Checkpoints(Path(resume), mark))
     if tracker is not None:
