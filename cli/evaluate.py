@@ -155,10 +155,10 @@ def _of_a_run(source: str, out: Path, model: Path, options: "JudgeSpec") -> None
 def summary(result: dict[str, Any]) -> list[str]:
     """What the terminal shows of an evaluation, in 80 columns: counts, figures, thresholds, the comparison."""
     metrics = result["metrics"]
-    lines = [f"{metrics['bags']} bags of {metrics['patients']} patients, {metrics['task']}", ""]
+    lines = [f"{metrics['bags']} {result.get('noun', 'bags')} of {metrics['patients']} patients, {metrics['task']}", ""]
     lines.append(f"{'figure':<42}{'value':>8}   95 % interval")
-    calibration = metrics["calibration"].get("figures", [])[:1]
-    shown = [*metrics["figures"][:MOST_LINES], *calibration]
+    shown = metrics["figures"][:MOST_LINES]
+    shown += [figure for figure in metrics["calibration"].get("figures", [])[:1] if figure not in shown]
     lines += [figure_line(figure) for figure in shown]
     left = len(metrics["figures"]) - MOST_LINES
     if left > 0:
@@ -174,8 +174,8 @@ def summary(result: dict[str, Any]) -> list[str]:
 
 
 def figure_line(figure: dict[str, Any], named: bool = True) -> str:
-    """AUROC of tumor                 0.912   0.830 to 0.971"""
-    name = f"{figure['name']}{' of ' + figure['of'] if named and figure['of'] else ''}"
+    """AUROC, tumor                   0.912   0.830 to 0.971"""
+    name = f"{figure['name']}{', ' + figure['of'] if named and figure['of'] else ''}"
     name = name if len(name) <= 41 else name[:40] + "…"
     if figure["value"] is None:
         return f"{name:<42}{'–':>8}   {figure['reason'] or ''}"[:80]

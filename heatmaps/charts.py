@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-WIDTH, HEIGHT = 420, 330  # of the whole drawing, in its own units; it scales to the page
-_LEFT, _TOP, _RIGHT, _BOTTOM = 58, 10, 14, 48  # room for ticks and names of axes
+WIDTH, HEIGHT = 420, 360  # of the whole drawing, in its own units; it scales to the page
+_LEFT, _TOP, _RIGHT, _BOTTOM = 66, 10, 16, 56  # room for ticks and names of axes
 COLOURS = 5
 STYLES = ("line", "step", "dashed", "points")
 
@@ -67,8 +67,13 @@ def draw(chart: Chart) -> "Markup":
     if chart.diagonal:
         parts.append(f'<line class="chance" x1="0" y1="{_inner()[1]}" x2="{_inner()[0]}" y2="0"/>')
     for series in chart.series:
-        parts += _marks(chart, series)
-    return Markup("\n".join([*parts, "</svg>", "</svg>"]))  # every text in it is escaped above
+        if series.style != "points":
+            parts += _curve(chart, series)
+    parts += ["</svg>", f'<g transform="translate({_LEFT} {_TOP})">']  # a point on the frame is drawn whole
+    for series in chart.series:
+        if series.style == "points":
+            parts += _points(chart, series)
+    return Markup("\n".join([*parts, "</g>", "</svg>"]))  # every text in it is escaped above
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -95,23 +100,21 @@ def _grid(chart: Chart) -> list[str]:
     for value in ticks(chart.x.low, chart.x.high):
         x = _LEFT + _place(chart.x, value) * width
         parts.append(f'<line class="grid" x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{_TOP + height}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{_TOP + height + 17}" text-anchor="middle">{_number(value)}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{_TOP + height + 20}" text-anchor="middle">{_number(value)}</text>')
     for value in ticks(chart.y.low, chart.y.high):
         y = _TOP + (1 - _place(chart.y, value)) * height
         parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{_LEFT + width}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{y + 5:.1f}" text-anchor="end">{_number(value)}</text>')
     parts.append(f'<rect class="frame" x="{_LEFT}" y="{_TOP}" width="{width}" height="{height}"/>')
     middle = f'x="{_LEFT + width / 2:.1f}" y="{HEIGHT - 8}" text-anchor="middle"'
     parts.append(f"<text {middle}>{escape(shown(chart.x.name))}</text>")
-    turned = f'transform="translate(14 {_TOP + height / 2:.1f}) rotate(-90)" text-anchor="middle"'
+    turned = f'transform="translate(16 {_TOP + height / 2:.1f}) rotate(-90)" text-anchor="middle"'
     parts.append(f"<text {turned}>{escape(shown(chart.y.name))}</text>")
     return parts
 
 
-def _marks(chart: Chart, series: Series) -> list[str]:
-    colour = "var(--quiet)" if series.colour is None else f"var(--c{series.colour % COLOURS})"
-    if series.style == "points":
-        return _points(chart, series, colour)
+def _curve(chart: Chart, series: Series) -> list[str]:
+    colour = _colour(series)
     points = _stepped(series.points) if series.style == "step" else list(series.points)
     parts = []
     if series.band:
@@ -125,8 +128,8 @@ def _marks(chart: Chart, series: Series) -> list[str]:
     return parts
 
 
-def _points(chart: Chart, series: Series, colour: str) -> list[str]:
-    width, height = _inner()
+def _points(chart: Chart, series: Series) -> list[str]:
+    (width, height), colour = _inner(), _colour(series)
     parts = []
     for x, low, high in series.band:
         at = _place(chart.x, x) * width
@@ -137,6 +140,10 @@ def _points(chart: Chart, series: Series, colour: str) -> list[str]:
         parts.append(f'<circle {at} r="4" style="fill: {colour}"/>')
     joined = _path(chart, list(series.points))
     return [f'<polyline class="thin" points="{joined}" style="stroke: {colour}"/>', *parts]
+
+
+def _colour(series: Series) -> str:
+    return "var(--quiet)" if series.colour is None else f"var(--c{series.colour % COLOURS})"
 
 
 def _stepped(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

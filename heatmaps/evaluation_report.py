@@ -133,6 +133,7 @@ class EvaluationReport:
     """All that the page says; sections that hold nothing are left out, but for those that a reader must miss.
 
     headline     the figure that the evaluation is about
+    noun         what was judged: slides, cases or patients; flow_noun: what the steps of the flow count
     splits       how bags were divided, with hash and leakage check: name → text
     calibration  text says what the outputs are; sets and abstaining likewise
     facts        software, contract, seeds, tables: name → text
@@ -145,6 +146,8 @@ class EvaluationReport:
     headline: FigureRow
     slides: int
     patients: int
+    noun: str = "slides"
+    flow_noun: str = "slides"
     synthetic: bool = False
     cards: Sequence[Headline] = ()
     flow: Sequence[FlowStep] = ()
@@ -175,7 +178,7 @@ def write_evaluation_report(report: EvaluationReport, path: Path) -> None:
     Text is escaped. Raises SpecError for a picture that is no PNG or JPEG and for a link that is no relative path.
     """
     environment = page_environment()
-    environment.filters |= {"draw": draw, "figure": figure_text, "short": short}
+    environment.filters |= {"draw": draw, "figure": figure_text, "short": short, "p": p_text}
     html = environment.get_template("evaluation.html.j2").render(
         report=report,
         pictures=[None if case.image is None else _data_uri(case.slide_id, case.image) for case in report.cases],
@@ -198,3 +201,8 @@ def short(value: float | None) -> str:
         return "–"
     text = f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.1f}"
     return text.replace("-", "\N{MINUS SIGN}")
+
+
+def p_text(value: float | None) -> str:
+    """A p value with three decimals; never 0."""
+    return "–" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"

@@ -42,6 +42,7 @@ def evaluate_table(job: TableJob) -> dict[str, Any]:
     flow        from the manifest to the bags that are judged, with who was left out
     comparison  with the other table, or None
     cohort, cases  who was judged, and the worst errors
+    noun, flow_noun  what was judged and what the manifest lists: slides, cases, patients or rows
     tables      names and digests of what was read; columns: what was read in them
     Raises ManifestError for tables that cannot be judged and SpecError for options that do not fit them.
     """
@@ -60,6 +61,8 @@ def evaluate_table(job: TableJob) -> dict[str, Any]:
         "comparison": _comparison(job, joined),
         "cohort": cohort(predictions, job.options.subgroups),
         "cases": worst_cases(predictions),
+        "noun": _noun(joined.columns["id"]),
+        "flow_noun": _noun(joined.columns["joined by"]),
         "tables": {role: {"name": path.name, "sha256": _digest(path)} for role, path in given.items() if path},
         "columns": dict(joined.columns),
         "notes": [*joined.notes, *_left_out(joined)],
@@ -140,6 +143,11 @@ def _left_out(joined: Joined) -> list[str]:
             shown = ", ".join(ids[:10]) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
             found.append(f"{len(ids)} not judged, {reason}: {shown}")
     return found
+
+
+def _noun(column: str) -> str:
+    """What the rows that a column names are called."""
+    return {"slide_id": "slides", "case_id": "cases", "patient_id": "patients"}.get(column.casefold(), "rows")
 
 
 def _digest(path: Path) -> str:

@@ -15,9 +15,11 @@ def charts_of(metrics: Mapping[str, Any], before: Mapping[str, Any] | None = Non
     """
     curves = metrics["curves"]
     drawn = [_roc(metrics), _precision_recall(curves["precision_recall"])]
-    drawn += _reliability(curves["reliability"], (before or {}).get("curves", {}).get("reliability", []))
+    drawn.append(_kaplan_meier(curves["kaplan_meier"]))
+    survival = metrics["task"] == "survival"
+    drawn += _reliability(curves["reliability"], (before or {}).get("curves", {}).get("reliability", []), survival)
     drawn += [_decision(curve) for curve in curves["decision"]]
-    drawn += [_kaplan_meier(curves["kaplan_meier"]), _risk_coverage(curves["risk_coverage"])]
+    drawn.append(_risk_coverage(curves["risk_coverage"]))
     return [chart for chart in drawn if chart is not None]
 
 
@@ -46,7 +48,9 @@ def _precision_recall(curves: Sequence[Mapping[str, Any]]) -> Chart | None:
     return Chart("Precision and recall", Axis("recall (sensitivity)"), Axis("precision (PPV)"), series)
 
 
-def _reliability(curves: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]]) -> list[Chart]:
+def _reliability(
+    curves: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]], survival: bool
+) -> list[Chart]:
     """One chart for each class, label or horizon, with what it was before beside what it is after calibration."""
     found: dict[str, list[Series]] = {}
     for when, group in (("before calibration", before), ("", curves)):
@@ -57,11 +61,14 @@ def _reliability(curves: Sequence[Mapping[str, Any]], before: Sequence[Mapping[s
             series = found.setdefault(curve["of"], [])
             series.append(Series(name, points, "points", band, colour=len(series) % COLOURS))
     note = "A point is a tenth of the range, with the 95 % interval of what was seen. On the diagonal, 30 % means 30 %."
-    charts = []
-    for of, series in list(found.items())[:MOST]:
-        what = f"Reliability: {of}" if of else "Reliability"
-        charts.append(Chart(what, Axis("predicted"), Axis("observed share"), series, diagonal=True, note=note))
-    return charts
+    axes, what = (Axis("predicted"), Axis("observed share")), "Reliability"
+    if survival:
+        axes, what = (Axis("predicted chance"), Axis("observed (Kaplan-Meier)")), "Reliability of survival past"
+        note = "A point is a quarter of the bags, with the 95 % interval of what was seen."
+    sep = " " if survival else ": "
+    return [
+        Chart(f"{what}{sep}{of}", *axes, series, diagonal=True, note=note) for of, series in list(found.items())[:MOST]
+    ]
 
 
 def _decision(curve: Mapping[str, Any]) -> Chart:

@@ -57,6 +57,8 @@ def page_of(
         headline=row_of(metrics["headline"]),
         slides=metrics["bags"],
         patients=metrics["patients"],
+        noun=result.get("noun", "slides"),
+        flow_noun=result.get("flow_noun", "slides"),
         synthetic=synthetic,
         cards=_cards(metrics),
         flow=[FlowStep(**step) for step in result.get("flow", [])],
@@ -147,7 +149,7 @@ def _calibration(metrics: Mapping[str, Any], before: Mapping[str, Any] | None) -
             f"number would make of them ({found['recalibrated']['method']})."
         )
     elif found["stated"]:
-        text = "The outputs are said to be probabilities, calibrated on other data; here is how true that is."
+        text = "The outputs are said to be probabilities; here is how true that is."
     else:
         text = "The outputs as they are; they were not calibrated."
     later = {(figure["name"], figure["of"]): figure for figure in after or ()}
