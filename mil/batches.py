@@ -82,7 +82,7 @@ def batches(
 
     rng      gives one number, from which all tiles are drawn: batches, and what the caller draws besides, are the same
              however the thread is timed and wherever the caller stops
-    prepare  such as Network.standardise, done where it is cheapest: in the thread, block by block in the core's cache,
+    prepare  such as Network.standardise_, done where it is cheapest: in the thread, block by block in the core's cache,
              or on the device
     Raises ValueError for a bag without tiles. What fails in the thread is raised where its batch is asked for. Closing
     the generator ends the thread.
