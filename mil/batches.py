@@ -199,7 +199,7 @@ class _Maker:
             elif target.dtype is torch.float32:
                 into.copy_(prepare(into.copy_(vectors)))  # of itself where it worked in place: torch then does nothing
             else:
-                into.copy_(prepare(vectors.float()))
+                into.copy_(prepare(vectors.to(torch.float32, copy=True)))  # they may be the bag's own
 
     def _views(self, bag: Bag, tiles: int) -> NDArray[np.int64] | None:
         """Which view of each drawn tile, 0 for the first; None where there is nothing to choose."""

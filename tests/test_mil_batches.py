@@ -238,12 +238,18 @@ def test_memory_that_may_not_be_written_is_left_alone():
     assert np.array_equal(one.features, before)
 
 
-def test_batches_never_share_memory_with_a_bag():
-    one = bag(9, dtype=np.float32)
-    before = one.features.copy()
-    (batch,) = batches([one], [0], BatchSpec(), np.random.default_rng(0), lambda rows: rows.zero_())
-    batch.features.fill_(7)
+@pytest.mark.parametrize("stored", [np.float16, np.float32])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("instances", [None, 4])
+def test_batches_never_share_memory_with_a_bag(stored, dtype, instances):
+    one = bag(9, dtype=stored, views=1)
+    before, views = one.features.copy(), one.views.copy()
+    for settings in ({}, {"views": True}):
+        spec = BatchSpec(dtype=dtype, instances=instances, **settings)
+        (batch,) = batches([one], [0], spec, np.random.default_rng(0), lambda rows: rows.zero_())
+        batch.features.fill_(7)
     assert np.array_equal(one.features, before)
+    assert np.array_equal(one.views, views)
 
 
 def test_a_bag_without_tiles_is_a_programming_error_at_once():
