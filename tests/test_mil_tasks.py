@@ -342,6 +342,19 @@ def test_a_batch_without_event_teaches_nothing_and_breaks_nothing():
         partial_likelihood(logits[:, 0], torch.ones(4), torch.ones(4), "exact")
 
 
+@pytest.mark.parametrize("name", ["cox", "survival"])
+def test_a_higher_risk_is_an_earlier_event(name):
+    task = make_task(SPECS[name], cohort())
+    truth = np.array([[50.0, 1.0], [3000.0, 1.0]])
+    targets = task.targets(truth)
+    hasty, late = torch.full((task.outputs,), 2.0), torch.full((task.outputs,), -2.0)
+    right, wrong = torch.stack([hasty, late]), torch.stack([late, hasty])
+    assert task.loss(right, targets) < task.loss(wrong, targets)
+    risk = task.activate(right.numpy())[:, task.columns.index("risk")]
+    assert risk[0] > risk[1]
+    assert concordance_index(truth[:, 0], -risk, truth[:, 1]) == 1
+
+
 def follow_up(times, events):
     pairs = zip(times, events, strict=True)
     return [bag(f"s{i}", time=str(time), event=str(event)) for i, (time, event) in enumerate(pairs)]

@@ -12,13 +12,12 @@ if TYPE_CHECKING:
 def sigmoid(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     """1 / (1 + exp(-logits)), without overflow."""
     # tanh saturates where exp would overflow
-    chance: NDArray[np.float64] = 0.5 * (1 + np.tanh(0.5 * np.asarray(logits, np.float64)))
-    return chance
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * np.asarray(logits, np.float64))), np.float64)
 
 
 def survival(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     """Logits of the hazards of K successive steps, (n, K) → chance to live past each of them, (n, K), never rising."""
-    return np.cumprod(sigmoid(-np.asarray(logits, np.float64)), axis=1)
+    return np.asarray(np.cumprod(sigmoid(-np.asarray(logits, np.float64)), axis=1), np.float64)
 
 
 def log_odds(scores: "Tensor", column: int) -> "Tensor":
