@@ -253,7 +253,7 @@ def rate_at(spec: TrainSpec, epoch: int) -> float:
 
 def wants_positions(network: Network) -> bool:
     """Whether any of its heads looks at where tiles lie."""
-    return any(getattr(head, "needs_positions", False) for head in network.heads)
+    return any(bool(head.needs_xy) for head in network.heads)
 
 
 def _vectors(part: Part) -> Iterator[Tensor]:
