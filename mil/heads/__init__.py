@@ -57,6 +57,17 @@ def build_head(spec: HeadSpec) -> Head:
     return kind(spec, **spec.options)
 
 
+def described() -> dict[str, str]:
+    """Name of every head → what it is, in a line, and the options that only it has with what they are by default."""
+    found = {}
+    for name, kind in HEADS.items():
+        text = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
+        options = [item for item in inspect.signature(kind).parameters.values() if item.name != "spec"]
+        own = ", ".join(f"{item.name}={item.default}" for item in options)
+        found[name] = f"{text} [{own}]" if own else text
+    return found
+
+
 __all__ = [
     "ABMIL",
     "ACMIL",
@@ -80,5 +91,6 @@ __all__ = [
     "TransformerPosition",
     "WiKG",
     "build_head",
+    "described",
     "dsmil_from_reference",
 ]
