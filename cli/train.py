@@ -129,7 +129,7 @@ def train(
     records, folder = read_records(source, None), RunFolder(out)
     check_name(name)
     resolve(settings)  # what is wrong with the settings is said before what is missing in the folder
-    chosen = [choose_features(settings, one, folder) for one in features or [None]]
+    chosen = [choose_features(settings, one, folder) for one in (features or (None,))]
     made_here = len(chosen) == 1 and not {"origin", "tiles"} & set(chosen[0][1])  # else settings say more than it does
     spec = resolve({**settings, "features": [one for one, _ in chosen]}, chosen[0][1] if made_here else None)
     for one, _ in chosen:

@@ -72,15 +72,15 @@ def truth_figures(records: Sequence[SlideRecord], folder: RunFolder, model_path:
     truth = np.concatenate(share)
     clear = (truth >= 0.5) | (truth == 0)
     value = auroc(truth[clear] >= 0.5, np.concatenate(softmax)[clear])
-    looked = auroc(truth[clear] >= 0.5, np.concatenate(attention)[clear])
+    found = auroc(truth[clear] >= 0.5, np.concatenate(attention)[clear])
     return {
         "tile_auroc": {"value": value, "low": None, "high": None},
-        "tile_auroc_attention": looked,
+        "tile_auroc_attention": found,
         "baselines": [colour_baseline(records, folder, model)],
         "folds": fold_rows(model),
         "remarks": [
             f"Tiles: {int((truth >= 0.5).sum()):,} of {len(truth):,} are at least half tumour. Softmax of single tiles "
-            f"finds them with AUROC {value:.3f}, attention with {looked:.3f}.",
+            f"finds them with AUROC {value:.3f}, attention with {found:.3f}.",
             "The slides are SYNTHETIC: drawn by a program, with a known truth. The figures show that the engine works, "
             "not that a model is good for patients.",
         ],

@@ -119,7 +119,7 @@ def flow(
             why = {"empty": "no tissue", "failed": "failed", "": "not predicted"}.get(status, status)
             lost.setdefault(why, []).append(record.slide_id)
     without = [record.slide_id for record in records if record.slide_id not in {r.slide_id for r in labelled}]
-    steps = (
+    steps: tuple[tuple[str, Sequence[SlideRecord], dict[str, list[str]]], ...] = (
         ("in the manifest", records, {}),
         ("labelled", labelled, {"no label": without} if without else {}),
         ("predicted and judged", judged, lost),

@@ -10,7 +10,7 @@ from embedding.spec import EmbedSpec
 from tiling.codecs import QUALITY
 from tiling.patches import PatchStore, open_patches
 from tiling.spec import TileSpec
-from wsi.errors import BackboneError, SlideError, StoreError
+from wsi.errors import BackboneError, SlideError, SpecError, StoreError
 from wsi.identity import slide_identity
 from wsi.publish import fingerprint
 from wsi.source import is_url
@@ -174,6 +174,10 @@ def check_embedding(spec: RunSpec, wanted: Mapping[str, Any] | None = None) -> s
     from embedding.weights import weights_digest, weights_of
 
     contract = contract_of(spec.embed, spec.tile, AS_JPEG if spec.patches == "jpeg" else None)
+    if wanted is not None and ("joined" in wanted or "tiles" in wanted):
+        kind = "several backbones' embeddings" if "joined" in wanted else "slides' vectors"
+        remedy = "make them with `wsi embed` and `wsi encode`, then use `wsi predict` and `wsi heatmap`"
+        raise SpecError("--model", f"it was trained on {kind}, which one run does not make", remedy)
     if wanted is not None and contract["hash"] != wanted["hash"]:
         problem, remedy = explain_mismatch(contract, wanted, ("these settings", "the model"))
         raise BackboneError(spec.embed.backbone, problem, remedy)

@@ -28,7 +28,7 @@ from .config import RunSpec, Settings
 from .features import choose_features, contracts_in, features_table
 from .folder import RunFolder
 from .manifest import SlideRecord
-from .model_stages import as_cell, table_rows
+from .prediction_table import as_cell, table_rows
 from .receipts import DONE, EMPTY, FAILED, SKIPPED
 from .run import Outcome
 from .stages import open_unchanged

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,7 +133,7 @@ def merge_bags(bags: Sequence[Bag]) -> Bag:
         problem = f"{first.name} is of the same bag, but is labelled {labels[0]!r} and this {labels[1]!r}"
         raise ManifestError(bags[-1].name, problem, "correct one, or train at the level of slides")
     names = dict.fromkeys(name for bag in bags for name in bag.columns)
-    views = [bag.views for bag in bags if bag.views is not None]
+    views: list[Any] = [bag.views for bag in bags if bag.views is not None]
     return replace(
         first,
         features=np.concatenate([bag.features for bag in bags]),

@@ -8,6 +8,7 @@ the network, a model folder needs nothing else to be applied, and no test slide 
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,8 @@ class Network(Head):
         A dimension that does not vary in training is switched off (scale 0): its later variation means nothing.
         The bags are passed over once, in float64: they may be a generator over files.
         """
-        count, mean, square = 0, torch.zeros(len(self.mean), dtype=torch.float64), 0.0
+        count, mean = 0, torch.zeros(len(self.mean), dtype=torch.float64)
+        square = torch.zeros_like(mean)
         for bag in bags:
             whole = bag.double()
             count, mean, square = count + 1, mean + whole.mean(0).cpu(), square + whole.square().mean(0).cpu()
@@ -72,19 +74,21 @@ class Network(Head):
 
     def pool(self, features: Tensor, mask: Tensor, xy: Tensor | None, covariates: Tensor | None = None) -> MILOutput:
         """The same of features that are standardised already."""
-        known = None
+        told: Tensor | float = 0.0
         if self.covariates is not None and covariates is not None:
             known = ((covariates - self.covariate_mean) * self.covariate_scale).clamp(-LIMIT, LIMIT)
+            told = self.covariates(known)
         parts = []
         for head, (start, end) in zip(self.heads, pairwise(self.ends), strict=True):
             part: MILOutput = head(features[..., start:end], mask, xy)
-            parts.append(part if known is None else part._replace(logits=part.logits + self.covariates(known)))
+            parts.append(part._replace(logits=part.logits + told))
         return parts[0] if len(parts) == 1 else _fused(parts)
 
     def training_loss(self, output: MILOutput, target: Tensor, criterion: Criterion) -> Tensor:
         """The head's own loss; of heads that are fused late, the mean of theirs: each learns as if alone."""
         parts = output.extra["parts"] if len(self.heads) > 1 else [output]
-        losses = [head.training_loss(part, target, criterion) for head, part in zip(self.heads, parts, strict=True)]
+        heads: list[Any] = list(self.heads)
+        losses = [head.training_loss(part, target, criterion) for head, part in zip(heads, parts, strict=True)]
         return torch.stack(losses).mean()
 
 
