@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import COMPUTING, MODEL, TILE, DryRun, ModelDir, Out, Setting, Source, option, read_records, with_settings
+from .options import COMPUTING, MODEL, TILE, DryRun, Out, Setting, Source, option, read_records, with_settings
 from .options_embed import VECTORS
 
 _T = {name: TILE[name] for name in ("tile_px", "tile_mpp", "icc", "channels")}
@@ -211,32 +211,3 @@ def check_name(name: str) -> None:
 
     if not ID_RULE.fullmatch(name):
         raise SpecError("--name", f"{name!r} is no plain folder name", "use letters, digits, '.', '_' and '-'")
-
-
-def evaluate(source: Source, out: Out, model: ModelDir) -> None:
-    """Judge predictions against the manifest's truth, each figure with its interval; then the report."""
-    from jobs.demo import truth_figures
-    from jobs.evaluation import evaluate_run
-    from jobs.features import names_of
-    from jobs.folder import command_line, run_facts, write_run
-    from jobs.model_stages import open_model
-    from jobs.report import make_report
-
-    from .console import out as console
-    from .console import say
-    from .stages import settings_of, start
-
-    job = start(source, out, {"model": str(model)}, model=model)
-    job.recall("tile", "embed", contract=names_of(open_model(model).contract)[0])
-    result = evaluate_run(job.records, str(model), job.folder, truth_figures(job.records, job.folder, str(model)))
-    figures = result["metrics"]
-    console.print(
-        f"{figures['bags']} slides of {figures['patients']} patients: {figures['headline']['name']} "
-        f"{show_estimate(figures['headline'])}"
-    )
-    for line in [*figures["notes"], *result["notes"]]:
-        say(f"note: {line}", style="yellow")
-    say(f"figures: {job.folder.evaluation(result['model'])}")
-    facts = run_facts(command_line(), settings_of(job))
-    write_run(job.folder, facts)
-    say(f"report: {make_report(job, facts, result)}")
