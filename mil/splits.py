@@ -136,6 +136,8 @@ def validation_part(
     strata = merge_rare(patients, labels, parts)[0] if merge else list(labels)
     held_back: NDArray[np.bool_] = _spread(patients, strata, parts, seed) == 0
     both, names = set(strata), np.asarray(strata, dtype=object)
+    if merge:
+        return held_back
     if set(names[held_back]) != both or set(names[~held_back]) != both:  # patients of very unequal size
         return np.zeros(len(labels), bool)
     return held_back
