@@ -13,6 +13,7 @@ from mil.batches import BatchSpec, batches
 from wsi.errors import SpecError
 
 DIM = 6
+pytestmark = pytest.mark.filterwarnings("error")  # torch's, of memory that may not be written, too
 
 
 def bag(tiles, name="a", views=0, dtype=np.float16, seed=0):
@@ -134,6 +135,13 @@ def test_the_same_seed_draws_the_same_whatever_the_timing_and_the_caller_draws()
     assert run(0, 0) == run(1, 0) == run(3, 0.002) == run(20, 0)
 
 
+def test_another_seed_and_another_epoch_draw_other_tiles():
+    rngs = [np.random.default_rng(0), np.random.default_rng(1)]
+    spec = BatchSpec(instances=5)
+    epochs = [[drawn(batch) for batch in batches(cohort(50), [0], spec, rng)] for rng in (*rngs, *rngs)]
+    assert len({tuple(tiles) for (tiles,) in epochs}) == 4
+
+
 def test_the_callers_numbers_do_not_depend_on_where_it_stops():
     rngs = [np.random.default_rng(1) for _ in range(3)]
     for rng, stop in zip(rngs, (0, 2, 6), strict=True):
@@ -168,6 +176,20 @@ def test_closing_early_ends_the_thread():
     assert len(loaders()) == 1
     stream.close()
     assert not loaders()
+
+
+def test_batches_that_nobody_will_ask_for_are_not_made():
+    started = []
+
+    def slowly(rows):
+        started.append(1)
+        time.sleep(0.02)
+        return rows
+
+    stream = batches(cohort(4), [0] * 100, BatchSpec(prefetch=50), np.random.default_rng(0), slowly)
+    next(stream)
+    stream.close()
+    assert len(started) < 10
 
 
 def test_a_consumer_that_fails_leaves_no_thread_behind():
