@@ -59,8 +59,8 @@ def truth_figures(records: Sequence[SlideRecord], folder: RunFolder, model_path:
     model = open_model(model_path)
     tiled = all(folder.tiles(record.slide_id).exists() for record in records)  # not so of another tool's embeddings
     same = {name for row in model.cohort for name in row.slide_ids} == {record.slide_id for record in records}
-    two_classes = model.task.name == "classification" and len(model.classes) == 2 and model.training.level == "slide"
-    if not (tiled and same and two_classes and all_synthetic(records)):
+    its_own = model.task.spec.target == "label" and len(model.classes) == 2 and model.training.level == "slide"
+    if not (tiled and same and its_own and all_synthetic(records)):
         return {}
     share, softmax, attention = [], [], []
     for record in records:

@@ -179,7 +179,7 @@ def _sure(model: TrainedModel, probability: NDArray[np.float32] | None) -> tuple
 
 
 def _flags(model: TrainedModel, bag: Bag) -> tuple[str, ...]:
-    told = [] if model.covariates is None else model.covariates.notes(bag)
+    told = [] if model.covariates is None else [*model.covariates.notes(bag)]
     if model.outliers is not None:
         mean = np.asarray(bag.features).mean(axis=0, dtype=np.float64)
         told += ["unlike the training slides"] if model.outliers.flags(mean[None])[0] else []

@@ -31,6 +31,7 @@ def run(trained, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
     shutil.copytree(trained.run, folder / "run")
     write(folder / "slides.csv", rows_of(trained))
+    (folder / "features").write_text(next((trained.run / "embeddings").iterdir()).name)
     return folder
 
 
@@ -43,6 +44,8 @@ def write(path: Path, rows: list[dict[str, str]]) -> Path:
 
 
 def train(run: Path, name: str, *options: object, manifest: Path | None = None, code: int = 0) -> str:
+    if "--features" not in options:  # another test adds embeddings of several views
+        options = (*options, "--features", (run / "features").read_text())
     return wsi("train", manifest or run / "slides.csv", "-o", run / "run", "-n", name, *FEW, *options, code=code)
 
 
@@ -55,7 +58,7 @@ TASKS = {
     "classification": (["--target", "subtype", "--classes", "y,x"], "AUROC", "probability_x"),
     "multilabel": (["--target", "findings"], "AUROC", "sigmoid_necrosis"),
     "ordinal": (["--target", "grade", "--classes", "1,2,3"], "kappa", "softmax_3"),
-    "regression": (["--target", "ki67"], "MAE", "value"),
+    "regression": (["--target", "ki67"], "R²", "value"),
     "cox": ([], "c-index", "risk"),
     "survival": (["--set", "train.task.bins=2"], "c-index", "risk"),
 }
