@@ -36,8 +36,8 @@ from mil.finetune.probe import compare, verdict
 REPOSITORY = Path(__file__).resolve().parent.parent
 MOST_ORGANS = ("breast", "kidney", "lung", "prostate")
 FOLDS = 4
-LAST = FinetuneSpec(method="last-blocks", blocks=2, epochs=6, patience=3, batch=32, learning_rate=1e-4, folds=FOLDS)
-LORA = replace(LAST, method="lora", blocks=5, rank=8, learning_rate=5e-4)
+LAST = FinetuneSpec(method="last-blocks", blocks=2, epochs=6, patience=3, batch=32, learning_rate=1e-5, folds=FOLDS)
+LORA = replace(LAST, method="lora", blocks=5, rank=8, learning_rate=1e-4)
 NAMES = {"last-blocks": "last 2 blocks", "lora": "LoRA, last 5 blocks"}
 
 
@@ -142,7 +142,7 @@ def main() -> None:
     given = parser.parse_args()
     methods = {NAMES[name]: {"last-blocks": LAST, "lora": LORA}[name] for name in given.methods.split(",")}
     tiles, entry = data_folder(given.data), find_backbone("efficientnet-lite0")
-    base, wanted = Base(entry, find_weights(entry)), given.only.split(",")
+    base, wanted = Base(entry, find_weights(entry), given.work), given.only.split(",")
 
     def trained(cohort: Cohort, parts: NDArray[np.int8], spec: FinetuneSpec, name: str) -> Path:
         out = given.work / name
@@ -167,7 +167,7 @@ def main() -> None:
     if "lc25000" in wanted:
         cohort, started = lc25000(tiles), time.process_time()
         parts = split_cohort(cohort, 5, 0)
-        folders = {n: [trained(cohort, parts, replace(s, epochs=4), f"lc25000-{s.method}")] for n, s in methods.items()}
+        folders = {n: [trained(cohort, parts, replace(s, epochs=3), f"lc25000-{s.method}")] for n, s in methods.items()}
         show("LC25000 lung, by original field", cohort, folders, time.process_time() - started)
 
 

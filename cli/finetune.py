@@ -27,7 +27,7 @@ FINETUNE = {
     "epochs": _tune(int | None, "At most; by default 10", "epochs"),
     "patience": _tune(int | None, "Epochs without a better validation loss that end it; by default 3", "patience"),
     "batch": _tune(int | None, "Tiles a step, or slides; by default 32", "batch"),
-    "learning_rate": _tune(float | None, "The highest; by default 2e-4 for lora, 5e-5 for last-blocks",
+    "learning_rate": _tune(float | None, "The highest; by default 2e-4 for lora, 2e-5 for last-blocks",
                            "learning_rate", "RATE"),
     "folds": _tune(int | None, "One of so many parts of the patients is tested, another stops; by default 5", "folds"),
     "tiles": _tune(int | None, "Of a slide in each step, for --labels slides; by default 32", "tiles"),

@@ -85,7 +85,7 @@ def open_adapter(folder: Path | str) -> Adapter:
         said = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         schema = str(said["schema"])
         change = Change(str(said["method"]), tuple(map(str, said["targets"])), int(said["rank"]), float(said["alpha"]))
-        names = [str(said[key]) for key in ("backbone", "pooling", "base_sha256", "sha256")]
+        backbone, pooling, base, sha256 = (str(said[key]) for key in ("backbone", "pooling", "base_sha256", "sha256"))
     except (ValueError, KeyError, TypeError) as error:
         problem = f"{FACTS} is damaged ({type(error).__name__}: {error})"
         raise BackboneError(folder, problem, "copy the adapter again") from error
@@ -93,7 +93,7 @@ def open_adapter(folder: Path | str) -> Adapter:
     if schema != SCHEMA or not sound:
         problem = f"{FACTS} is of {schema}, method {change.method!r}, rank {change.rank}"
         raise BackboneError(folder, f"{problem}: that is not known here", f"this version reads {SCHEMA}")
-    adapter = Adapter(folder, change, *names, facts=said)
+    adapter = Adapter(folder, change, backbone, pooling, base, sha256, said)
     if not adapter.file.is_file():
         raise BackboneError(adapter.file, "the adapter's tensors are not there", "copy the adapter again")
     if weights_digest(adapter.file) != adapter.sha256:

@@ -59,7 +59,8 @@ def choose_tiles(
         if regions is not None and regions.is_dir() and not _has_regions(regions, record.slide_id):
             continue
         store = open_patches(folder.tiles(record.slide_id))
-        rows, labels = np.arange(len(store.grid)), (record.label or "",)
+        rows: NDArray[np.int64] = np.arange(len(store.grid))
+        labels: tuple[str, ...] = (record.label or "",)
         if regions is not None:
             path = region_file(regions, record.slide_id, "--regions")
             rows, labels = _in_regions(path, store, classes, spec.min_share)

@@ -239,3 +239,18 @@ def test_an_adapter_that_does_not_fit_ends_embedding_before_any_work(cohort, ada
     ask = ("embed", cohort / "slides.csv", "-o", cohort / "run", "--adapter", copy)
     assert "it is an adapter of resnet50, not of efficientnet-lite0" in wsi(*ask, code=2)
     assert "it is no adapter" in wsi(*ask[:-1], tmp_path, code=2)
+
+
+def test_a_model_of_tuned_embeddings_asks_for_its_adapter_where_it_embeds(cohort, adapter, tmp_path):
+    source, run, out = cohort / "slides.csv", cohort / "run", adapter[0]
+    wsi("embed", source, "-o", run)
+    wsi("embed", source, "-o", run, "--adapter", out)
+    wsi("train", source, "-o", run, "-n", "tuned", "--adapter", out, "--folds", 2, "--epochs", 1)
+    model = run / "models" / "tuned"
+    wsi("predict", source, "-o", run, "--model", model)  # from the embeddings that are there
+    assert set(statuses(run, "predict").values()) == {"done"}
+    told = wsi("run", source, "-o", tmp_path / "other", "--model", model, code=2)
+    assert "name its folder with --adapter" in told
+    assert not (tmp_path / "other").exists()
+    wsi("run", cohort / "slides" / "s0.svs", "-o", tmp_path / "other", "--model", model, "--adapter", out)
+    assert set(statuses(tmp_path / "other", "predict").values()) == {"done"}

@@ -5,6 +5,7 @@ on from its checkpoint ends with the same weights as one that was not.
 """
 
 import math
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -144,7 +145,7 @@ def read_checkpoint(folder: Path | None, mark: str) -> dict[str, Any] | None:
     remedy = "choose another --out, or remove the folder"
     try:
         content = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, torch.serialization.pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise SpecError(folder / CHECKPOINT, f"it is damaged ({type(error).__name__})", remedy) from error
     if content["mark"] != mark:
         raise SpecError(folder, "an unfinished run with other settings or data is there", remedy)

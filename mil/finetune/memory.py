@@ -23,6 +23,7 @@ class Memory:
     weights      bytes of all of them
     optimiser    of gradients and AdamW's two averages of what is trained
     activations  kept for the backward pass, of one step's tiles
+    passing      the most that one layer takes and gives, of as many: what is in flight beside what is kept
     tiles        in a step
     """
 
@@ -31,18 +32,19 @@ class Memory:
     weights: int
     optimiser: int
     activations: int
+    passing: int
     tiles: int
 
     @property
     def total(self) -> int:
-        return self.weights + self.optimiser + self.activations
+        return self.weights + self.optimiser + self.activations + self.passing
 
     def in_words(self) -> str:
         share = self.trained / self.parameters
         return (
             f"{self.trained:,} of {self.parameters:,} parameters are trained ({share:.2%}); about "
             f"{_size(self.total)} a step: weights {_size(self.weights)}, gradients and AdamW {_size(self.optimiser)}, "
-            f"activations of {self.tiles} tiles {_size(self.activations)}"
+            f"activations of {self.tiles} tiles {_size(self.activations)} and {_size(self.passing)} in flight"
         )
 
 
@@ -63,10 +65,20 @@ def estimate(tuned: "Tuned", cohort: "Cohort", spec: "FinetuneSpec") -> Memory:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    most = [0]
+
+    def watch(module: torch.nn.Module, taken: tuple[object, ...], given: object) -> None:
+        numbers = [one.nbytes for one in (*taken, given) if isinstance(one, torch.Tensor)]
+        most[0] = max(most[0], sum(numbers))
+
     shape = (2, cohort.tile_px, cohort.tile_px, 3)
     generator = torch.Generator().manual_seed(0)
+    leaves = [module for module in tuned.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(watch) for module in leaves]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         logits = tuned.logits(tuned.embed(np.zeros(shape, np.uint8), spec.jitter, generator))
+    for hook in hooks:
+        hook.remove()
     per_tile = sum(kept.values()) / 2
     del logits
     if spec.checkpointing:
@@ -80,6 +92,7 @@ def estimate(tuned: "Tuned", cohort: "Cohort", spec: "FinetuneSpec") -> Memory:
         weights=sum(value.numel() * value.element_size() for value in values),
         optimiser=12 * trained,
         activations=round(per_tile * tiles),
+        passing=round(most[0] / 2 * tiles),
         tiles=tiles,
     )
 

@@ -2,6 +2,7 @@
 all of the last blocks."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -21,7 +22,8 @@ def blocks_of(network: nn.Module) -> tuple[list[str], list[str]]:
     prefix = "trunk." if isinstance(getattr(network, "trunk", None), nn.Module) else ""
     trunk = network.get_submodule("trunk") if prefix else network
     children = [name for name, _ in trunk.named_children()]
-    homes = [name for name in ("blocks", "layers") if name in children][:1] or [n for n in _STAGES if n in children]
+    known: list[str] = [name for name in ("blocks", "layers") if name in children]
+    homes = known[:1] or [name for name in _STAGES if name in children]
     if not homes:
         problem = f"a {type(trunk).__name__} has no blocks that are known here"
         raise BackboneError(type(network).__name__, problem, "fine-tune a ViT, Swin, ResNet or EfficientNet")
@@ -82,14 +84,16 @@ def prepare(network: nn.Module, change: Change) -> list[nn.Parameter]:
         network.eval()
         return [value for name, value in network.named_parameters() if "lora_" in name]
     own = dict(network.named_parameters())
-    return [own[name].requires_grad_(True) for name in change.targets]
+    for name in change.targets:
+        own[name].requires_grad_(True)
+    return [own[name] for name in change.targets]
 
 
 def set_checkpointing(network: nn.Module, on: bool) -> None:
     """Compute activations again in the backward pass. Raises BackboneError where the network cannot."""
     if not on:
         return
-    trunk = getattr(network, "trunk", network)
+    trunk: Any = getattr(network, "trunk", network)
     if not hasattr(trunk, "set_grad_checkpointing"):
         raise BackboneError(type(trunk).__name__, "it cannot checkpoint gradients", "leave --checkpointing out")
     trunk.set_grad_checkpointing(True)

@@ -40,10 +40,15 @@ _OURS = {CHECKPOINT, SPLIT, HISTORY, HEAD, OUTPUTS, FACTS, "adapter_config.json"
 
 @dataclass(frozen=True)
 class Base:
-    """The backbone that training begins with: its entry, of the wanted variant, and its weights file."""
+    """The backbone that training begins with: its entry, of the wanted variant, and its weights file.
+
+    kept  folder for its embeddings of a cohort, to be used again by other trainings; None keeps them beside the
+          adapter until that is finished
+    """
 
     backbone: Backbone
     weights: Path
+    kept: Path | None = None
 
     @property
     def sha256(self) -> str:
@@ -83,7 +88,7 @@ def finetune(
         start_measuring(tuned.device)
         memory = estimate(tuned, cohort, spec)
         watcher.say(memory.in_words())
-        frozen = _frozen(tuned, cohort, parts, Run(out, mark, watcher), spec)
+        frozen = _frozen(tuned, cohort, parts, _frozen_file(cohort, base, out, tuned.precision), (spec, watcher))
         state = tune(tuned, cohort, parts, trained, spec, Run(out, mark, watcher))
         peak = peak_bytes(tuned.device)
         facts = _facts(cohort, parts, spec, state, mark) | {"memory": asdict(memory), "peak_bytes": peak}
@@ -140,17 +145,23 @@ def _network(cohort: Cohort, base: Base, spec: FinetuneSpec) -> "Iterator[tuple[
         yield Tuned(embedder, head, (np.zeros(dim), np.ones(dim)), precision), change, trained
 
 
-def _frozen(tuned: Tuned, cohort: Cohort, parts: NDArray[np.int8], run: Run, spec: FinetuneSpec) -> Judged:
+def _frozen_file(cohort: Cohort, base: Base, out: Path, precision: str) -> Path:
+    mark = fingerprint(cohort.mark(), base.backbone.name, base.backbone.pooling, base.sha256, precision)
+    return (base.kept or out) / f".frozen-{mark}.npy"
+
+
+def _frozen(
+    tuned: Tuned, cohort: Cohort, parts: NDArray[np.int8], kept: Path, how: tuple[FinetuneSpec, Watcher]
+) -> Judged:
     """Judge the backbone as it is, and give the network the head that it begins with. What `prepare` put in changes
     nothing yet: LoRA's second factor is zero. The embeddings are kept, so that a run that goes on need not make them
     again.
     """
-    assert run.folder is not None
-    kept = run.folder / f".frozen-{run.mark}.npy"
+    spec, watcher = how
     if kept.is_file():
         features = np.load(kept, allow_pickle=False)
     else:
-        features = _embed_all(tuned, cohort, spec, run.watcher, "frozen embeddings")
+        features = _embed_all(tuned, cohort, spec, watcher, "frozen embeddings")
         with appear_file(kept) as draft, draft.open("wb") as stream:
             np.save(stream, features, allow_pickle=False)
     items = _items(cohort, features)

@@ -24,7 +24,7 @@ class FinetuneSpec:
     max_tiles      of a slide that are looked at at all, drawn by `seed`; of regions, for each class of a slide
     min_share      of a tile that must lie inside a class's regions
     learning_rate  of AdamW at its highest: it rises over the first tenth of the steps and falls along a cosine; None
-                   for 2e-4 with lora and 5e-5 with last-blocks
+                   for 2e-4 with lora and 2e-5 with last-blocks
     jitter         range of a random factor of each colour channel and of brightness: 0.1 is ± 10 %; flips and quarter
                    turns are always made, as tissue has no upright
     class_weights  weigh tiles, or slides, by the inverse frequency of their class
@@ -86,7 +86,7 @@ class FinetuneSpec:
         """The highest learning rate."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return 2e-4 if self.method == "lora" else 5e-5
+        return 2e-4 if self.method == "lora" else 2e-5
 
     @property
     def depth(self) -> int | None:
