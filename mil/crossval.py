@@ -22,7 +22,7 @@ from .heads import HEADS
 from .model import CohortRow, TrainedModel, current_versions
 from .outcome import Outcome, assess, cohort_outliers, truth_text
 from .spec import HeadSpec, TrainSpec
-from .split_files import read_partition, write_partition
+from .split_files import partition_table, read_partition, write_partition
 from .splits import Partition, Strata, draw_partition, validation_part, who
 from .tasks import make_task
 from .tasks.task import Task
@@ -58,8 +58,7 @@ def cross_validate(
     cohort = gather(bags, spec or TrainSpec(), classes)
     partition = _partition(bags, cohort)
     if resume is not None:
-        truths = [truth_text(cohort.task, bag) for bag in cohort.bags]
-        write_partition(Path(resume), partition, cohort.bags, truths, cohort.spec.stratify)
+        write_partition(Path(resume), partition, cohort.bags, cohort.truths, cohort.spec.stratify)
     mark = _mark(cohort, partition)
     watch = Watch(progress, tracker, None if resume is None else Checkpoints(Path(resume), mark))
     if tracker is not None:
@@ -92,6 +91,11 @@ class Cohort:
     @property
     def bags(self) -> Sequence[Bag]:
         return self.part.bags
+
+    @property
+    def truths(self) -> list[str]:
+        """What is true of each bag, as text."""
+        return [truth_text(self.task, bag) for bag in self.bags]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +170,13 @@ def _partition(bags: Sequence[Bag], cohort: Cohort) -> Partition:
     """Read from the file that the settings name, else drawn."""
     spec, task = cohort.spec, cohort.task
     if spec.splits is not None:
-        return read_partition(spec.splits, bags)
-    strata = task.strata(cohort.part.truth)
-    options = Strata(spec.stratify, task.name in MERGED)
-    return draw_partition(cohort.bags, strata, spec.folds, spec.repeats, spec.seed, options)
+        partition = read_partition(spec.splits, bags)
+    else:
+        strata = task.strata(cohort.part.truth)
+        options = Strata(spec.stratify, task.name in MERGED)
+        partition = draw_partition(cohort.bags, strata, spec.folds, spec.repeats, spec.seed, options)
+    table = partition_table(partition, cohort.bags, cohort.truths)  # as it goes with the model, whoever made it
+    return replace(partition, mark=hashlib.sha256(table).hexdigest())
 
 
 def _network(cohort: Cohort, partition: Partition, place: int, watch: Watch) -> Trained:
@@ -212,8 +219,9 @@ def _tuned(
     place, seed = which
     found = None if watch.checkpoints is None else watch.checkpoints.chosen(place)
     if found is None:
+        space = cohort.spec.search_space or None
         parts = (cohort.part.at(training), cohort.part.at(validation))
-        found = search(parts, cohort.task, cohort.head, cohort.spec, Run(seed, cohort.device))
+        found = search(parts, cohort.task, cohort.head, cohort.spec, Run(seed, cohort.device), space)
         if watch.checkpoints is not None:
             watch.checkpoints.choose(place, found)
     spec, head = apply_choice(cohort.spec, cohort.head, found["chosen"])

@@ -97,6 +97,11 @@ class TrainedModel:
     def classes(self) -> tuple[str, ...]:
         return self.task.classes
 
+    def head_of(self, fold: int) -> HeadSpec:
+        """The head of one network: the model's own, but where a search within its training part chose another."""
+        chosen = self.folds[fold].get("head") if fold < len(self.folds) else None
+        return self.head if chosen is None else HeadSpec(**{**chosen, "blocks": tuple(chosen["blocks"])})
+
     def network(self, fold: int) -> "Network":
         """One network in evaluation mode, on the CPU. Raises StoreError when its weights are of another head."""
         import torch
@@ -104,7 +109,7 @@ class TrainedModel:
         from .network import Network
 
         with torch.device("meta"):  # no memory, no random numbers: every value comes from the file
-            network = Network(self.head)
+            network = Network(self.head_of(fold))
         state = {name: torch.from_numpy(np.array(array)) for name, array in self.weights[fold].items()}
         try:
             network.load_state_dict(state, strict=True, assign=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from embedding.precision import BF16_CUDA, cpu_flags
+from embedding.precision import BF16_CUDA
 from wsi.errors import SpecError
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # of features, as `batches` names them
@@ -14,17 +14,16 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # of featur
 def training_precision(asked: str, device: str) -> str:
     """fp32, bf16 or fp16: what was asked for, or for auto what is fast on this device and as good.
 
-    On CUDA bf16 from Ampere on, fp32 before: fp16 would need its gradients watched for nothing that lasts long. On a
-    CPU bf16 with AMX; with avx512_bf16 alone, or another device, fp32. Raises SpecError for fp16 off CUDA.
+    On CUDA bf16 from Ampere on, else fp32: fp16 needs its gradients scaled, and a head gains little by it. On a CPU
+    fp32: with avx512_bf16 a step of gated attention in bf16 runs at 0.7 times its speed, and with AMX none has been
+    measured. Raises SpecError for fp16 off CUDA.
     """
     kind = device.partition(":")[0]
     if asked == "fp16" and kind != "cuda":
         raise SpecError("precision", f"fp16 trains on CUDA only, not on {device}", "give auto, bf16 or fp32")
     if asked != "auto":
         return asked
-    if kind == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= BF16_CUDA else "fp32"
-    return "bf16" if kind == "cpu" and "amx_bf16" in cpu_flags() else "fp32"
+    return "bf16" if kind == "cuda" and torch.cuda.get_device_capability(device) >= BF16_CUDA else "fp32"
 
 
 def autocast(precision: str, device: str) -> AbstractContextManager[Any]:

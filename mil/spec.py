@@ -99,6 +99,7 @@ class TrainSpec:
     focal           gamma of the focal loss, 0 for plain cross entropy
     calibrate       temperature, platt, isotonic or none; fitted on outputs for bags the model was not trained on
     search          trials of a hyper-parameter search within the training part of every fold (nested); 0 for none
+    search_space    what they choose among: a setting → {low, high, log} or a list; empty for `mil.search.SPACE`
     track           where figures of the training go beside the model's folder: csv, tensorboard, mlflow, wandb
     precision       of training: fp32, bf16, fp16 (CUDA only), or auto: the fastest that the machine is known to do well
     device          auto, cpu, cuda, cuda:1, mps
@@ -131,6 +132,7 @@ class TrainSpec:
     focal: float = 0.0
     calibrate: str = "temperature"
     search: int = 0
+    search_space: dict[str, Any] = field(default_factory=dict)
     track: str = "csv"
     precision: str = "auto"
     device: str = "auto"

@@ -33,14 +33,7 @@ def write_partition(
 
     truths  what is true of each bag, as text; strata names the columns that folds were balanced by
     """
-    stream = io.StringIO(newline="")
-    table = csv.writer(stream, lineterminator="\n")
-    fixed = partition.validation is not None
-    table.writerow(["bag", "patient_id", "truth", *(["split"] if fixed else _columns(partition.repeats))])
-    for i, (bag, truth) in enumerate(zip(bags, truths, strict=True)):
-        own = [_part_name(partition, i)] if fixed else partition.folds_of[:, i].tolist()
-        table.writerow([bag.name, bag.patient_id or "", truth, *own])
-    content = stream.getvalue().encode()
+    content = partition_table(partition, bags, truths)
     mark = hashlib.sha256(content).hexdigest()
     with appear_file(folder / "splits.csv") as draft:
         draft.write_bytes(content)
@@ -48,6 +41,18 @@ def write_partition(
     facts |= {"folds": partition.folds, "repeats": partition.repeats, "notes": list(partition.notes)}
     write_json(folder / "splits.json", {**facts, "made_with": "slidestream"})
     return mark
+
+
+def partition_table(partition: Partition, bags: Sequence[Bag], truths: Sequence[str]) -> bytes:
+    """The table of a partition: bag, patient_id, truth, and split, fold or fold_0, fold_1, …"""
+    stream = io.StringIO(newline="")
+    table = csv.writer(stream, lineterminator="\n")
+    fixed = partition.validation is not None
+    table.writerow(["bag", "patient_id", "truth", *(["split"] if fixed else _columns(partition.repeats))])
+    for i, (bag, truth) in enumerate(zip(bags, truths, strict=True)):
+        own = [_part_name(partition, i)] if fixed else partition.folds_of[:, i].tolist()
+        table.writerow([bag.name, bag.patient_id or "", truth, *own])
+    return stream.getvalue().encode()
 
 
 def read_partition(path: str | Path, bags: Sequence[Bag]) -> Partition:

@@ -23,7 +23,7 @@ class Partition:
     notes       what the user should know of it: strata that were too rare, or a file whose origin is unknown
     validation  bool (n,): the bags that decide when to stop, where the division fixes them; None to hold back a fifth
                 of each training part
-    mark        SHA-256 of the file it lies in, "" for one that lies in none
+    mark        SHA-256 of its table, "" where none was made yet
     """
 
     folds_of: NDArray[np.int64]

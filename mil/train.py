@@ -167,7 +167,7 @@ class Trainer:
         order = rng.permutation(len(self.training))
         together, total = self.batch.size * self.spec.accumulate, torch.zeros((), device=self.device)
         seen = 0
-        for batch in batches(self.training.bags, order, self.batch, rng, self.network.standardise):
+        for batch in batches(self.training.bags, order, self.batch, rng, self.network.standardise_):
             start = seen // together * together
             count = len(batch.index)
             features = batch.features
@@ -236,7 +236,7 @@ def logits_of(network: Network, part: Part, device: str = "cpu") -> NDArray[np.f
     found = []
     with torch.inference_mode():
         rng = np.random.default_rng(0)  # nothing is drawn
-        for batch in batches(part.bags, np.arange(len(part)), spec, rng, network.standardise):
+        for batch in batches(part.bags, np.arange(len(part)), spec, rng, network.standardise_):
             known = None
             if part.covariates is not None:
                 known = torch.from_numpy(part.covariates[batch.index]).to(device)

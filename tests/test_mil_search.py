@@ -9,6 +9,8 @@ import pytest
 from mil.bag import Bag
 from mil.crossval import cross_validate, fold_parts, gather
 from mil.heads import HEADS
+from mil.model import load_model, save_model
+from mil.predict import predict
 from mil.search import SETTINGS, SPACE, Between, apply_choice, search
 from mil.spec import HeadSpec, TaskSpec, TrainSpec
 from mil.splits import Partition
@@ -137,6 +139,20 @@ def test_every_network_has_a_search_of_its_own_which_is_kept(nested):
         assert set(history["search"]["chosen"]) == set(SPACE)
         assert history["head"]["hidden"] == history["search"]["chosen"]["hidden"]
     assert model.folds[0]["search"]["trials"] != model.folds[1]["search"]["trials"]
+
+
+def test_networks_of_different_heads_make_one_model_that_survives_its_folder(tmp_path):
+    space = {"head": ["mean", "max"], "hidden": {"low": 4, "high": 64}}
+    bags = cohort(24)
+    model = cross_validate(bags, replace(SPEC, search=2, search_space=space))
+    assert model.head_of(0) != model.head_of(1)
+    save_model(model, tmp_path / "searched")
+    loaded = load_model(tmp_path / "searched")
+    assert [loaded.head_of(place) for place in (0, 1)] == [model.head_of(place) for place in (0, 1)]
+    for bag, row in zip(bags, loaded.cohort, strict=True):
+        np.testing.assert_allclose(
+            predict(loaded, bag).output, model.task.activate(np.array([row.logits]))[0], atol=1e-5
+        )
 
 
 def test_a_search_never_sees_the_test_part(nested):

@@ -316,7 +316,19 @@ def test_a_fixed_division_trains_one_network_that_speaks_of_the_test_part_alone(
     assert any("validation part" in note for note in model.metrics["notes"])
     assert model.folds_without(bags[0]) == ()  # it was seen
     assert model.folds_without(bags[-1]) == (0,)
-    assert len(model.partition) == 64
+
+
+def test_a_model_names_the_table_of_its_folds_whoever_made_it(tmp_path):
+    bags = [bag(f"s{i}", f"p{i}", label=("normal", "tumour")[i % 2]) for i in range(8)]
+    spec = TrainSpec(head="mean", folds=2, epochs=1, calibrate="none")
+    model = cross_validate(bags, spec, resume=tmp_path / "state")
+    assert model.partition == cross_validate(bags, spec).partition
+    assert model.partition == json.loads((tmp_path / "state" / "splits.json").read_text())["sha256"]
+    theirs = tmp_path / "theirs.csv"
+    theirs.write_text("slide_id,fold\n" + "".join(f"{row.bag},{row.folds[0]}\n" for row in model.cohort))
+    again = cross_validate(bags, replace(spec, splits=str(theirs)))
+    assert again.partition == model.partition
+    assert again.cohort == model.cohort
 
 
 def test_a_training_part_of_one_class_or_without_an_event_is_refused(tmp_path):

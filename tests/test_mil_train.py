@@ -234,7 +234,7 @@ def test_another_setting_cohort_or_truth_never_goes_on_from_a_checkpoint(tmp_pat
         heard = []
         cross_validate(others, spec, progress=lambda *news, heard=heard: heard.append(news), resume=tmp_path)
         assert len(heard) == 4
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len([entry for entry in tmp_path.iterdir() if entry.is_dir()]) == 4
 
 
 def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
@@ -393,7 +393,7 @@ def test_covariates_are_learned_beside_the_tiles():
     model = cross_validate(aged, spec)
     assert model.covariates.width == model.head.covariates == 1
     assert figure(model)["value"] == 1
-    assert (model.outliers, model.metrics["notes"][0][:38]) == (None, "slides unlike the cohort cannot be told")
+    assert (model.outliers, model.metrics["notes"][0][:39]) == (None, "slides unlike the cohort cannot be told")
 
 
 def test_several_backbones_are_fused_late():
@@ -497,7 +497,7 @@ def test_a_setting_out_of_range_is_refused_by_name(wrong):
 
 
 def test_real_breast_histology_bags_are_classified(data_dir):
-    """UCSB breast cancer microarray: 58 cores, 708 features a patch. Six seeds gave 0.70 to 0.86, mean 0.78."""
+    """UCSB breast cancer microarray: 58 cores, 708 features a patch."""
     table = np.load(data_dir / "mil_tabular" / "ucsb_breast.npz")
     bags = [
         Bag(
@@ -509,4 +509,4 @@ def test_real_breast_histology_bags_are_classified(data_dir):
         )
         for i, positive in enumerate(table["bag_label"])
     ]
-    assert figure(cross_validate(bags, TrainSpec(hidden=64, epochs=12)))["value"] > 0.65
+    assert figure(cross_validate(bags, TrainSpec(hidden=64, folds=3, epochs=8)))["value"] > 0.65
