@@ -11,6 +11,8 @@ from embedding import Backbone, build, find_backbone, make_contract
 from embedding.adapter import Change, adapter_digest, add_lora, open_adapter, write_adapter
 from embedding.contract import explain_mismatch
 from embedding.networks import find_family
+from embedding.slide_encoders import find_slide_encoder
+from embedding.slide_encoders.contract import check_fits, needs
 from embedding.spec import EmbedSpec
 from embedding.weights import weights_digest
 from tiling.spec import TileSpec
@@ -146,6 +148,15 @@ def test_the_contract_of_embeddings_without_an_adapter_has_kept_its_hash():
     entry = find_backbone("efficientnet-lite0")
     contract = make_contract(entry, "0" * 64, TileSpec(tile_px=224, mpp=0.5))
     assert contract["hash"] == "bbd33075a886"
+
+
+def test_a_slide_encoder_says_that_it_was_trained_on_the_frozen_backbone():
+    encoder = find_slide_encoder("titan")
+    tiles = {**needs(encoder), "stain": None}
+    assert check_fits(encoder, tiles) == []
+    assert check_fits(encoder, {**tiles, "adapter": "a" * 64}) == [
+        "a backbone that was fine-tuned, its authors' was not"
+    ]
 
 
 def test_a_cut_file_altered_facts_and_a_folder_that_is_none_are_refused(tmp_path):

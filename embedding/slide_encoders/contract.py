@@ -14,8 +14,8 @@ from .encoder import SlideEncoder
 def check_fits(encoder: SlideEncoder, tiles: Mapping[str, Any]) -> list[str]:
     """In words, how embeddings of the contract `tiles` differ from those that the encoder was trained on.
 
-    Other size, scale or stains are told; of another backbone, pooling or length they mean something else to the
-    encoder: BackboneError then, with both side by side.
+    Other size, scale or stains, and a fine-tuned backbone are told; of another backbone, pooling or length they mean
+    something else to the encoder: BackboneError then, with both side by side.
     """
     if tiles.get("pooling") == "dense":
         raise BackboneError(
@@ -35,6 +35,8 @@ def check_fits(encoder: SlideEncoder, tiles: Mapping[str, Any]) -> list[str]:
         said.append(f"{tiles['mpp']:g} µm/px, its authors' have {' or '.join(f'{mpp:g}' for mpp in encoder.mpp)}")
     if wanted and tiles.get("stain"):
         said.append("stains that were changed before, its authors' were not")
+    if wanted and tiles.get("adapter"):
+        said.append("a backbone that was fine-tuned, its authors' was not")
     return said
 
 
