@@ -1,5 +1,6 @@
 """wsi evaluate: a run's model, or anyone's table of predictions."""
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -174,14 +175,14 @@ def summary(result: dict[str, Any]) -> list[str]:
 
 
 def figure_line(figure: dict[str, Any], named: bool = True) -> str:
-    """AUROC, tumor                   0.912   0.830 to 0.971"""
+    """AUROC, tumor                   0.912   0.830 to 0.971; a reason why something is missing on a line of its own."""
     name = f"{figure['name']}{', ' + figure['of'] if named and figure['of'] else ''}"
     name = name if len(name) <= 41 else name[:40] + "…"
-    if figure["value"] is None:
-        return f"{name:<42}{'–':>8}   {figure['reason'] or ''}"[:80]
-    low, high = figure["low"], figure["high"]
-    interval = f"{_short(low)} to {_short(high)}" if low is not None else f"none: {figure['reason']}"
-    return f"{name:<42}{_short(figure['value']):>8}   {interval}"[:80]
+    value = "–" if figure["value"] is None else _short(figure["value"])
+    if figure["low"] is not None:
+        return f"{name:<42}{value:>8}   {_short(figure['low'])} to {_short(figure['high'])}"
+    why = textwrap.fill(figure["reason"] or "", 80, initial_indent="    ", subsequent_indent="    ")
+    return f"{name:<42}{value:>8}   –" + (f"\n{why}" if why else "")
 
 
 def _short(value: float) -> str:

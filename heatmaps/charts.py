@@ -82,9 +82,11 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     if not (math.isfinite(span) and span > 0):
         return [low]
     power = 10.0 ** math.floor(math.log10(span / most))
-    step = next(power * k for k in (1, 2, 2.5, 5, 10, 20) if span / (power * k) <= most - 1 + 1e-9)
-    first = math.ceil(low / step - 1e-9)
-    return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+    for step in (power * k for k in (1, 2, 2.5, 5, 10, 20)):
+        places = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+        if len(places) <= most:
+            break
+    return [round(place * step, 12) for place in places]
 
 
 def shown(text: str) -> str:
@@ -132,9 +134,11 @@ def _points(chart: Chart, series: Series) -> list[str]:
     (width, height), colour = _inner(), _colour(series)
     parts = []
     for x, low, high in series.band:
-        at = _place(chart.x, x) * width
+        middle = _place(chart.x, x) * width
         y1, y2 = ((1 - _place(chart.y, end)) * height for end in (low, high))
-        parts.append(f'<line x1="{at:.1f}" y1="{y1:.1f}" x2="{at:.1f}" y2="{y2:.1f}" style="stroke: {colour}"/>')
+        parts.append(
+            f'<line x1="{middle:.1f}" y1="{y1:.1f}" x2="{middle:.1f}" y2="{y2:.1f}" style="stroke: {colour}"/>'
+        )
     for x, y in series.points:
         at = f'cx="{_place(chart.x, x) * width:.1f}" cy="{(1 - _place(chart.y, y)) * height:.1f}"'
         parts.append(f'<circle {at} r="4" style="fill: {colour}"/>')

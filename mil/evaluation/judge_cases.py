@@ -47,9 +47,10 @@ def worst_cases(predictions: Predictions, most: int = 12) -> list[dict[str, Any]
 
 def _described(predictions: Predictions) -> tuple[list[int], list[tuple[str, str, str]]]:
     """Places of the errors, the worst first, and (truth, said, detail) of each."""
-    truth, outputs, names = predictions.truth, predictions.outputs, predictions.classes
+    outputs, names = predictions.outputs, predictions.classes
+    truth: Any = predictions.truth
     if predictions.task == "regression":
-        error = outputs[:, 0] - truth.astype(np.float64)
+        error = outputs[:, 0] - truth
         order = np.argsort(-np.abs(error), kind="stable")
         texts = [(f"{truth[i]:g}", f"{outputs[i, 0]:.4g}", f"off by {error[i]:+.4g}") for i in order]
     elif predictions.task == "multilabel":

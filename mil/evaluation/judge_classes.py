@@ -42,7 +42,9 @@ def judge_classes(predictions: Predictions, seed: int, options: JudgeSpec) -> di
         figures.append(figure("prevalence", prevalence, predictions.classes[-1], "", SHARE))
     if are_shares(predictions):
         called = predictions.outputs.argmax(axis=1)
-        agreed = agreement(predictions.truth, called, len(predictions.classes), predictions.patients, seed)
+        agreed = agreement(
+            predictions.truth.astype(np.int64), called, len(predictions.classes), predictions.patients, seed
+        )
         figures += _agreement(predictions, agreed, called, seed)
         probable = judge_probability(predictions, seed, options)
         found |= {**probable, "curves": {**found["curves"], **probable["curves"]}}
@@ -57,7 +59,7 @@ def judge_classes(predictions: Predictions, seed: int, options: JudgeSpec) -> di
 def class_headline(predictions: Predictions) -> float | None:
     """The headline figure alone: AUROC (macro one-versus-rest over several classes), for an order quadratic kappa."""
     if predictions.task == "ordinal" and are_shares(predictions):
-        called, truth = predictions.outputs.argmax(axis=1), predictions.truth
+        called, truth = predictions.outputs.argmax(axis=1), predictions.truth.astype(np.int64)
         kappa = float(kappas(confusion(truth, called, len(predictions.classes))[None].astype(np.float64), power=2)[0])
         return None if np.isnan(kappa) else kappa
     classes = range(1, 2) if len(predictions.classes) == 2 else range(len(predictions.classes))
@@ -73,6 +75,7 @@ def thresholds(
     folds = several_folds(predictions)
     return [
         _point(
+            rule,
             operating_point(positive, score, predictions.patients, rule, folds, options.prevalence),
             of or predictions.classes[-1],
             folds is not None,
@@ -113,7 +116,7 @@ def _ranking(predictions: Predictions, seed: int) -> list[dict[str, Any]]:
         rows = one_class(predictions, positive, 1, seed)
         by_delong = figure("AUROC (DeLong)", auroc_delong(positive, score, predictions.patients), of, method=DELONG)
         return [rows[0], by_delong, *rows[1:]]
-    macro = macro_auroc(predictions.truth, predictions.outputs, predictions.patients, seed)
+    macro = macro_auroc(predictions.truth.astype(np.int64), predictions.outputs, predictions.patients, seed)
     rows = [figure("AUROC", macro, "mean of one class against the rest")]
     for c in range(len(predictions.classes)):
         rows += one_class(predictions, predictions.truth == c, c, seed)
@@ -128,22 +131,22 @@ def _agreement(
     if predictions.task != "ordinal":
         return [figure(name, estimate) for name, estimate in names]
     names += [("linear kappa", agreed.kappa_linear), ("quadratic kappa", agreed.kappa_quadratic)]
-    off = np.abs(called - predictions.truth).astype(np.float64)
+    off = np.abs(called - predictions.truth.astype(np.int64)).astype(np.float64)
     error = bootstrap(lambda weights: _mean(weights, off), predictions.patients, seed=seed)
     return [*(figure(name, estimate) for name, estimate in names), figure("MAE", error, "", "lower", unit="classes")]
 
 
-def _point(point: OperatingPoint, of: str, crossed: bool) -> dict[str, Any]:
+def _point(rule: Rule, point: OperatingPoint, of: str, crossed: bool) -> dict[str, Any]:
     names = ("sensitivity", "specificity", "ppv", "npv", "accuracy", "f1", "balanced_accuracy")
     shown = {"ppv": "PPV", "npv": "NPV", "f1": "F1", "balanced_accuracy": "balanced accuracy"}
     estimates: dict[str, Estimate] = {name: getattr(point, name) for name in names}
     chosen = "on these very bags: figures flatter" if point.optimistic else "beforehand"
     return {
         "of": of,
-        "name": rule_name(point.rule),
-        "rule": {"kind": point.rule.kind, "at": point.rule.at},
+        "name": rule_name(rule),
+        "rule": {"kind": rule.kind, "at": rule.at},
         "thresholds": [float(cut) for cut in point.thresholds],
-        "chosen": "for each fold on the other folds" if crossed and point.rule.kind != "given" else chosen,
+        "chosen": "for each fold on the other folds" if crossed and rule.kind != "given" else chosen,
         "optimistic": point.optimistic,
         "prevalence": point.prevalence,
         "counts": {"tp": point.tp, "fp": point.fp, "tn": point.tn, "fn": point.fn},

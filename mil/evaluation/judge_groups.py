@@ -106,7 +106,8 @@ def compare(first: Predictions, second: Predictions, seed: int = 0) -> dict[str,
             paired = compare_statistic(own[name], other[name], a.patients, seed=seed)
             rows.append(_compared(name, a.classes[-1] if binary else "", paired))
     if a.task in ("classification", "ordinal") and are_shares(a) and are_shares(b):
-        called = compare_decisions(a.truth, a.outputs.argmax(axis=1), b.outputs.argmax(axis=1), a.patients)
+        truth: NDArray[Any] = a.truth
+        called = compare_decisions(truth, a.outputs.argmax(axis=1), b.outputs.argmax(axis=1), a.patients)
         rows.append(_compared("accuracy", "", called))
     return {
         "bags": len(a),

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from wsi.errors import ManifestError
@@ -115,12 +116,11 @@ def _csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 
 def _parquet(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     try:
-        import pyarrow
-        import pyarrow.parquet
+        pyarrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError as error:
         raise ManifestError(path, "Parquet needs pyarrow", "pip install pyarrow, or save the table as CSV") from error
     try:
-        table = pyarrow.parquet.read_table(path)
+        table = parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:
         raise ManifestError(path, f"it is no sound Parquet file ({error})", "write it again, or as CSV") from error
     columns = [["" if value is None else str(value) for value in column.to_pylist()] for column in table.columns]

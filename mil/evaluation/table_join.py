@@ -90,8 +90,6 @@ def read_joined(predictions: Path, manifest: Path, spec: TableSpec | None = None
     at = said.column(join, "--id")
     facts = _group(known, known.column(join, "--id"), columns, {row.cells[at] for row in said.rows})
     rows = _rows(said, bag, join, facts, manifest)
-    outputs = find_outputs(spec, said, labels_of(spec.task, _texts(facts, columns)))
-    classes = outputs.classes
     status = said.first(("status",))
     states = {name: row.text(status).casefold() if status else "" for name, row in rows.items()}
     labelled = [name for name, row in rows.items() if facts[row.cells[join]].truth is not None]
@@ -99,12 +97,15 @@ def read_joined(predictions: Path, manifest: Path, spec: TableSpec | None = None
     if not judged:
         problem = f"none of its {len(rows)} rows has a truth in {listed(columns)} of {manifest}"
         raise ManifestError(predictions, problem, "fill that column, or name another with --target")
+    outputs = find_outputs(spec, said, labels_of(spec.task, _texts(facts, columns)))
     about = {name: facts[rows[name].cells[join]] for name in judged}
-    truths = [read_truth(spec.task, classes, columns, row) for one in about.values() if (row := one.truth) is not None]
+    truths = [
+        read_truth(spec.task, outputs.classes, columns, row) for one in about.values() if (row := one.truth) is not None
+    ]
     folds, fold_notes = _folds(said, [rows[name] for name in judged])
     found = Predictions(
         task=spec.task.name,
-        classes=classes,
+        classes=outputs.classes,
         ids=tuple(judged),
         patients=tuple(_patient(one, rows[name], said, name) for name, one in about.items()),
         truth=as_array(spec.task, truths),

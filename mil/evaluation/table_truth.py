@@ -169,7 +169,8 @@ def _class_columns(spec: TableSpec, table: Table, labels: Sequence[str]) -> dict
 
 
 def _several(spec: TableSpec, columns: Mapping[str, str]) -> Outputs:
-    names, notes = tuple(columns), ()
+    names: tuple[str, ...] = tuple(columns)
+    notes: tuple[str, ...] = ()
     if len(names) < 2 and spec.task.name != "multilabel":
         raise SpecError("--classes", f"{listed(names)} is one class", "name two or more")
     if spec.task.name == "classification" and len(names) == 2:
