@@ -24,11 +24,14 @@ def evaluate(
         str, typer.Argument(help="Predictions, CSV or Parquet; with --model the run's slides", metavar="PREDICTIONS")
     ],
     manifest: Annotated[
-        Path | None, typer.Argument(help="CSV with the same ids and the truth", metavar="[MANIFEST]")
+        Path | None, typer.Argument(help="CSV with the same ids and the truth", metavar="MANIFEST")
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for figures and report; the run's folder", metavar="FOLDER")
-    ] = Path("evaluation"),
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder of the figures, by default evaluation; the run's folder", metavar="FOLDER"
+        ),
+    ] = None,
     model: Annotated[Path | None, _option("A model of the run", RUN, "--model", "-m", takes="FOLDER")] = None,
     task: Annotated[
         str, _option("classification, multilabel, ordinal, regression, cox or survival", READ)
@@ -54,13 +57,17 @@ def evaluate(
 ) -> None:
     """Judge predictions against the truth: figures with intervals, calibration, subgroups, a report.
 
-    A table of anyone's model: wsi evaluate predictions.csv manifest.csv -o FOLDER. A run: wsi evaluate SOURCE --out RUN
-    --model MODEL.
+    A table of anyone's model: wsi evaluate predictions.csv manifest.csv -o FOLDER
+
+    A run: wsi evaluate SOURCE --out RUN --model MODEL
     """
     from wsi.errors import SpecError
 
     options = judge_spec(by, operating_point, horizon, {"prevalence": prevalence, "alpha": alpha, "risk": risk})
     if model is not None:
+        if out is None or manifest is not None:
+            remedy = "give wsi evaluate SOURCE --out RUN --model MODEL"
+            raise SpecError("--model", "it needs the run's folder, and the run's slides alone", remedy)
         _of_a_run(source, out, model, options)
         return
     if manifest is None:
@@ -70,7 +77,7 @@ def evaluate(
     names = tuple(name.strip() for name in (classes or "").split(",") if name.strip())
     what = TaskSpec(task, target, time, event, names)
     table = _table_spec(what, positive, id_, probability, score)
-    _of_a_table((Path(source), manifest, compare), out, table, options, seed)
+    _of_a_table((Path(source), manifest, compare), out or Path("evaluation"), table, options, seed)
 
 
 def judge_spec(
