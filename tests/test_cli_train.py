@@ -159,7 +159,7 @@ def spoil(rows, column, *texts):
         (lambda rows: spoil(rows, "label", "tumor"), [], "all bags are of one class"),
         (lambda rows: spoil(rows, "label", ""), [], "no slide has one"),
         (lambda rows: spoil(rows, "ki67", "10", "many"), ["--task", "regression", "--target", "ki67"], "'many'"),
-        (lambda rows: spoil(rows, "time", "3", "0"), ["--task", "cox"], "'0'"),
+        (lambda rows: spoil(rows, "time", "3", "0"), ["--task", "cox"], "says 0"),
         (lambda rows: spoil(rows, "event", "1", "perhaps"), ["--task", "cox"], "'perhaps'"),
         (lambda rows: spoil(rows, "patient_id", "one"), [], "patient"),
         (lambda rows: rows, ["--folds", "9"], "fewer than the 9 folds"),
