@@ -155,7 +155,7 @@ def fold_parts(cohort: Cohort, partition: Partition, place: int) -> tuple[NDArra
     else:
         held = inner_validation(cohort, rest, _seed(cohort.spec, place))
     training = rest[~held]
-    _require_learnable(cohort, training, place)
+    _require_learnable(cohort, training, rest[held], place)
     return training, rest[held], np.flatnonzero(tested)
 
 
@@ -263,12 +263,15 @@ def _replay(watch: Watch, place: int, cohort: Cohort, history: Mapping[str, Any]
         recall(epoch, loss, checks[epoch] if checks else None)
 
 
-def _require_learnable(cohort: Cohort, training: NDArray[np.int64], place: int) -> None:
-    """Raises SpecError where a network's training part lacks a class, or has no event."""
+def _require_learnable(cohort: Cohort, training: NDArray[np.int64], validation: NDArray[np.int64], place: int) -> None:
+    """Raises SpecError where a network's training part lacks a class, or a part of it has no event."""
     truth, name = cohort.part.truth[training], cohort.task.name
     remedy = "use fewer folds, or another division of the bags"
     if cohort.task.spec.is_survival and not truth[:, 1].any():
         raise SpecError("folds", f"network {place} would be trained without an event", remedy)
+    if cohort.task.spec.is_survival and len(validation) and not cohort.part.truth[validation, 1].any():
+        problem = f"the validation part of network {place} has no event, and cannot say when to stop"
+        raise SpecError("folds", problem, remedy)
     if name not in ("classification", "ordinal"):
         return
     missing = sorted(set(range(len(cohort.task.classes))) - {int(c) for c in truth})

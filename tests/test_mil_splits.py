@@ -343,3 +343,6 @@ def test_a_training_part_of_one_class_or_without_an_event_is_refused(tmp_path):
         cross_validate(bags, spec)
     with pytest.raises(SpecError, match="network 0 would be trained without an event"):
         cross_validate(bags, replace(spec, task=TaskSpec("cox")))
+    path.write_text(rows.join(["slide_id,split\n", ""]).replace("s0,train", "s0,val").replace("s6,test", "s6,train"))
+    with pytest.raises(SpecError, match="the validation part of network 0 has no event"):
+        cross_validate(bags, replace(spec, task=TaskSpec("cox")))
