@@ -134,6 +134,12 @@ def train(
     spec = resolve({**settings, "features": [one for one, _ in chosen]}, chosen[0][1] if made_here else None)
     for one, _ in chosen:
         say(f"embeddings: {folder.features(one, '').parent}", style="dim")
+    if any("adapter" in contract for _, contract in chosen):
+        say(
+            "note: a fine-tuned backbone made these embeddings; figures are of new patients only where none of these took "
+            "part in its training (split.csv in the adapter's folder)",
+            style="yellow",
+        )
     if dry_run:
         say(describe_cohort(records, spec, folder) + "; nothing was done.")
         raise typer.Exit(0)
