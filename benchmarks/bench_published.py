@@ -3,7 +3,9 @@
 Training is the library's own, with one setting for all data sets and heads, and all of a fold's training bags: nothing
 is chosen on a test fold. Every finished run is kept in the output file, and a further call goes on from there.
 
-python benchmarks/bench_published.py [--data DIR] [--out published.json] [--processes 2] [--report] [--choose]
+python benchmarks/bench_published.py [--data DIR] [--out published.json] [--processes 2] [--report]
+python benchmarks/bench_published.py --choose
+python benchmarks/bench_published.py --candidate 3 --only musk1 --out musk1.json
 """
 
 import argparse
@@ -30,7 +32,6 @@ from mil.train import Run, logits_of, train_one
 
 DATA_SETS = ("musk1", "musk2", "elephant", "fox", "tiger", "ucsb_breast")
 FOLDS, REPEATS = 10, 5
-SETTING: Mapping[str, Any] = {"epochs": 10, "learning_rate": 3e-3, "dropout": 0.5, "weight_decay": 1e-2}  # --choose
 SHARED: Mapping[str, Any] = {
     "hidden": 128,
     "attention": 64,
@@ -46,6 +47,7 @@ CANDIDATES: tuple[Mapping[str, Any], ...] = tuple(
     for epochs, rate in ((20, 1e-3), (20, 3e-3), (10, 3e-3))
     for dropout in (0.25, 0.5)
 )
+CHOSEN = 5  # the place in CANDIDATES of the one setting for all, by --choose
 CHOICE_HEADS, CHOICE_FOLDS, CHOICE_SEED = ("abmil", "max"), 3, 100
 
 
@@ -254,31 +256,31 @@ def choose(folder: Path, processes: int) -> None:
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         found = np.array(list(pool.map(validation_loss, trials)))
     losses = found.reshape(len(DATA_SETS), -1, len(CANDIDATES)).mean(axis=1)
-    print(f"| setting | {' | '.join(DATA_SETS)} | geometric mean |\n|---|{'---|' * (len(DATA_SETS) + 1)}")
-    for setting, column in zip(CANDIDATES, losses.T, strict=True):
+    print(f"| place and setting | {' | '.join(DATA_SETS)} | geometric mean |\n|---|{'---|' * (len(DATA_SETS) + 1)}")
+    for place, (setting, column) in enumerate(zip(CANDIDATES, losses.T, strict=True)):
         told = ", ".join(f"{name} {value:g}" for name, value in setting.items())
-        print(f"| {told} | {' | '.join(f'{loss:.3f}' for loss in [*column, np.exp(np.log(column).mean())])} |")
+        print(f"| {place}: {told} | {' | '.join(f'{loss:.3f}' for loss in [*column, np.exp(np.log(column).mean())])} |")
     for name, choice in zip(DATA_SETS, chosen_elsewhere(losses), strict=True):
-        print(f"{name}: the other data sets choose {dict(CANDIDATES[choice])}")
+        print(f"{name}: the other data sets choose {choice}")
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
-def read_runs(out: Path) -> dict[str, Any]:
+def read_runs(out: Path, setting: Mapping[str, Any]) -> dict[str, Any]:
     """Finished runs by their key. A file of runs with another setting ends the program."""
     if not out.exists():
         return {}
     kept = json.loads(out.read_text())
-    if kept["setting"] != {**SHARED, **SETTING}:
+    if kept["setting"] != {**SHARED, **setting}:
         raise SystemExit(f"{out} holds runs with another setting; name another file, or remove it")
     runs: dict[str, Any] = kept["runs"]
     return runs
 
 
-def write_runs(out: Path, runs: Mapping[str, Any]) -> None:
+def write_runs(out: Path, setting: Mapping[str, Any], runs: Mapping[str, Any]) -> None:
     draft = out.with_name(f"{out.name}.{os.getpid()}")
-    draft.write_text(json.dumps({"setting": {**SHARED, **SETTING}, "runs": runs}))
+    draft.write_text(json.dumps({"setting": {**SHARED, **setting}, "runs": runs}))
     draft.replace(out)
 
 
@@ -305,6 +307,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the .npz files")
     parser.add_argument("--out", type=Path, default=Path("published.json"), help="finished runs, to go on from")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--only", nargs="+", choices=DATA_SETS, default=DATA_SETS, help="these data sets alone")
+    places = range(len(CANDIDATES))
+    parser.add_argument("--candidate", type=int, choices=places, default=CHOSEN, help="another setting, by its place")
     parser.add_argument("--report", action="store_true", help="train nothing, print what is finished")
     parser.add_argument("--choose", action="store_true", help="compare settings on inner validation parts instead")
     given = parser.parse_args()
@@ -312,17 +317,18 @@ def main() -> None:
     if given.choose:
         choose(folder, given.processes)
         return
-    found = read_runs(given.out)
+    setting = CANDIDATES[given.candidate]
+    found = read_runs(given.out, setting)
     wanted = [
-        Unit(folder / f"{name}.npz", head, repeat, SETTING)
+        Unit(folder / f"{name}.npz", head, repeat, setting)
         for repeat in range(REPEATS)  # whole tables first: an early end leaves fewer runs, not fewer heads
-        for name in DATA_SETS
+        for name in given.only
         for head in HEADS
     ]
     left = [] if given.report else [unit for unit in wanted if unit.key not in found]
     for unit, result in finish(left, given.processes) if left else ():
         found[unit.key] = result
-        write_runs(given.out, found)
+        write_runs(given.out, setting, found)
         print(f"{len(found)} of {len(wanted)} runs: {unit.key}, {result['cpu_s']:.0f} s", flush=True)
     spent = sum(result["cpu_s"] for result in found.values())
     print(f"\n{table(found)}\n\n{len(found)} runs of {FOLDS} folds, {spent:.0f} s of CPU")
