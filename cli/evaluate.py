@@ -138,6 +138,7 @@ def _of_a_table(
 def _of_a_run(source: str, out: Path, model: Path, options: "JudgeSpec") -> None:
     from jobs.demo import truth_figures
     from jobs.evaluation import evaluate_run
+    from jobs.evaluation_run import make_evaluation_report
     from jobs.features import names_of
     from jobs.folder import command_line, run_facts, write_run
     from jobs.model_stages import open_model
@@ -147,23 +148,27 @@ def _of_a_run(source: str, out: Path, model: Path, options: "JudgeSpec") -> None
     from .stages import settings_of, start
 
     job = start(source, out, {"model": str(model)}, model=model)
-    job.recall("tile", "embed", contract=names_of(open_model(str(model)).contract)[0])
+    trained = open_model(str(model))
+    job.recall("tile", "embed", contract=names_of(trained.contract)[0])
     truths = truth_figures(job.records, job.folder, str(model))
     result = evaluate_run(job.records, str(model), job.folder, truths, options)
-    for line in summary(result):
+    for line in summary({**result, "noun": f"{trained.training.level}s"}):
         say(line)
     for note in [*result["notes"], *result["metrics"]["notes"]]:
         say(f"note: {note}", style="yellow")
     say(f"figures: {job.folder.evaluation(result['model'])}")
     facts = run_facts(command_line(), settings_of(job))
     write_run(job.folder, facts)
+    say(f"evaluation: {make_evaluation_report(job, facts, result)}")
     say(f"report: {make_report(job, facts, result)}")
 
 
 def summary(result: dict[str, Any]) -> list[str]:
     """What the terminal shows of an evaluation, in 80 columns: counts, figures, thresholds, the comparison."""
-    metrics = result["metrics"]
-    lines = [f"{metrics['bags']} {result.get('noun', 'bags')} of {metrics['patients']} patients, {metrics['task']}", ""]
+    metrics, headline = result["metrics"], result["metrics"]["headline"]
+    value = "not known" if headline["value"] is None else _short(headline["value"])
+    counts = f"{metrics['bags']} {result.get('noun', 'slides')} of {metrics['patients']} patients"
+    lines = [f"{counts}: {headline['name']} {value} ({metrics['task']})", ""]
     lines.append(f"{'figure':<42}{'value':>8}   95 % interval")
     shown = metrics["figures"][:MOST_LINES]
     shown += [figure for figure in metrics["calibration"].get("figures", [])[:1] if figure not in shown]

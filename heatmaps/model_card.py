@@ -98,7 +98,7 @@ def card_markdown(card: ModelCard) -> str:
             "How to use it", ["```", *(_line(command).replace("```", "") for command in card.commands), "```"]
         )
     flow = [
-        f"{number}. {_text(step.step)}: {step.slides:,} of {step.patients:,} patients{_lost(step)}"
+        f"{number}. {_text(step.step)}: {step.slides:,} slides of {step.patients:,} patients{_lost(step)}"
         for number, step in enumerate(card.flow, start=1)
     ]
     counts = [

@@ -68,7 +68,7 @@ def page_of(
         folds=[(f"fold {fold}", value) for fold, value in zip(metrics["folds"], metrics["per_fold"], strict=True)],
         confusion=Confusion(**metrics["confusion"], rule="the likeliest class") if metrics["confusion"] else None,
         charts=charts_of(metrics, result.get("before_calibration")),
-        **_calibration(metrics, result.get("before_calibration")),
+        **calibration_of(metrics, result.get("before_calibration")),
         points=[_point(point) for point in metrics["operating_points"]],
         subgroups=[_groups(table) for table in metrics["subgroups"]],
         **_sets(metrics["conformal"]),
@@ -132,7 +132,11 @@ def _splits(result: Mapping[str, Any], more: Mapping[str, str]) -> dict[str, str
     }
 
 
-def _calibration(metrics: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
+def calibration_of(metrics: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Rows of calibration's figures, before and after, and the sentence above them.
+
+    before: the judgement of the raw outputs, where `metrics` is of the calibrated ones.
+    """
     found = metrics["calibration"]
     if not found:
         missing = metrics["task"] in ("classification", "ordinal", "multilabel")

@@ -295,6 +295,8 @@ def test_a_table_that_cannot_be_judged_is_refused_with_a_remedy(tmp_path, predic
         (["m.csv", "--score", "nothing"], "no column 'nothing' (--score)"),
         (["m.csv", "--compare", "other.csv"], "there is no such file"),
         (["m.csv", "-o", "m.csv"], "it is a file"),
+        (["m.csv", "--model", "tumor", "-o", "run"], "it needs the run's folder, and the run's slides alone"),
+        (["--model", "tumor"], "it needs the run's folder"),
     ],
 )
 def test_a_wrong_command_ends_with_2_and_says_why(tmp_path, monkeypatch, arguments, message):
@@ -322,3 +324,26 @@ def test_a_table_on_the_edge_is_judged_with_reasons(tmp_path):
     text = wsi("evaluate", tmp_path / "p.csv", tmp_path / "m.csv", "-o", tmp_path / "out")
     assert "there are not both positives and negatives" in text
     assert "not known" not in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_a_runs_model_gets_a_report_with_its_worst_errors_and_a_card(trained, tmp_path):
+    from jobs.folder import run_facts
+    from jobs.model_card import write_card
+    from jobs.model_stages import open_model
+
+    for command in ("predict", "heatmap"):
+        wsi(command, trained.manifest, "-m", trained.model, "-o", trained.run)
+    text = wsi("evaluate", trained.manifest, "-m", trained.model, "-o", trained.run, "--by", "site")
+    assert "12 slides of 10 patients: AUROC 0." in text or "AUROC 1." in text
+    content = json.loads((trained.run / "predictions" / "tumor.evaluation.json").read_text())
+    page = (trained.run / "report" / "evaluation-tumor.html").read_text()
+    assert f"{content['metrics']['headline']['value']:.3f}" in page
+    assert "Digest of the model" in page
+    called, truth = content["metrics"]["confusion"]["counts"], content["metrics"]["bags"]
+    errors = truth - called[0][0] - called[1][1]
+    assert page.count("<figure ") == page.count("../heatmaps/tumor/") == page.count("data:image/jpeg") == errors
+    model = open_model(str(trained.model))
+    markdown, _ = write_card(model, tmp_path, run_facts("wsi train", {}), synthetic=True)
+    said = markdown.read_text()
+    for text in ("efficientnet-lite0 | Apache-2.0", "12 slides of 10 patients", model.mark, model.contract_hash):
+        assert text in said, text
