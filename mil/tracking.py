@@ -163,7 +163,12 @@ TRACKERS: dict[str, Callable[[Path], Tracker]] = {
 }
 
 
+_SILENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}  # both report home by default
+
+
 def _require(package: str, extra: str) -> Any:
+    for name, value in _SILENT.items():
+        os.environ.setdefault(name, value)
     try:
         return import_module(package)
     except ModuleNotFoundError as error:

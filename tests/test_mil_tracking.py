@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 import sys
 from dataclasses import replace
 
@@ -112,10 +113,14 @@ def test_wandb_stays_offline(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])
 def test_a_missing_package_is_named_with_what_installs_it(name, tmp_path, monkeypatch):
+    for variable in ("MLFLOW_DISABLE_TELEMETRY", "WANDB_ERROR_REPORTING"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     with pytest.raises(SpecError, match=rf"the package {name} is missing; pip install 'slidestream\[{name}\]'"):
         open_tracker(name, tmp_path)
     assert not list(tmp_path.iterdir())
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"  # before anything of it is imported
+    assert os.environ["WANDB_ERROR_REPORTING"] == "false"
 
 
 def test_an_unknown_tracker_is_refused_with_the_choices(tmp_path):
