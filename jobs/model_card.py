@@ -139,7 +139,7 @@ def _parts(contract: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _contract(contract: Mapping[str, Any]) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for part in _parts(contract):
         name = str(part.get("backbone", part.get("origin", "embeddings")))
         known = [f"{key} {part[key]}" for key in _KEPT if part.get(key) not in (None, "", 0)]

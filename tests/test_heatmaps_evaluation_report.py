@@ -223,7 +223,8 @@ def test_a_card_says_what_the_model_is_for_and_what_not(tmp_path):
     text = markdown.read_text()
     for said in [
         "# tumor", "**Not for diagnosis.**", "## Intended use", "## Not to be used for", "no medical device",
-        "1. trained: 80 slides of 60 patients; 1 left out: tumor", "| label | slides | patients |", "| tumor | 40 | 30 |",
+        "1. trained: 80 slides of 60 patients; 1 left out: tumor",
+        "| label | slides | patients |", "| tumor | 40 | 30 |",
         "| AUROC | tumor | 0.912 (0.834 to 0.969) |", "| ECE | tumor | 0.120 (0.050 to 0.200) | 0.031",
         "CC-BY-NC-ND-4.0", "no commercial use", "wsi run tumor", "- **weights**: tumor", "2026-01-02",
     ]:  # fmt: skip
