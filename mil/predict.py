@@ -33,12 +33,13 @@ class Answer:
 class Prediction:
     """What a model says of one bag. `output` is not calibrated: only `probability` is called so.
 
-    output       float32 (C,), in the order of `task.columns`; None when empty
+    output       float32 (C,), in the order of `task.columns`, of the networks' mean logits; None when empty
     probability  the same, calibrated on bags the networks had not seen; None for a model or task without calibration
     predicted    in a word: the class, the labels, the number
     spread       float32 (C,), standard deviation of the output between the networks that spoke; None for one network
     chosen       classes of the prediction set that holds the true one with the model's stated coverage, () without
-    abstains     whether the model is too unsure of it to be relied on, by the rule it was given
+    abstains     whether the model is too unsure of it to be relied on, by the rule it was given; None without a rule:
+                 where no confidence kept the promise on held-out bags, silence would say that it did
     flags        what speaks against relying on it, such as "unlike the training slides"
     origin       which networks spoke: "mean of 5 folds", or "held-out fold 2" for a patient of the training cohort
     drawn        which column of the output a heatmap draws: of two classes the second, of more the predicted one
@@ -55,7 +56,7 @@ class Prediction:
     predicted: str | None
     spread: NDArray[np.float32] | None
     chosen: tuple[str, ...]
-    abstains: bool
+    abstains: bool | None
     flags: tuple[str, ...]
     origin: str
     drawn: int
@@ -78,7 +79,8 @@ def predict(model: TrainedModel, bag: Bag) -> Prediction:
     """Predict one bag.
 
     A bag whose slide, case or patient was in the training cohort is predicted by the networks that did not see it; any
-    other by the mean of all. Raises BackboneError when the bag's embeddings are of another contract than the model's,
+    other by all. Several speak by the mean of their logits, as the model was calibrated and judged: means of
+    probabilities would be less sure than what was calibrated (Ranjan & Gneiting, J R Stat Soc B 2010). Raises BackboneError when the bag's embeddings are of another contract than the model's,
     SpecError when every network has seen something of the bag.
     """
     task = model.task
@@ -95,10 +97,10 @@ def predict(model: TrainedModel, bag: Bag) -> Prediction:
         )
     answers = list(answers_of(model, bag, folds))
     logits = np.stack([answer.logits for answer in answers])
-    outputs = task.activate(logits)
-    output = outputs.mean(axis=0)
+    together = logits.mean(axis=0, keepdims=True)
+    output = task.activate(together)[0]
     calibrated = model.calibrator.method != "none"
-    probability = model.calibrator.apply(logits).mean(axis=0).astype(np.float32) if calibrated else None
+    probability = model.calibrator.apply(together)[0].astype(np.float32) if calibrated else None
     drawn = task.drawn(output if probability is None else probability)
     chosen, abstains = _sure(model, probability)
     return Prediction(
@@ -107,13 +109,13 @@ def predict(model: TrainedModel, bag: Bag) -> Prediction:
         output=output,
         probability=probability,
         predicted=task.said(output if probability is None else probability),
-        spread=outputs.std(axis=0, ddof=1).astype(np.float32) if len(folds) > 1 else None,
+        spread=task.activate(logits).std(axis=0, ddof=1).astype(np.float32) if len(folds) > 1 else None,
         chosen=chosen,
         abstains=abstains,
         flags=_flags(model, bag),
         origin=_origin(model, folds),
         drawn=drawn,
-        scores=np.mean([task.activate(answer.tiles) for answer in answers], axis=0),
+        scores=task.activate(np.mean([answer.tiles for answer in answers], axis=0)),
         attention=_attention(answers, drawn),
         xy=bag.xy,
         span_px=bag.span_px,
@@ -166,16 +168,16 @@ def _origin(model: TrainedModel, folds: tuple[int, ...]) -> str:
     return f"held-out fold{'s' if len(folds) > 1 else ''} {', '.join(map(str, folds))}"
 
 
-def _sure(model: TrainedModel, probability: NDArray[np.float32] | None) -> tuple[tuple[str, ...], bool]:
+def _sure(model: TrainedModel, probability: NDArray[np.float32] | None) -> tuple[tuple[str, ...], bool | None]:
     """The prediction set and whether to abstain, by the thresholds that were found on held-out bags."""
     from .evaluation.conformal import Conformal
 
     if probability is None or not model.conformal:
-        return (), False
+        return (), None
     inside = Conformal.from_dict(model.conformal["sets"]).sets(probability[None])[0]
     least = model.conformal["abstain"]["threshold"]
     chosen = tuple(name for name, held in zip(model.classes, inside, strict=True) if held)
-    return chosen, least is not None and float(probability.max()) < least
+    return chosen, None if least is None else float(probability.max()) < least
 
 
 def _flags(model: TrainedModel, bag: Bag) -> tuple[str, ...]:
@@ -195,7 +197,7 @@ def _empty(model: TrainedModel, bag: Bag) -> Prediction:
         predicted=None,
         spread=None,
         chosen=(),
-        abstains=False,
+        abstains=None,
         flags=(),
         origin="no tissue",
         drawn=0,

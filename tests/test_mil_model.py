@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mil import Bag, TrainSpec, cross_validate, load_bag, load_model, predict, save_model
+from mil.evaluation.calibrators import Calibrator
 from mil.model import CohortRow
 from mil.predict import apply_network
 from wsi.errors import BackboneError, SpecError, StoreError
@@ -137,9 +138,33 @@ def test_a_new_patient_gets_the_mean_of_all_folds(model):
     each = [apply_network(model.network(fold), new.features, new.positions()) for fold in range(3)]
     assert prediction.origin == "mean of 3 folds"
     logits = np.stack([answer.logits for answer in each])
-    np.testing.assert_allclose(prediction.output, model.task.activate(logits).mean(axis=0), rtol=1e-6)
-    np.testing.assert_allclose(prediction.probability, model.calibrator.apply(logits).mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(prediction.output, model.task.activate(logits.mean(axis=0)[None])[0], rtol=1e-5)
+    together = model.calibrator.apply(logits.mean(axis=0)[None])[0]  # as it was calibrated, and not a mean of each
+    np.testing.assert_allclose(prediction.probability, together, rtol=1e-5)
     np.testing.assert_allclose(prediction.attention, np.mean([answer.attention for answer in each], axis=0), rtol=1e-6)
+
+
+def test_repeats_are_calibrated_at_prediction_as_they_were_when_judged(bags):
+    """Of several networks that did not see a patient, the mean logit is calibrated, in training and afterwards."""
+    repeated = cross_validate(bags, TrainSpec(hidden=8, attention=4, folds=3, repeats=2, epochs=2))
+    repeated = replace(repeated, calibrator=Calibrator("temperature", "softmax", 2, {"temperature": [0.05]}))
+    for bag, row in zip(bags, repeated.cohort, strict=True):
+        logits = np.array([row.logits], np.float32)
+        assert len(row.folds) == 2
+        prediction = predict(repeated, bag)
+        np.testing.assert_allclose(prediction.output, repeated.task.activate(logits)[0], rtol=1e-4)
+        np.testing.assert_allclose(prediction.probability, repeated.calibrator.apply(logits)[0], rtol=1e-3)
+
+
+def test_without_a_rule_that_keeps_its_promise_it_is_not_said_that_the_model_is_sure(model):
+    sets = {"alpha": 0.1, "score": "lac", "by_class": False, "thresholds": [0.9, 0.9], "patients": [9, 9]}
+    new = make_bag("new", patient_id="p-new", seed=50)
+    said = [
+        predict(replace(model, conformal={"sets": sets, "abstain": {"threshold": threshold}}), new).abstains
+        for threshold in (None, 0.0, 1.1)
+    ]
+    assert said == [None, False, True]
+    assert predict(replace(model, conformal={}), new).abstains is None
 
 
 @pytest.mark.parametrize(
