@@ -136,7 +136,7 @@ def train(
         say(f"embeddings: {folder.features(one, '').parent}", style="dim")
     if any("adapter" in contract for _, contract in chosen):
         say(
-            "note: a fine-tuned backbone made these embeddings; figures are of new patients only where none of these took "
+            "note: a fine-tuned backbone made these embeddings; figures are honest only where no patient here took "
             "part in its training (split.csv in the adapter's folder)",
             style="yellow",
         )
