@@ -80,8 +80,9 @@ def predict(model: TrainedModel, bag: Bag) -> Prediction:
 
     A bag whose slide, case or patient was in the training cohort is predicted by the networks that did not see it; any
     other by all. Several speak by the mean of their logits, as the model was calibrated and judged: means of
-    probabilities would be less sure than what was calibrated (Ranjan & Gneiting, J R Stat Soc B 2010). Raises BackboneError when the bag's embeddings are of another contract than the model's,
-    SpecError when every network has seen something of the bag.
+    probabilities would be less sure than what was calibrated (Ranjan & Gneiting, J R Stat Soc B 2010). Raises
+    BackboneError when the bag's embeddings are of another contract than the model's, SpecError when every network has
+    seen something of the bag.
     """
     task = model.task
     if bag.tiles == 0:

@@ -189,6 +189,19 @@ def test_ordinal_tasks_get_quadratic_kappa_and_labels_the_macro_auroc():
     )
 
 
+def test_a_label_that_no_slide_has_does_not_take_the_others_figure_away():
+    rng, site = np.random.default_rng(3), tuple("AB"[i % 2] for i in range(80))
+    truth = np.stack([rng.integers(0, 2, 80), np.zeros(80, np.int64)], axis=1)
+    outputs, ids = rng.random((80, 2)), tuple(f"s{i}" for i in range(80))
+    table = Predictions("multilabel", ("a", "b"), ids, ids, truth, outputs, columns={"site": site})
+    for group in subgroups(table, ["site"]).groups["site"]:
+        mask = np.array(site) == group.name
+        expected = roc_auc_score(truth[mask, 0], outputs[mask, 0])
+        assert group.figures["AUROC"].estimate.value == pytest.approx(expected, abs=1e-12)
+    nothing = subgroups(replace(table, truth=np.zeros_like(truth)), ["site"]).groups["site"]
+    assert nothing[0].figures["AUROC"].estimate.reason == "it is not defined on these slides"
+
+
 def test_any_statistic_serves_another_task():
     table = cohort()
     truth, guess = table.outputs[:, 1] * 10, table.outputs[:, 1] * 10 + np.random.default_rng(1).normal(size=400)

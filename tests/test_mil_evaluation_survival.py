@@ -233,3 +233,18 @@ def test_bootstrap_of_a_cohort_of_five_hundred_is_quick():
     start = time.process_time()
     c_index(risk, of(truth))
     assert time.process_time() - start < 10  # 0.1 s is usual; a loop over resamples takes minutes
+
+
+def test_a_perfect_order_is_not_said_to_be_certain():
+    risk, truth, _ = cohort(n=30)
+    perfect = -truth[:, 0]
+    for found in (
+        c_index(perfect, of(truth), resamples=200),
+        uno_c(perfect, of(truth), resamples=200),
+        auc_at(perfect, of(truth), float(np.median(truth[:, 0])), resamples=200),
+        c_index(-perfect, of(truth), resamples=200),
+    ):
+        assert found.value in (0, 1)
+        assert (found.low, found.high) == (None, None)
+        assert "same in every resample" in found.reason
+    assert c_index(risk, of(truth), resamples=200).low is not None

@@ -82,8 +82,8 @@ def subgroups(
     edges       where to cut a column of numbers: column → rising values; [50, 70] gives <50, 50 to <70, >=70.
                 Without them a column of more than DISTINCT distinct numbers is cut at its patients' quartiles
     statistics  name → Statistic over the slides of `predictions`. By default AUROC (of the positive class, or macro
-                one-versus-rest; of labels: macro) with sensitivity and specificity of binary tasks, and quadratic
-                kappa of ordinal ones; other tasks have no default
+                one-versus-rest; of labels: mean over those that some slides have and some have not) with sensitivity
+                and specificity of binary tasks, and quadratic kappa of ordinal ones; other tasks have no default
 
     A group, or its rest, of fewer than FEWEST patients is counted but not judged. Two groups that are each other's
     rest are one test. Raises SpecError for an unknown column or a task without statistics.
@@ -303,7 +303,9 @@ def _numbers(texts: NDArray[np.object_], known: NDArray[np.bool_]) -> NDArray[np
 def _defaults(predictions: Predictions, threshold: float) -> dict[str, Statistic]:
     truth, outputs = predictions.truth, predictions.outputs
     if predictions.task == "multilabel":
-        labels = range(outputs.shape[1])
+        labels = [c for c in range(outputs.shape[1]) if 0 < int((truth[:, c] == 1).sum()) < len(truth)]
+        if not labels:  # nothing can be ranked: the figure is there, and is not defined
+            return {"AUROC": lambda w: np.full(len(w), np.nan)}
         return {
             "AUROC": lambda w: np.asarray(
                 np.mean([weighted_auroc(truth[:, c] == 1, outputs[:, c], w) for c in labels], axis=0)

@@ -7,7 +7,7 @@ one time count as the event first.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,7 +162,10 @@ def _estimate(statistic: Statistic, cohort: Followed, resamples: int, seed: int,
         reason = undefined
     if reason is not None:
         return Estimate(None, reason=reason)
-    return bootstrap(statistic, cohort.patients, resamples, seed)
+    found = bootstrap(statistic, cohort.patients, resamples, seed)
+    if found.low is not None and (found.high or 0.0) - found.low < 1e-12:  # a perfect order is so in every resample
+        return replace(found, low=None, high=None, reason="it is the same in every resample: no spread to judge by")
+    return found
 
 
 def _fitting(risk: NDArray[np.floating], cohort: Followed) -> NDArray[np.float64]:

@@ -1,0 +1,83 @@
+"""A run's predictions are judged as those of a model that has not seen the bags, nor been calibrated on them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from jobs.evaluation import predictions_of
+from jobs.manifest import SlideRecord
+from mil.bag import Bag
+from mil.crossval import cross_validate
+from mil.evaluation.calibrators import METHODS, cross_calibrated, fit_calibrator
+from mil.predict import predict
+from mil.spec import TrainSpec
+
+CONTRACT = {"backbone": "lite", "mpp": 1.0}
+
+
+def bag_of(record, seed):
+    rng = np.random.default_rng(seed)
+    features = rng.normal(0.6 * (record.label == "malignant"), 1, (6, 5)).astype(np.float32)
+    xy = rng.integers(0, 9000, (6, 2))
+    return Bag(features, xy, 512, (record.slide_id,), record.label, record.patient_id, None, "", CONTRACT, "c0ffee")
+
+
+@pytest.fixture(scope="module")
+def records():
+    return [SlideRecord(f"s{i}", f"s{i}.svs", f"c{i}", f"p{i}", ("benign", "malignant")[i % 2]) for i in range(24)]
+
+
+@pytest.fixture(scope="module")
+def bags(records):
+    return [bag_of(record, seed) for seed, record in enumerate(records)]
+
+
+@pytest.fixture(scope="module")
+def model(bags):
+    return cross_validate(bags, TrainSpec(hidden=8, attention=4, folds=3, repeats=2, epochs=8))
+
+
+def rows_of(records, bags, model):
+    """The rows of these slides in the table of predictions."""
+    rows = {}
+    for record, bag in zip(records, bags, strict=True):
+        said = predict(model, bag)
+        numbers = dict(zip(model.task.columns, said.output, strict=True))
+        numbers |= {f"probability_{name}": p for name, p in zip(model.classes, said.probability, strict=True)}
+        rows[record.slide_id] = {"origin": said.origin, **{name: f"{value:.6f}" for name, value in numbers.items()}}
+    return rows
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "none"])
+def test_bags_of_the_cohort_are_judged_by_calibrators_of_the_other_folds(records, bags, model, method):
+    logits = np.array([row.logits for row in model.cohort])
+    folds, truth = np.array([row.folds[0] for row in model.cohort]), np.arange(24) % 2
+    fitted = replace(model, calibrator=fit_calibrator(logits, truth, method))
+    judged = predictions_of(records, rows_of(records, bags, fitted), fitted)
+    np.testing.assert_allclose(judged.outputs, cross_calibrated(logits, truth, folds, method), atol=1e-9)
+    np.testing.assert_array_equal(judged.folds, folds)
+    flattering = np.mean((fitted.calibrator.apply(logits)[:, 1] - truth) ** 2)
+    assert np.mean((judged.outputs[:, 1] - truth) ** 2) > flattering
+
+
+def test_figures_of_a_run_over_its_cohort_are_those_of_the_training(records, bags, model):
+    judged = predictions_of(records, rows_of(records, bags, model), model)
+    brier = next(row for row in model.metrics["calibrated"]["calibration"]["figures"] if row["name"] == "Brier score")
+    assert np.mean((judged.outputs[:, 1] - judged.truth) ** 2) == pytest.approx(brier["value"], abs=1e-6)
+
+
+def test_a_new_patient_keeps_the_models_own_calibration_and_a_further_slide_does_not(records, bags, model):
+    new = SlideRecord("n", "n.svs", "cn", "pn", "benign")
+    further = SlideRecord("s0-b", "s0-b.svs", "c0", "p0", "benign")
+    asked, slides = [new, further], [bag_of(new, 90), bag_of(further, 91)]
+    rows = rows_of(asked, slides, model)
+    judged = predictions_of(asked, rows, model)
+    assert judged.folds is None
+    assert f"{judged.outputs[0, 1]:.6f}" == rows["n"]["probability_malignant"]
+    fold, truth = model.cohort[0].folds[0], np.arange(24) % 2
+    rest = np.array([row.folds[0] for row in model.cohort]) != fold
+    logits = np.array([row.logits for row in model.cohort])
+    other = fit_calibrator(logits[rest], truth[rest], model.calibrator.method)
+    said = np.log([[float(rows["s0-b"][column]) for column in model.task.columns]])
+    np.testing.assert_allclose(judged.outputs[1], other.apply(said)[0], atol=1e-6)
