@@ -53,7 +53,8 @@ def _reliability(
 ) -> list[Chart]:
     """One chart for each class, label or horizon, with what it was before beside what it is after calibration."""
     found: dict[str, list[Series]] = {}
-    for when, group in (("before calibration", before), ("", curves)):
+    raw = [curve for curve in before if curve["when"] == "as given"]  # not what a temperature would make of them
+    for when, group in (("before calibration", raw), ("", curves)):
         for curve in group:
             name = when or ("calibrated" if before else curve["when"])
             band = list(zip(curve["x"], curve["low"], curve["high"], strict=True))

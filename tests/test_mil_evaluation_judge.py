@@ -392,3 +392,10 @@ def test_the_cohort_counts_bags_and_patients(task):
         assert sum(row["bags"] for row in counts["rows"]) == 120
     assert site["rows"] == [{"name": "x", "bags": 60, "patients": 30}, {"name": "y", "bags": 60, "patients": 30}]
     assert age["rows"][0]["name"] == "20 to 79, median 49.5"
+
+
+def test_an_interval_without_width_is_none():
+    sets = judge(replace(table("classification", 40, bags=1), outputs=np.full((40, 3), 1 / 3)))["conformal"]["figures"]
+    (size,) = (figure for figure in sets if figure["name"] == "classes in a set")
+    assert (size["value"], size["low"]) == (3, None)
+    assert "same in every resample" in size["reason"]

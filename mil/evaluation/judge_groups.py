@@ -40,7 +40,7 @@ def judge_groups(predictions: Predictions, seed: int, options: JudgeSpec) -> lis
             "column": column,
             "unknown": found.unknown[column],
             "tests": found.tests,
-            "multiplicity": multiplicity if found.tests else "nothing was tested",
+            "multiplicity": multiplicity if found.tests else "No difference was tested",
             "threshold": found.threshold,
             "threshold_is": how if found.threshold is not None else None,
             "groups": [

@@ -13,6 +13,7 @@ from .operating import Rule
 from .predictions import Predictions
 
 BOOTSTRAP = f"percentiles of {RESAMPLES} bootstrap resamples of whole patients"
+NO_SPREAD = "it is the same in every resample: no spread to judge by"
 SHARE = "Wilson score with one bag a patient, else percentiles of resampled patients"
 RANKS_ONLY = (
     "the outputs are scores that rank but are no shares of 1: nothing that needs a called class or a probability is "
@@ -52,7 +53,12 @@ class JudgeSpec:
 def figure(
     name: str, estimate: Estimate, of: str = "", better: str = "higher", method: str = BOOTSTRAP, unit: str = ""
 ) -> dict[str, Any]:
-    """A figure as plain values. `of` is the class, label or time it speaks of; `better` is higher, lower or empty."""
+    """A figure as plain values. `of` is the class, label or time it speaks of; `better` is higher, lower or empty.
+
+    An interval without width would claim certainty: it is left out, and the reason says so.
+    """
+    if estimate.low is not None and estimate.low == estimate.high:
+        estimate = replace(estimate, low=None, high=None, reason=NO_SPREAD)
     return {
         "name": name,
         "of": of,
