@@ -244,7 +244,33 @@ def test_a_perfect_order_is_not_said_to_be_certain():
         auc_at(perfect, of(truth), float(np.median(truth[:, 0])), resamples=200),
         c_index(-perfect, of(truth), resamples=200),
     ):
-        assert found.value in (0, 1)
+        assert min(found.value, 1 - found.value) == pytest.approx(0, abs=1e-12)
         assert (found.low, found.high) == (None, None)
         assert "same in every resample" in found.reason
     assert c_index(risk, of(truth), resamples=200).low is not None
+
+
+def test_risks_of_folds_are_not_compared_with_each_other():
+    """Each fold's network has a zero of its own: shifting a fold's risks changes nothing, and pairs are its own."""
+    from lifelines.utils import concordance_index
+
+    risk, truth, _ = cohort(ties=True)
+    fold, everybody = np.arange(120) % 3, of(truth)
+    parted, time = followed(truth, people(120), fold), float(np.median(truth[:, 0]))
+    shifted = risk + 5.0 * fold
+    for figure in (c_index, uno_c, lambda *given, **more: auc_at(*given, time, **more)):
+        one, other = (figure(given, parted, resamples=200) for given in (risk, shifted))
+        assert (one.value, one.low, one.high) == pytest.approx((other.value, other.low, other.high), abs=1e-12)
+        assert abs(figure(shifted, everybody, resamples=200).value - one.value) > 0.1
+    own = [truth[fold == k] for k in range(3)]
+    pairs = [comparable_pairs(part) for part in own]
+    each = [concordance_index(part[:, 0], -risk[fold == k], part[:, 1]) for k, part in enumerate(own)]
+    assert c_index(shifted, parted, resamples=2).value == pytest.approx(np.average(each, weights=pairs), abs=1e-12)
+    with pytest.raises(SpecError, match="folds: shape"):
+        followed(truth, people(120), fold[:3])
+
+
+def comparable_pairs(truth):
+    time, event = truth.T
+    later = (time[None] > time[:, None]) | ((time[None] == time[:, None]) & (event[None] == 0))
+    return int((later & (event[:, None] == 1)).sum())

@@ -21,18 +21,34 @@ _PAIRS = 1 << 24  # pairs of bags that are held at a time
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Followed:
-    """n bags followed up: time float64 (n,) > 0, event bool (n,), the patient of each."""
+    """n bags followed up: time float64 (n,) > 0, event bool (n,), the patient of each.
+
+    folds  int64 (n,): whose risks can be compared. Networks that learned a partial likelihood each have a zero of their
+           own, so out-of-fold risks say nothing of who of two folds is at more risk; c-indices and AUCs then take only
+           pairs within a fold. None where all risks are on one scale
+    """
 
     time: NDArray[np.float64]
     event: NDArray[np.bool_]
     patients: tuple[str, ...]
+    folds: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.time)
 
+    @property
+    def parts(self) -> list[NDArray[np.bool_]]:
+        """The bags (n,) of each fold; of the whole where all can be compared."""
+        if self.folds is None:
+            return [np.ones(len(self), bool)]
+        return [self.folds == fold for fold in np.unique(self.folds)]
 
-def followed(truth: NDArray[np.floating], patients: Sequence[str]) -> Followed:
-    """Of truth (n, 2), time and event, as Predictions holds it. Raises SpecError for a shape or event that is none.
+
+def followed(
+    truth: NDArray[np.floating], patients: Sequence[str], folds: NDArray[np.integer] | None = None
+) -> Followed:
+    """Of truth (n, 2), time and event, as Predictions holds it; folds (n,) as in Followed. Raises SpecError for a shape
+    or event that is none.
 
     Times that are not above 0 are kept, and make every figure None with its reason.
     """
@@ -41,7 +57,10 @@ def followed(truth: NDArray[np.floating], patients: Sequence[str]) -> Followed:
         raise SpecError("survival", f"shape {given.shape} for {len(patients)} patients", "give (n, 2): time, event")
     if not np.isfinite(given).all() or not np.isin(given[:, 1], (0, 1)).all():
         raise SpecError("survival", "NaN, or an event other than 0 and 1", "1 is an event, 0 is censored")
-    return Followed(given[:, 0], given[:, 1] > 0, tuple(patients))
+    if folds is not None and np.shape(folds) != (len(given),):
+        raise SpecError("folds", f"shape {np.shape(folds)} for {len(given)} bags", "give one for each")
+    fold = None if folds is None else np.asarray(folds, np.int64)
+    return Followed(given[:, 0], given[:, 1] > 0, tuple(patients), fold)
 
 
 def unfit(cohort: Followed) -> str | None:
@@ -105,10 +124,13 @@ def auc_at(
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         at = _censoring(cohort, weights, cohort.time, before=True)
         share = np.divide(weights * case, at, out=np.zeros_like(weights), where=at > 0)
-        above = np.add.reduceat(share[:, order], first, axis=1)
-        below = np.add.reduceat((weights * control)[:, order], first, axis=1)
-        won = (above * (below.cumsum(axis=1) - 0.5 * below)).sum(axis=1)
-        return _ratio(won, above.sum(axis=1) * below.sum(axis=1))
+        won, pairs = np.zeros((2, len(weights)))
+        for inside in cohort.parts:
+            above = np.add.reduceat((share * inside)[:, order], first, axis=1)
+            below = np.add.reduceat((weights * control * inside)[:, order], first, axis=1)
+            won += (above * (below.cumsum(axis=1) - 0.5 * below)).sum(axis=1)
+            pairs += above.sum(axis=1) * below.sum(axis=1)
+        return _ratio(won, pairs)
 
     return _estimate(statistic, cohort, resamples, seed, f"no event until {time:g}, or nobody followed longer")
 
@@ -193,6 +215,8 @@ def _wins(risk: NDArray[np.float64], cohort: Followed) -> NDArray[np.float32]:
         later = (time[:, None] > time[part]) | ((time[:, None] == time[part]) & ~event[:, None])
         earned = (risk[:, None] < risk[part]) + 0.5 * (risk[:, None] == risk[part])
         wins[:, part] = later * event[part] * earned
+    for inside in cohort.parts if cohort.folds is not None else ():
+        wins[np.ix_(inside, ~inside)] = 0
     return wins
 
 
@@ -202,9 +226,10 @@ def _comparable(cohort: Followed, weights: NDArray[np.float64]) -> NDArray[np.fl
     time, event = cohort.time[order], cohort.event[order]
     ends = np.append(np.flatnonzero((np.diff(time) > 0) | (event[1:] != event[:-1])), len(time) - 1)
     group = np.searchsorted(ends, np.arange(len(time)))
-    running = weights[:, order].cumsum(axis=1)
-    out = np.empty_like(weights)
-    out[:, order] = (running[:, -1:] - running[:, ends[group]]) * event
+    out = np.zeros_like(weights)
+    for inside in cohort.parts:
+        running = (weights * inside)[:, order].cumsum(axis=1)
+        out[:, order] += (running[:, -1:] - running[:, ends[group]]) * event * inside[order]
     return out
 
 
