@@ -162,7 +162,8 @@ def test_survival_chances_are_read_with_their_times(tmp_path):
         ("slide_id,Probability\na,0.8\nb,0.25\n", [[0.2, 0.8], [0.75, 0.25]], True),
         ("slide_id,prob_normal\na,0.25\nb,0.75\n", [[0.75, 0.25], [0.25, 0.75]], True),
         ("slide_id,score\na,7\nb,-2.5\n", [[-7, 7], [2.5, -2.5]], False),
-        ("slide_id,normal,tumor,status\na,0.333,0.668,done\nb,,,empty\n", [[0.333 / 1.001, 0.668 / 1.001]], False),
+        ("slide_id,normal,tumor,status\na,0.33,0.68,done\nb,,,empty\n", [[0.33 / 1.01, 0.68 / 1.01]], False),
+        ("slide_id,normal,tumor\na,0.333,0.6675\nb,0.3,0.7\n", [[0.333, 0.6675], [0.3, 0.7]], False),
     ],
 )
 def test_columns_are_found_by_their_names(tmp_path, predictions, outputs, calibrated):

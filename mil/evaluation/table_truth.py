@@ -20,6 +20,7 @@ RISK = ("risk", "log_hazard", "hazard", "score")
 LIVES = "survival_"  # then a time
 NONE = "-"  # the truth of a bag with none of the labels
 EVENTS = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
+_ROUNDED = 1e-3  # a row so near to 1 is left as it is: scaling it would break ties
 _SUM = 0.02  # rows of rounded probabilities may miss 1 by so much; they are scaled to it
 
 
@@ -186,6 +187,8 @@ def _several(spec: TableSpec, columns: Mapping[str, str]) -> Outputs:
         if abs(sum(values) - 1) > _SUM:
             problem = f"{' + '.join(read[:4])}{' …' if len(read) > 4 else ''} is {sum(values):.4g}, not 1"
             raise ManifestError(row.where, problem, "give one probability for each class; --classes names them")
+        if abs(sum(values) - 1) <= _ROUNDED:
+            return values
         return [value / sum(values) for value in values]
 
     return Outputs(names, tuple(read), labels if spec.task.name == "multilabel" else classes, calibrated, notes=notes)
