@@ -1,10 +1,9 @@
 """Predictions of a run against the truth in its manifest."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from wsi.errors import ManifestError, StoreError
 from wsi.publish import write_json
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from mil.bag import Bag
     from mil.evaluation.judge import JudgeSpec
     from mil.evaluation.predictions import Predictions
-    from mil.model import CohortRow, TrainedModel
+    from mil.model import TrainedModel
 
 Rows = dict[str, dict[str, str]]
 
@@ -73,7 +72,7 @@ def predictions_of(
 ) -> "Predictions":
     """The rows of these slides as `mil.evaluation` takes them, one for each bag; probabilities where there are any.
 
-    Probabilities of bags of the training cohort are made anew by calibrators of the other folds: see `_cross_fitted`.
+    Those of the training cohort come from calibrators that were not fitted on them: see `mil.predict.calibrator_for`.
     """
     from mil.evaluation.predictions import Predictions
 
@@ -87,66 +86,18 @@ def predictions_of(
     held_out = all(origin.startswith("held-out fold") for origin in origins)
     described = [without_tiles(group) for group in bags]
     names = dict.fromkeys(name for bag in described for name in bag.columns)
-    outputs = np.array([[float(row[column]) for column in columns] for row in firsts], np.float64)
-    if calibrated:
-        outputs = _cross_fitted(outputs, described, firsts, model)
     return Predictions(
         task=task.spec.name,
         classes=task.classes,
         ids=tuple(bag_id(group[0], model.training.level) for group in bags),
         patients=tuple(group[0].patient_id for group in bags),
         truth=task.truth(described),
-        outputs=outputs,
+        outputs=np.array([[float(row[column]) for column in columns] for row in firsts], np.float64),
         folds=np.array([_first_fold(origin) for origin in origins], np.int64) if held_out else None,
         calibrated=calibrated,
         times=task.times,
         columns={name: tuple(bag.value(name) or "" for bag in described) for name in names},
     )
-
-
-def _cross_fitted(
-    outputs: NDArray[np.float64], bags: "Sequence[Bag]", rows: Sequence[Mapping[str, str]], model: "TrainedModel"
-) -> NDArray[np.float64]:
-    """Probabilities (n, C) of these bags, those of the training cohort by calibrators that were not fitted on them.
-
-    outputs, rows  as the model that is kept says, and the rows of the table of predictions
-    The calibrator that goes with the model is fitted on all bags that networks had not seen, those very bags among
-    them: judged by it they would look better calibrated, and by isotonic steps better ranked, than new ones will be.
-    """
-    from mil.evaluation.calibrators import as_logits, fit_calibrator
-
-    own = [i for i, row in enumerate(rows) if row["origin"].startswith("held-out fold")]
-    cohort = [row for row in model.cohort if row.logits is not None]
-    if not own or not cohort:
-        return outputs
-    kind, method = model.calibrator.kind, model.calibrator.method
-    known, truth = np.array([row.logits for row in cohort], np.float64), _truth_of(cohort, model)
-    fold_of, place = (
-        np.array([row.folds[0] for row in cohort]),
-        {frozenset(r.slide_ids): i for i, r in enumerate(cohort)},
-    )
-    folds = np.array([_first_fold(rows[i]["origin"]) for i in own])
-    found = outputs.copy()
-    for fold in np.unique(folds).tolist():
-        rest = fold_of != fold
-        calibrator = fit_calibrator(known[rest], truth[rest], method, kind=kind)
-        for i in (i for i, of in zip(own, folds.tolist(), strict=True) if of == fold):
-            at = place.get(frozenset(bags[i].slide_ids))
-            if at is None:  # a further slide of someone in the cohort: its logits up to the six digits that are kept
-                said = np.array([[float(rows[i][column]) for column in model.task.columns]])
-                found[i] = calibrator.apply(as_logits(np.clip(said, 5e-7, 1 - 5e-7), kind))[0]
-            else:
-                found[i] = calibrator.apply(known[at : at + 1])[0]
-    return found
-
-
-def _truth_of(cohort: "Sequence[CohortRow]", model: "TrainedModel") -> NDArray[np.int64]:
-    """Truth of bags of the training cohort, as `Task.truth` gives it."""
-    from mil.bag import Bag
-
-    nothing, target = (np.zeros((0, 1), np.float32), np.zeros((0, 2), np.int64), 1), model.task.spec.target
-    bags = [Bag(*nothing, row.slide_ids, row.truth, columns={target: row.truth}) for row in cohort]
-    return model.task.truth(bags).astype(np.int64)
 
 
 def without_tiles(group: Sequence[SlideRecord]) -> "Bag":

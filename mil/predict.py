@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from wsi.errors import SpecError
 
 from .bag import Bag, require_contract
+from .evaluation.calibrators import Calibrator, fit_calibrator
 from .model import TrainedModel
 from .tasks.task import Task
 
@@ -34,7 +35,7 @@ class Prediction:
     """What a model says of one bag. `output` is not calibrated: only `probability` is called so.
 
     output       float32 (C,), in the order of `task.columns`, of the networks' mean logits; None when empty
-    probability  the same, calibrated on bags the networks had not seen; None for a model or task without calibration
+    probability  the same, calibrated on other bags that networks had not seen; None for a model or task without that
     predicted    in a word: the class, the labels, the number
     spread       float32 (C,), standard deviation of the output between the networks that spoke; None for one network
     chosen       classes of the prediction set that holds the true one with the model's stated coverage, () without
@@ -100,8 +101,8 @@ def predict(model: TrainedModel, bag: Bag) -> Prediction:
     logits = np.stack([answer.logits for answer in answers])
     together = logits.mean(axis=0, keepdims=True)
     output = task.activate(together)[0]
-    calibrated = model.calibrator.method != "none"
-    probability = model.calibrator.apply(together)[0].astype(np.float32) if calibrated else None
+    calibrator = calibrator_for(model, folds)
+    probability = None if calibrator.method == "none" else calibrator.apply(together)[0].astype(np.float32)
     drawn = task.drawn(output if probability is None else probability)
     chosen, abstains = _sure(model, probability)
     return Prediction(
@@ -122,6 +123,23 @@ def predict(model: TrainedModel, bag: Bag) -> Prediction:
         span_px=bag.span_px,
         status="done",
     )
+
+
+def calibrator_for(model: TrainedModel, folds: tuple[int, ...]) -> Calibrator:
+    """What makes probabilities of what these networks say, `folds` being those that have not seen the bag.
+
+    The model's own is fitted on all bags of a cross-validation, each by networks that had not seen it. For one of these
+    very bags it is fitted anew on the other folds: else the cohort, judged by its predictions, would look better
+    calibrated, and by isotonic steps better ranked, than new patients will.
+    """
+    own = model.calibrator
+    if own.method == "none" or len(folds) == len(model.weights):
+        return own
+    others = [row for row in model.cohort if row.logits is not None and folds[0] not in row.folds]
+    target, nothing = model.task.spec.target, (np.zeros((0, 1), np.float32), np.zeros((0, 2), np.int64), 1)
+    bags = [Bag(*nothing, row.slide_ids, row.truth, columns={target: row.truth}) for row in others]
+    truth = model.task.truth(bags).astype(np.int64)
+    return fit_calibrator(np.array([row.logits for row in others]), truth, own.method, kind=own.kind)
 
 
 def answers_of(model: TrainedModel, bag: Bag, folds: tuple[int, ...]) -> Iterator[Answer]:

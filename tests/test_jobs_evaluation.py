@@ -10,7 +10,7 @@ from jobs.manifest import SlideRecord
 from mil.bag import Bag
 from mil.crossval import cross_validate
 from mil.evaluation.calibrators import METHODS, cross_calibrated, fit_calibrator
-from mil.predict import predict
+from mil.predict import apply_network, predict
 from mil.spec import TrainSpec
 
 CONTRACT = {"backbone": "lite", "mpp": 1.0}
@@ -35,7 +35,7 @@ def bags(records):
 
 @pytest.fixture(scope="module")
 def model(bags):
-    return cross_validate(bags, TrainSpec(hidden=8, attention=4, folds=3, repeats=2, epochs=8))
+    return cross_validate(bags, TrainSpec(hidden=8, attention=4, folds=3, repeats=2, epochs=8, learning_rate=5e-3))
 
 
 def rows_of(records, bags, model):
@@ -55,7 +55,7 @@ def test_bags_of_the_cohort_are_judged_by_calibrators_of_the_other_folds(records
     folds, truth = np.array([row.folds[0] for row in model.cohort]), np.arange(24) % 2
     fitted = replace(model, calibrator=fit_calibrator(logits, truth, method))
     judged = predictions_of(records, rows_of(records, bags, fitted), fitted)
-    np.testing.assert_allclose(judged.outputs, cross_calibrated(logits, truth, folds, method), atol=1e-9)
+    np.testing.assert_allclose(judged.outputs, cross_calibrated(logits, truth, folds, method), atol=1e-5)
     np.testing.assert_array_equal(judged.folds, folds)
     flattering = np.mean((fitted.calibrator.apply(logits)[:, 1] - truth) ** 2)
     assert np.mean((judged.outputs[:, 1] - truth) ** 2) > flattering
@@ -64,7 +64,7 @@ def test_bags_of_the_cohort_are_judged_by_calibrators_of_the_other_folds(records
 def test_figures_of_a_run_over_its_cohort_are_those_of_the_training(records, bags, model):
     judged = predictions_of(records, rows_of(records, bags, model), model)
     brier = next(row for row in model.metrics["calibrated"]["calibration"]["figures"] if row["name"] == "Brier score")
-    assert np.mean((judged.outputs[:, 1] - judged.truth) ** 2) == pytest.approx(brier["value"], abs=1e-6)
+    assert np.mean((judged.outputs[:, 1] - judged.truth) ** 2) == pytest.approx(brier["value"], abs=1e-5)
 
 
 def test_a_new_patient_keeps_the_models_own_calibration_and_a_further_slide_does_not(records, bags, model):
@@ -79,5 +79,10 @@ def test_a_new_patient_keeps_the_models_own_calibration_and_a_further_slide_does
     rest = np.array([row.folds[0] for row in model.cohort]) != fold
     logits = np.array([row.logits for row in model.cohort])
     other = fit_calibrator(logits[rest], truth[rest], model.calibrator.method)
-    said = np.log([[float(rows["s0-b"][column]) for column in model.task.columns]])
-    np.testing.assert_allclose(judged.outputs[1], other.apply(said)[0], atol=1e-6)
+    said = predict(model, slides[1])
+    answers = [
+        apply_network(model.network(k), slides[1].features, slides[1].positions()) for k in model.cohort[0].folds
+    ]
+    assert said.origin == f"held-out folds {', '.join(map(str, model.cohort[0].folds))}"
+    together = np.mean([answer.logits for answer in answers], axis=0)[None]
+    np.testing.assert_allclose(judged.outputs[1], other.apply(together)[0], atol=1e-5)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mil import Bag, TrainSpec, cross_validate, load_bag, load_model, predict, save_model
-from mil.evaluation.calibrators import Calibrator
+from mil.evaluation.calibrators import cross_calibrated, fit_calibrator
 from mil.model import CohortRow
 from mil.predict import apply_network
 from wsi.errors import BackboneError, SpecError, StoreError
@@ -145,15 +145,18 @@ def test_a_new_patient_gets_the_mean_of_all_folds(model):
 
 
 def test_repeats_are_calibrated_at_prediction_as_they_were_when_judged(bags):
-    """Of several networks that did not see a patient, the mean logit is calibrated, in training and afterwards."""
+    """Of several networks that did not see a patient, the mean logit is calibrated, by bags of other folds."""
     repeated = cross_validate(bags, TrainSpec(hidden=8, attention=4, folds=3, repeats=2, epochs=2))
-    repeated = replace(repeated, calibrator=Calibrator("temperature", "softmax", 2, {"temperature": [0.05]}))
-    for bag, row in zip(bags, repeated.cohort, strict=True):
-        logits = np.array([row.logits], np.float32)
-        assert len(row.folds) == 2
-        prediction = predict(repeated, bag)
-        np.testing.assert_allclose(prediction.output, repeated.task.activate(logits)[0], rtol=1e-4)
-        np.testing.assert_allclose(prediction.probability, repeated.calibrator.apply(logits)[0], rtol=1e-3)
+    logits, truth = np.array([row.logits for row in repeated.cohort]), np.arange(12) % 2
+    folds = [row.folds[0] for row in repeated.cohort]
+    for method in ("temperature", "platt"):
+        judged = cross_calibrated(logits, truth, folds, method)
+        model = replace(repeated, calibrator=fit_calibrator(logits, truth, method))
+        for i, bag in enumerate(bags):
+            prediction = predict(model, bag)
+            np.testing.assert_allclose(prediction.output, model.task.activate(logits[i : i + 1])[0], rtol=1e-4)
+            np.testing.assert_allclose(prediction.probability, judged[i], rtol=1e-4)
+        assert not np.allclose(judged, model.calibrator.apply(logits), rtol=1e-3)
 
 
 def test_without_a_rule_that_keeps_its_promise_it_is_not_said_that_the_model_is_sure(model):
