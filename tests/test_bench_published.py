@@ -47,6 +47,14 @@ def test_every_bag_is_judged_once_by_a_network_that_did_not_see_it(tmp_path, mon
     assert bench.run(unit)["scores"] == found["scores"]  # the same seed
 
 
+def test_the_best_of_all_epochs_and_thresholds_is_never_worse_than_the_last_at_one_half(tmp_path):
+    arrays = dict(np.load(cohort_file(tmp_path)))
+    np.random.default_rng(1).shuffle(arrays["bag_label"])  # nothing to be learned: what is above one half is choice
+    np.savez(tmp_path / "musk1.npz", **arrays)
+    unit = bench.Unit(tmp_path / "musk1.npz", "dsmil", 0, {**SETTING, "epochs": 2})
+    assert bench.peeking_run(unit) > bench.figures_of([bench.run(unit)]).accuracy + 0.1
+
+
 def test_repeats_are_different_partitions(tmp_path):
     path = cohort_file(tmp_path)
     setting = {**SETTING, "epochs": 1}
