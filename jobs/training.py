@@ -9,10 +9,12 @@ from wsi.errors import ManifestError, StoreError
 from wsi.publish import fingerprint
 
 from .bags import bag_id, columns_of, has_truth, marks_of, slide_bag
-from .config import RunSpec
-from .folder import RunFolder
+from .config import RunSpec, as_settings
+from .folder import RunFolder, command_line, run_facts
 from .manifest import SlideRecord
+from .model_card import write_card
 from .receipts import FAILED, latest, read_receipts
+from .report import all_synthetic
 from .stages import AS_JPEG, contract_of, has_fitting
 
 if TYPE_CHECKING:
@@ -65,7 +67,8 @@ def train_model(
     work, kept = folder.root / "training" / name, folder.root / "tracking" / name
     tracker = open_tracker(spec.train.track, kept)
     model = named(cross_validate(bags, spec.train, progress=progress, resume=work, tracker=tracker), name)
-    files = {file: work / file for file in ("splits.csv", "splits.json")} | {"history.csv": kept / "history.csv"}
+    cards = write_card(model, work, run_facts(command_line(), as_settings(spec)), synthetic=all_synthetic(records))
+    files = {path.name: path for path in (work / "splits.csv", work / "splits.json", kept / "history.csv", *cards)}
     save_model(model, folder.model(name), {file: path for file, path in files.items() if path.is_file()})
     shutil.rmtree(work)  # finished: the next training of this name begins anew
     return model

@@ -160,10 +160,16 @@ def fold_parts(cohort: Cohort, partition: Partition, place: int) -> tuple[NDArra
 
 
 def inner_validation(cohort: Cohort, places: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
-    """Which of the bags at `places` decide when to stop, bool (len(places),): about a fifth, by patient."""
-    strata = cohort.task.strata(cohort.part.truth[places])
+    """Which of the bags at `places` decide when to stop, bool (len(places),): about a fifth, by patient.
+
+    Nothing where they could not say so: a class, or any event, would be missing from them or from the others.
+    """
+    truth = cohort.part.truth[places]
     merge = cohort.task.name in ("multilabel", "regression")
-    return validation_part([cohort.patients[i] for i in places], strata, seed, merge)
+    held = validation_part([cohort.patients[i] for i in places], cohort.task.strata(truth), seed, merge)
+    if cohort.task.spec.is_survival and not (truth[held, 1].any() and truth[~held, 1].any()):
+        return np.zeros(len(places), bool)
+    return held
 
 
 def _partition(bags: Sequence[Bag], cohort: Cohort) -> Partition:

@@ -7,6 +7,7 @@ computed for many rows at once.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,12 +34,25 @@ def bootstrap_weights(
     patients: Sequence[str], resamples: int = RESAMPLES, seed: int = 0
 ) -> Iterator[NDArray[np.float64]]:
     """Rows (r, n) of weights, `resamples` in all: how often the patient of each of the n slides was drawn."""
+    if resamples * len(patients) <= _BLOCK:
+        yield _drawn(tuple(patients), resamples, seed)
+        return
     names, patient = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    rng, block = np.random.default_rng(seed), max(1, _BLOCK // max(1, len(patient)))
+    rng, block = np.random.default_rng(seed), max(1, _BLOCK // len(patient))
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)
         counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=rows)
         yield counts[:, patient].astype(np.float64)
+
+
+@lru_cache(maxsize=4)  # every figure of a table is resampled in the same way: half of the time was drawing it again
+def _drawn(patients: tuple[str, ...], resamples: int, seed: int) -> NDArray[np.float64]:
+    """All rows of weights of a small table, read-only."""
+    names, patient = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    weights = counts[:, patient].astype(np.float64)
+    weights.flags.writeable = False
+    return weights
 
 
 def bootstrap(statistic: Statistic, patients: Sequence[str], resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
