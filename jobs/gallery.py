@@ -19,9 +19,9 @@ from .manifest import SlideRecord
 
 
 def export_extremes(record: SlideRecord, spec: RunSpec, tiles: PatchStore, heatmap: Heatmap, folder: Path) -> None:
-    """Write `spec.heatmap.tiles` tiles of the highest and of the lowest score into `folder`: a PNG each, a table of their
-    places, tiles.csv, and gallery.png that shows them side by side.
+    """Write `spec.heatmap.tiles` tiles of the highest and of the lowest score into `folder`.
 
+    A PNG each, a table of their places, tiles.csv, and gallery.png that shows them side by side.
     Raises SlideError where the slide's pixels are no longer there or are others than were tiled.
     """
     from mil.explain import extreme_tiles
