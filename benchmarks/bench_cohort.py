@@ -3,12 +3,13 @@
     python benchmarks/bench_cohort.py [--work FOLDER] [--tool FILE] [--data FOLDER] [--heads abmil,mean] [--look 2]
 
 Fields of prostate (MoNuSeg, Kumar et al., IEEE TMI 2017) are laid out as slides by a generator that lies outside this
-repository; positive slides hold an island of kidney. Whatever is finished stays in --work and is not done again.
+repository; positive slides hold islands of kidney. Whatever is finished stays in --work and is not done again.
 
-Pairs. A pair is one patient's prostate and another's kidney; what is left over of the more numerous organ is dealt
-out. All slides of a pair are of its tissue and no other's, and pairs are what folds, validation parts and resamples
-are made of: no source patient is in two of them. There are as many folds as pairs.
-Seams. A negative slide has an island of the same size as well, of its own prostate: seams and borders say nothing.
+Parts. The patients of each organ (a field each) are dealt into four parts, and a slide is made of the fields of one
+part only: of two patients' prostate, and of two or three patients' kidney. Parts are the folds, the validation parts
+and what the manifest calls a patient: no source patient is in two of them. Within a part slides share their patients,
+and intervals, which are over slides, say nothing of other patients.
+Seams. A negative slide has islands of the same size as well, of its own prostate: seams and borders say nothing.
 Stain. The generator pulls the optical density of both organs to one target for each slide, 70 % of the way.
 """
 
@@ -34,13 +35,12 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from jobs.bags import bag_for
-from jobs.demo import colour_baseline
 from jobs.folder import RunFolder
 from jobs.manifest import SlideRecord, read_manifest
 from jobs.model_stages import explained, open_model
 from jobs.prediction_table import read_predictions
 from mil.bag import Bag
-from mil.evaluation.discrimination import auroc_interval
+from mil.evaluation.discrimination import auroc, auroc_interval
 from mil.evaluation.localisation import tile_auroc
 from mil.explain import METHODS
 from mil.heads import HEADS
@@ -60,29 +60,30 @@ class Plan:
     """What a cohort is made of; its fingerprint names the folder of its slides.
 
     size_px   side of a slide at level 0, 0.25 µm/px
-    share     of the tissue's area that the island covers
+    share     of the tissue's area that the islands cover
     glass     share of the slide without tissue
-    per_pair  slides of each pair, every second one positive
+    per_part  slides of each part, every second one positive
     """
 
     normal: str = "prostate"
     planted: str = "kidney"
-    size_px: int = 6144
-    share: float = 0.05
+    size_px: int = 5120
+    share: float = 0.08
+    foci: int = 2
     glass: float = 0.4
     stain: float = 0.7
-    per_pair: int = 4
-    seed: int = 0
+    parts: int = 4
+    per_part: int = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Planted:
-    """One slide: where it lies, whose tissue it is made of, and whether its island is of the other organ."""
+    """One slide: where it lies, the fields it is made of, and whether its islands are of the other organ."""
 
     path: Path
-    pair: str
-    normal: Path
-    island: Path
+    part: str
+    normal: tuple[Path, ...]
+    islands: tuple[Path, ...]
     positive: bool
     seed: int
 
@@ -91,13 +92,8 @@ class Planted:
         return self.path.stem
 
     @property
-    def facts(self) -> Path:
-        """Written last by the generator."""
-        return self.path.with_suffix(".json")
-
-    @property
     def truth(self) -> Truth:
-        """What is planted where; the island of a negative slide is tissue like the rest."""
+        """What is planted where; the islands of a negative slide are tissue like the rest."""
         with Image.open(self.path.with_suffix(".labels.png")) as image:
             labels = np.array(image)
         if not self.positive:
@@ -105,69 +101,69 @@ class Planted:
         return Truth(labels, CELL_PX)
 
 
-def fields_of(data: Path, organ: str) -> list[tuple[str, Path]]:
-    """(patient, picture) of an organ's fields, sorted by patient."""
+def fields_of(data: Path, organ: str) -> list[Path]:
+    """An organ's fields, sorted by patient; each is of another one."""
     with (data / "tiles" / "monuseg" / "index.csv").open(newline="") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["organ"] == organ]
-    found = sorted((row["tcga"], data / "tiles" / "monuseg" / "images" / row["image"]) for row in rows)
-    if len({patient for patient, _ in found}) != len(found):
-        raise SystemExit(f"{organ}: a patient has several fields, and pairs are made of one each")
-    return found
+        rows = sorted((row["tcga"], row["image"]) for row in csv.DictReader(stream) if row["organ"] == organ)
+    if len({patient for patient, _ in rows}) != len(rows):
+        raise SystemExit(f"{organ}: a patient has several fields, and parts are dealt by field")
+    return [data / "tiles" / "monuseg" / "images" / image for _, image in rows]
 
 
 def plan_slides(plan: Plan, data: Path, folder: Path) -> list[Planted]:
-    """The slides, pair by pair; positive ones take their pair's kidneys in turn."""
-    normal, planted = fields_of(data, plan.normal), fields_of(data, plan.planted)
-    count = min(len(normal), len(planted))
+    """The slides, part by part."""
     slides = []
-    for pair in range(count):
-        mine, other = normal[pair::count], planted[pair::count]
-        for k in range(plan.per_pair):
-            base, positive = mine[(k // 2) % len(mine)][1], bool(k % 2)
-            island = other[(k // 2) % len(other)][1] if positive else base
-            path = folder / f"pair-{pair}-{k}.tif"
-            seed = plan.seed + plan.per_pair * pair + k
-            slides.append(Planted(path, f"pair-{pair}", base, island, positive, seed))
+    for part in range(plan.parts):
+        normal, planted = (tuple(fields_of(data, organ)[part :: plan.parts]) for organ in (plan.normal, plan.planted))
+        for k in range(plan.per_part):
+            path, positive = folder / f"part-{part}-{k:02}.tif", bool(k % 2)
+            fields = planted if positive else normal
+            slides.append(Planted(path, f"part-{part}", normal, fields, positive, plan.per_part * part + k))
     return slides
 
 
 def write_slides(slides: Sequence[Planted], plan: Plan, options: argparse.Namespace) -> None:
-    """Run the generator for every slide that is not there yet, `options.workers` at a time."""
-    todo = [slide for slide in slides if not slide.facts.is_file()]
+    """Run the generator for every slide that lacks its .json, which comes last, `options.workers` at a time."""
     environment = {**os.environ, "WSI_DATA": str(options.data.resolve())}
 
     def write(slide: Planted) -> None:
         with tempfile.TemporaryDirectory() as sources:
-            for name, picture in (("normal", slide.normal), ("island", slide.island)):
+            for name, pictures in (("normal", slide.normal), ("islands", slide.islands)):
                 (Path(sources) / name).mkdir()
-                (Path(sources) / name / picture.name).symlink_to(picture)
-            words = {"--normal": f"dir:{sources}/normal", "--tumour": f"dir:{sources}/island", "--foci": 1}
+                for picture in pictures:
+                    (Path(sources) / name / picture.name).symlink_to(picture)
+            words = {"--normal": f"dir:{sources}/normal", "--tumour": f"dir:{sources}/islands", "--foci": plan.foci}
             words |= {"--tumour-frac": plan.share, "--glass": plan.glass, "--stain": plan.stain, "--seed": slide.seed}
             command = [sys.executable, options.tool, slide.path, "--size", plan.size_px, plan.size_px]
-            command += [word for pair in words.items() for word in pair]
+            command += [word for setting in words.items() for word in setting]
             done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{slide.path}: the generator failed\n{done.stderr}")
-        say(f"written {slide.slide_id}")
+        say(f"written {slide.slide_id}" if not done.returncode else done.stderr)
+        done.check_returncode()
 
     with ThreadPoolExecutor(options.workers) as pool:
-        list(pool.map(write, todo))
+        list(pool.map(write, [slide for slide in slides if not slide.path.with_suffix(".json").is_file()]))
 
 
-def walk(slides: Sequence[Planted], folder: Path, heads: Sequence[str]) -> tuple[Path, RunFolder]:
+def walk(slides: Sequence[Planted], folder: Path, heads: Sequence[str], workers: int) -> tuple[Path, RunFolder]:
     """Take the slides through the package's commands, as a user would: (manifest, run folder)."""
     manifest, splits, run = folder / "manifest.csv", folder / "splits.csv", RunFolder(folder / "run")
-    rows = [[slide.slide_id, slide.path, slide.pair, CLASSES[slide.positive]] for slide in slides]
+    rows = [[slide.slide_id, slide.path, slide.part, CLASSES[slide.positive]] for slide in slides]
     write_table(manifest, ["slide_id", "path", "patient_id", "label"], rows)
-    pairs = sorted({slide.pair for slide in slides})
-    write_table(splits, ["patient_id", "fold"], [[pair, fold] for fold, pair in enumerate(pairs)])
+    parts = enumerate(sorted({slide.part for slide in slides}))
+    write_table(splits, ["patient_id", "fold"], [[part, fold] for fold, part in parts])
     wsi("tile", manifest, "--out", run.root, "--patches", "raw")
     wsi("embed", manifest, "--out", run.root)
-    for head in heads:
+
+    def teach(head: str) -> None:
+        chosen = ["--head", head, "--splits", splits, "--classes", ",".join(CLASSES), "--device", "cpu"]
         if not run.model(head).is_dir():
-            chosen = ["--head", head, "--splits", splits, "--classes", ",".join(CLASSES), "--device", "cpu"]
             wsi("train", manifest, "--out", run.root, "--name", head, *chosen)
-        wsi("predict", manifest, "--out", run.root, "--model", run.model(head))
+        if not run.predictions(head).is_file():
+            wsi("predict", manifest, "--out", run.root, "--model", run.model(head), "--executor", "serial")
+
+    teach(heads[0])  # it lays out the cohort's vectors, which the others then share
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(teach, heads[1:]))
     return manifest, run
 
 
@@ -181,9 +177,7 @@ def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence[objec
 def wsi(*words: object) -> None:
     """One command of the package, shown and run; its failure ends the benchmark."""
     say("wsi " + " ".join(map(str, words)))
-    done = subprocess.run([Path(sys.executable).with_name("wsi"), *map(str, words)], check=False, stdout=sys.stderr)
-    if done.returncode:
-        raise SystemExit(f"wsi {words[0]} ended with {done.returncode}")
+    subprocess.run([Path(sys.executable).with_name("wsi"), *map(str, words)], check=True, stdout=sys.stderr)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -221,8 +215,8 @@ class Cohort:
     run: RunFolder
 
     @property
-    def pairs(self) -> list[str]:
-        return [slide.pair for slide in self.slides]
+    def ids(self) -> list[str]:
+        return [slide.slide_id for slide in self.slides]
 
     @property
     def positive(self) -> NDArray[np.bool_]:
@@ -242,7 +236,7 @@ def judge_head(cohort: Cohort, head: str) -> dict[str, Any]:
     rows = read_predictions(cohort.run, model)
     said = np.array([float(rows[slide.slide_id][f"softmax_{CLASSES[1]}"]) for slide in cohort.slides])
     result = {"name": head, "mark": model.mark, "calibration": calibration_of(model.metrics)}
-    result["slide"] = asdict(auroc_interval(cohort.positive, said, cohort.pairs))
+    result |= slide_figures(cohort, said)
     bags = [bag_for(model, record, cohort.run)[0] for record in cohort.records]
     for method in METHODS:
         if method == "attention" and predict(model, bags[0]).attention is None:
@@ -255,11 +249,17 @@ def judge_head(cohort: Cohort, head: str) -> dict[str, Any]:
     return result
 
 
+def slide_figures(cohort: Cohort, said: NDArray[np.floating]) -> dict[str, Any]:
+    """Slide AUROC of (n,) scores: `slide` with its interval over slides, `parts` of each part by itself."""
+    own = [auroc(cohort.positive[test], said[test]) for test in folds(cohort)]
+    return {"slide": asdict(auroc_interval(cohort.positive, said, cohort.ids)), "parts": own}
+
+
 def tile_figures(
     name: str, scores: Sequence[NDArray[np.floating]], cohort: Cohort, wanted: Sequence[int]
 ) -> dict[str, Any]:
     """Tile AUROC within slides, averaged over those with planted tiles; `name pooled` over the tiles of all slides."""
-    judged = tile_auroc(scores, [cohort.tiles[i].inside for i in wanted], [cohort.pairs[i] for i in wanted])
+    judged = tile_auroc(scores, [cohort.tiles[i].inside for i in wanted], [cohort.ids[i] for i in wanted])
     return {name: asdict(judged.mean), f"{name} pooled": asdict(judged.pooled)}
 
 
@@ -280,8 +280,7 @@ def colour_figures(cohort: Cohort) -> dict[str, Any]:
             tiles = cohort.tiles[i]
             scores[i] = fitted.decision_function(np.sqrt(tiles.colours[tiles.clear]))
     figures = tile_figures("instance", scores, cohort, range(len(slides)))
-    slide = asdict(auroc_interval(cohort.positive, said, cohort.pairs))
-    return {"name": "colour histogram", "slide": slide, **figures}
+    return {"name": "colour histogram", **slide_figures(cohort, said), **figures}
 
 
 def taught_figures(cohort: Cohort, name: str, vectors: Sequence[NDArray[np.floating]]) -> dict[str, Any]:
@@ -295,7 +294,7 @@ def taught_figures(cohort: Cohort, name: str, vectors: Sequence[NDArray[np.float
         )
         for i in np.flatnonzero(test):
             scores[i] = fitted.decision_function(clear[i])
-    return {"name": name, "slide": None, **tile_figures("instance", scores, cohort, range(len(vectors)))}
+    return {"name": name, **tile_figures("instance", scores, cohort, range(len(vectors)))}
 
 
 def line() -> Pipeline:
@@ -303,8 +302,9 @@ def line() -> Pipeline:
 
 
 def folds(cohort: Cohort) -> Iterator[NDArray[np.bool_]]:
-    """The slides that are tested, (n,), pair by pair."""
-    yield from (np.array(cohort.pairs) == pair for pair in np.unique(cohort.pairs))
+    """The slides that are tested, (n,), part by part."""
+    parts = np.array([slide.part for slide in cohort.slides])
+    yield from (parts == part for part in np.unique(parts))
 
 
 def shown(estimate: Mapping[str, Any] | None) -> str:
@@ -318,11 +318,13 @@ def shown(estimate: Mapping[str, Any] | None) -> str:
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
     """Both tables in Markdown."""
-    print("| head | slide AUROC | tile alone, all slides | tile alone | attention | gradient x input | occlusion |")
-    print("|" + "---|" * 7)
-    columns = ("slide", "instance pooled", "instance", "attention", "gradient", "occlusion")
+    print("| head | slide AUROC | parts | tile, all slides | tile alone | attention | gradient x input | occlusion |")
+    print("|" + "---|" * 8)
+    columns = ("instance pooled", "instance", "attention", "gradient", "occlusion")
     for row in rows:
-        print(f"| {row['name']} | " + " | ".join(shown(row.get(column)) for column in columns) + " |")
+        parts = f"{min(row['parts']):.2f} to {max(row['parts']):.2f}" if "parts" in row else "–"
+        cells = (shown(row.get(column)) for column in columns)
+        print(f"| {row['name']} | {shown(row.get('slide'))} | {parts} | " + " | ".join(cells) + " |")
     figures = ("ECE", "Brier score", "negative log-likelihood", "calibration slope")
     print("\n| head | " + " | ".join(figures) + " |\n" + "|" + "---|" * (len(figures) + 1))
     for row in rows:
@@ -336,7 +338,7 @@ def look(cohort: Cohort, head: str, count: int) -> list[Path]:
     """Truth, prediction, attention and gradient of some positive slides side by side: figures/look-ID.png."""
     chosen = [slide for slide in cohort.slides if slide.positive][:: max(1, len(cohort.slides) // 2 // count)][:count]
     manifest = cohort.run.root.parent / "look.csv"
-    write_table(manifest, ["slide_id", "path", "patient_id"], [[s.slide_id, s.path, s.pair] for s in chosen])
+    write_table(manifest, ["slide_id", "path", "patient_id"], [[s.slide_id, s.path, s.part] for s in chosen])
     kinds = ("prediction", "attention", "gradient")
     for kind in kinds:
         wsi("heatmap", manifest, "--out", cohort.run.root, "--model", cohort.run.model(head), "--score", kind)
@@ -345,8 +347,8 @@ def look(cohort: Cohort, head: str, count: int) -> list[Path]:
         drawn = [Image.open(cohort.run.overlay(head, slide.slide_id, kind)).convert("RGB") for kind in kinds]
         width, height = drawn[0].size
         page = Image.new("RGB", (width * 4, height), "white")
-        page.paste(Image.fromarray(slide.truth.labels * 120).convert("RGB").resize((width, width)), (0, 0))
-        for place, picture in enumerate(drawn, start=1):
+        truth = Image.fromarray(slide.truth.labels * 120).convert("RGB").resize((width, width))
+        for place, picture in enumerate([truth, *drawn]):
             page.paste(picture, (place * width, 0))
         page.save(path)
     return list(pictures.values())
@@ -361,7 +363,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--heads", help="comma-separated; by default all")
     parser.add_argument("--share", type=float, default=Plan().share, help="of the tissue that is planted")
     parser.add_argument("--look", type=int, default=2, help="positive slides to draw beside their truth")
-    parser.add_argument("--workers", type=int, default=2, help="slides written at a time")
+    parser.add_argument("--workers", type=int, default=2, help="slides written, and heads trained, at a time")
     options = parser.parse_args()
     if not options.tool.is_file():
         raise SystemExit(f"{options.tool} is missing: give the generator of slides with --tool")
@@ -379,15 +381,13 @@ def main() -> None:
     slides = plan_slides(plan, options.data.resolve(), folder / "slides")
     write_slides(slides, plan, options)
     heads = options.heads.split(",") if options.heads else list(HEADS)
-    manifest, run = walk(slides, folder, heads)
-    records = read_manifest(manifest)
-    model = open_model(run.model(heads[0]))
+    manifest, run = walk(slides, folder, heads, options.workers)
+    records, model = read_manifest(manifest), open_model(run.model(heads[0]))
     loaded = [bag_for(model, record, run) for record in records]
     tiles = [tiles_of(slide, bag, mine.ok, run) for slide, (bag, mine, _) in zip(slides, loaded, strict=True)]
     cohort = Cohort(slides, records, tiles, run)
     rows = [*(judge_head(cohort, head) for head in heads), colour_figures(cohort)]
-    rows.append({"name": "mean colour", "slide": colour_baseline(records, run, model)["auroc"]})
-    rows.append(taught_figures(cohort, "tiles told, colour histogram", [np.sqrt(one.colours) for one in tiles]))
+    rows.append(taught_figures(cohort, "tiles told, colour", [np.sqrt(one.colours) for one in tiles]))
     rows.append(taught_figures(cohort, "tiles told, embeddings", [one.features for one in tiles]))
     inside, count = sum(int(one.inside.sum()) for one in tiles), sum(len(one.clear) for one in tiles)
     print(f"{len(slides)} slides, {count:,} tiles, {inside} of them at least half planted\n")
