@@ -270,6 +270,18 @@ def test_risks_of_folds_are_not_compared_with_each_other():
         followed(truth, people(120), fold[:3])
 
 
+def test_groups_of_risk_are_not_groups_of_folds():
+    risk, truth, _ = cohort()
+    fold = np.arange(120) % 3
+    parted = followed(truth, people(120), fold)
+    shifted = risk_groups(risk + 5.0 * fold, parted)
+    plain = risk_groups(risk, parted)
+    assert [curve.bags for curve in shifted.curves] == [60, 60]
+    assert (shifted.curves, shifted.p_value) == (plain.curves, plain.p_value)
+    np.testing.assert_allclose(shifted.cuts, [np.median(risk[fold == k]) + 5 * k for k in range(3)])
+    assert shifted.p_value < 1e-3 < risk_groups(risk + 5.0 * fold, of(truth)).p_value
+
+
 def comparable_pairs(truth):
     time, event = truth.T
     later = (time[None] > time[:, None]) | ((time[None] == time[:, None]) & (event[None] == 0))

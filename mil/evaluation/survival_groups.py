@@ -66,7 +66,9 @@ class HorizonBin:
 def risk_groups(risk: NDArray[np.floating], cohort: Followed, cuts: Sequence[float] | None = None) -> RiskGroups:
     """Groups by risk (n,), parted at `cuts` (ascending), at the median if None; a risk at a cut is in the upper one.
 
-    Two groups are called low and high, more by their number. Raises SpecError for cuts that do not ascend.
+    Risks that are comparable within folds only (`Followed.folds`) are parted at each fold's own median, else groups
+    would be of folds and not of risk; `cuts` of the result is then one for each fold, in their order. Two groups are
+    called low and high, more by their number. Raises SpecError for cuts that do not ascend.
     """
     score = np.asarray(risk, np.float64)
     if score.shape != (len(cohort),) or not np.isfinite(score).all():
@@ -74,11 +76,16 @@ def risk_groups(risk: NDArray[np.floating], cohort: Followed, cuts: Sequence[flo
     reason = unfit(cohort)
     if reason is not None:
         return RiskGroups(tuple(cuts or ()), reason=reason)
-    at = np.asarray([np.median(score)] if cuts is None else cuts, np.float64)
-    if at.ndim != 1 or not len(at) or (np.diff(at) <= 0).any():
-        raise SpecError("cuts", "they do not ascend", "give one risk or more, each once")
-    group = np.searchsorted(at, score, side="right")
-    names = ("low", "high") if len(at) == 1 else tuple(f"group {k + 1}" for k in range(len(at) + 1))
+    if cuts is None:
+        at = np.array([np.median(score[inside]) for inside in cohort.parts])
+        group = np.sum([(score >= cut) & inside for cut, inside in zip(at, cohort.parts, strict=True)], axis=0)
+        names: tuple[str, ...] = ("low", "high")
+    else:
+        at = np.asarray(cuts, np.float64)
+        if at.ndim != 1 or not len(at) or (np.diff(at) <= 0).any():
+            raise SpecError("cuts", "they do not ascend", "give one risk or more, each once")
+        group = np.searchsorted(at, score, side="right")
+        names = ("low", "high") if len(at) == 1 else tuple(f"group {k + 1}" for k in range(len(at) + 1))
     found = np.unique(group)
     curves = tuple(_curve(names[k], cohort.time[group == k], cohort.event[group == k]) for k in found)
     if len(found) < 2:
