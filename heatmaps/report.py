@@ -96,7 +96,7 @@ class Baseline:
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """Figures on slides that the model was not trained on. `interval` says what low and high are, `figure` what `auroc`
-    and the folds' are: another one in [0, 1] where the task has no AUROC."""
+    and the folds' are: another one in [0, 1] where the task has no AUROC. `more` links to the whole evaluation."""
 
     positive: str
     auroc: Interval
@@ -104,6 +104,7 @@ class Evaluation:
     slides: int
     interval: str = "95 % bootstrap interval over patients"
     figure: str = "AUROC"
+    more: str | None = None
     folds: Sequence[FoldRow] = ()
     curves: Sequence[RocCurve] = ()
     confusion: Confusion | None = None

@@ -47,7 +47,7 @@ def make_evaluation_report(job: Job, facts: Mapping[str, Any], result: Mapping[s
     cases = [_case(job.folder, model.name, case, slides[case["id"]], rows) for case in worst]
     whole = {**result, "cohort": cohort(predictions, columns), "noun": f"{level}s"}
     page = page_of(whole, facts, cases, _made_of(model), all_synthetic(job.records))
-    path = job.folder.report.with_name(f"evaluation-{model.name}.html")
+    path = job.folder.evaluation_page(model.name)
     write_evaluation_report(page, path)
     return path
 

@@ -68,6 +68,9 @@ class RunFolder:
     def receipts(self, stage: str) -> Path:
         return self.root / "receipts" / f"{stage}.jsonl"
 
+    def evaluation_page(self, model: str) -> Path:
+        return self.root / "report" / f"evaluation-{model}.html"
+
     @property
     def report(self) -> Path:
         return self.root / "report" / "index.html"

@@ -52,7 +52,8 @@ def make_report(
     model = open_model(job.spec.model) if job.spec.model else None
     name = model.name if model else None
     predictions = read_predictions(job.folder, model) if model else {}
-    judged = _evaluation(evaluation) if evaluation else None
+    whole = job.folder.evaluation_page(name).name if name and job.folder.evaluation_page(name).is_file() else None
+    judged = _evaluation(evaluation, whole) if evaluation else None
     slides = _slides(job, predictions, name, labelled=evaluation is not None)
     report = Report(
         title=title,
@@ -218,7 +219,7 @@ def mask_on_thumbnail(store: PatchStore) -> NDArray[np.bool_]:
     return mask[np.ix_(*places)]
 
 
-def _evaluation(content: dict[str, Any]) -> Evaluation | None:
+def _evaluation(content: dict[str, Any], more: str | None) -> Evaluation | None:
     """The evaluation where its headline is a share; other figures are in the evaluation's own report."""
     metrics = content["metrics"]
     headline, classes = metrics["headline"], metrics["classes"]
@@ -245,6 +246,7 @@ def _evaluation(content: dict[str, Any]) -> Evaluation | None:
         tile_auroc=_estimate(content["tile_auroc"]) if content.get("tile_auroc") else None,
         notes=[*notes, *content.get("remarks", [])],
         figure=headline["name"],
+        more=more,
     )
 
 
