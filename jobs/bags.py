@@ -14,7 +14,7 @@ from wsi.publish import fingerprint
 from .features import names_of
 from .folder import RunFolder
 from .manifest import SlideRecord
-from .stages import check_unchanged, open_unchanged
+from .stages import check_unchanged, open_unchanged, open_vector
 
 if TYPE_CHECKING:
     from embedding.slide_store import SlideStore
@@ -83,22 +83,24 @@ def slide_bag(record: SlideRecord, names: Sequence[str], folder: RunFolder) -> S
     stores = [_open(record, name, folder) for name in names]
     first = stores[0]
     bag = join_features([load_bag(store, *facts) for store in stores])
-    mark = first.fingerprint if len(stores) == 1 else fingerprint([store.fingerprint for store in stores])
+    mark = _joint([store.fingerprint for store in stores])
     return SlideBag(bag, np.asarray(first.ok, bool), first.xy, mark, first.path, first.attrs)
 
 
-def marks_of(record: SlideRecord, names: Sequence[str], folder: RunFolder) -> list[str]:
-    """Fingerprints of what `slide_bag` would be made of; raises as it does, but reads no vectors."""
-    return [_open(record, name, folder).fingerprint for name in names]
+def mark_of(record: SlideRecord, names: Sequence[str], folder: RunFolder) -> str:
+    """The mark that `slide_bag` would have; raises as it does, but reads no vectors."""
+    return _joint([_open(record, name, folder).fingerprint for name in names])
+
+
+def _joint(marks: Sequence[str]) -> str:
+    return marks[0] if len(marks) == 1 else fingerprint(list(marks))
 
 
 def _open(record: SlideRecord, name: str, folder: RunFolder) -> Any:
     path = folder.features(name, record.slide_id)
     if path.parent.parent.name == "embeddings":
         return open_unchanged(path, folder, record)
-    from embedding.slide_store import open_slide_vector
-
-    store = open_slide_vector(path)
+    store = open_vector(path, folder, record.slide_id)
     check_unchanged(record, str(store.attrs["identity"]), "run `wsi tile`, `wsi embed` and `wsi encode` again")
     return VectorBag(store)
 
@@ -130,7 +132,7 @@ def whole_bag(record: SlideRecord, names: Sequence[str], folder: RunFolder) -> "
     for other in record.others:
         try:
             others.append(slide_bag(other, names, folder))
-        except EngineError:
+        except (EngineError, OSError):  # its own receipt says what is wrong with it
             missing.append(other.slide_id)
     parts = sorted([mine.bag, *(other.bag for other in others)], key=lambda bag: bag.slide_ids)
     return merge_bags(parts), replace(mine, beside=tuple(sorted(other.mark for other in others))), missing

@@ -60,6 +60,7 @@ def truth_figures(records: Sequence[SlideRecord], folder: RunFolder, model_path:
     tiled = all(folder.tiles(record.slide_id).exists() for record in records)  # not so of another tool's embeddings
     same = {name for row in model.cohort for name in row.slide_ids} == {record.slide_id for record in records}
     its_own = model.task.spec.target == "label" and len(model.classes) == 2 and model.training.level == "slide"
+    its_own = its_own and all(row.folds for row in model.cohort)  # else networks saw some, or a slide has no tissue
     if not (tiled and same and its_own and all_synthetic(records)):
         return {}
     share, softmax, attention = [], [], []

@@ -8,13 +8,12 @@ import numpy as np
 from wsi.errors import ManifestError, StoreError
 from wsi.publish import write_json
 
-from .bags import bag_id, columns_of, has_truth
+from .bags import bag_id, columns_of, has_truth, mark_of
 from .features import names_of
 from .folder import RunFolder
 from .manifest import SlideRecord
 from .model_stages import open_model
 from .prediction_table import read_predictions
-from .stages import open_fitting
 from .training import grouped
 
 if TYPE_CHECKING:
@@ -82,6 +81,7 @@ def predictions_of(
     if calibrated is None:
         calibrated = model.calibrator.method != "none"
     columns = [f"probability_{name}" for name in task.classes] if calibrated else list(task.columns)
+    outputs = [_said(group, rows, columns) for group in bags]
     origins = [row["origin"] for row in firsts]
     held_out = all(origin.startswith("held-out fold") for origin in origins)
     described = [without_tiles(group) for group in bags]
@@ -92,12 +92,22 @@ def predictions_of(
         ids=tuple(bag_id(group[0], model.training.level) for group in bags),
         patients=tuple(group[0].patient_id for group in bags),
         truth=task.truth(described),
-        outputs=np.array([[float(row[column]) for column in columns] for row in firsts], np.float64),
+        outputs=np.array(outputs, np.float64),
         folds=np.array([_first_fold(origin) for origin in origins], np.int64) if held_out else None,
         calibrated=calibrated,
         times=task.times,
         columns={name: tuple(bag.value(name) or "" for bag in described) for name in names},
     )
+
+
+def _said(group: Sequence[SlideRecord], rows: Rows, columns: Sequence[str]) -> list[float]:
+    """What the table says of a bag. Raises StoreError where the rows of its slides are of bags of different slides."""
+    first, *others = ([float(rows[record.slide_id][column]) for column in columns] for record in group)
+    for record, other in zip(group[1:], others, strict=True):
+        if not np.allclose(first, other, rtol=1e-3, atol=1e-4):  # the same but for rounding
+            problem = f"it was predicted beside other slides than {group[0].slide_id}, which is of the same bag"
+            raise StoreError(record.slide_id, problem, "run `wsi predict` on all of them again")
+    return first
 
 
 def without_tiles(group: Sequence[SlideRecord]) -> "Bag":
@@ -148,14 +158,9 @@ def _uncalibrated(judged: Sequence[SlideRecord], rows: Rows, model: "TrainedMode
 def _check_current(records: Sequence[SlideRecord], rows: Rows, model: "TrainedModel", folder: RunFolder) -> None:
     """Raise StoreError for predictions of embeddings, or embeddings of tiles, that have been made anew since."""
     names = names_of(model.contract)
-    if len(names) > 1:
-        return  # of several backbones' embeddings: their joint fingerprint is compared where they are predicted
     for record in records:
-        path = folder.embeddings(names[0], record.slide_id)
-        if (
-            path.exists()
-            and open_fitting(path, folder, record.slide_id).fingerprint != rows[record.slide_id]["embeddings"]
-        ):
+        there = all(folder.features(name, record.slide_id).exists() for name in names)
+        if there and mark_of(record, names, folder) != rows[record.slide_id]["embeddings"]:
             raise StoreError(record.slide_id, "its embeddings have been made anew since", "run `wsi predict` again")
 
 

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -39,7 +40,7 @@ def predict_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outc
     """What the model says of one embedded slide → predictions/<model>/<slide_id>.json, from which the table is made."""
     model, mark_of_model = _model(spec)
     bag, mine, missing = bag_for(model, record, folder)
-    mark = _mark(PREDICT_VERSION, mark_of_model, mine, bag, record)
+    mark = _mark((mark_of_model, missing), mine, bag, record)
     target = folder.predictions(model.name).with_suffix("") / f"{record.slide_id}.json"
     failed = int((~mine.ok).sum())
     if _recorded(target) == mark:
@@ -103,20 +104,22 @@ def heatmap_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outc
     A heatmap of another score than the prediction has its name in the files' names: <slide_id>.attention.png.
     """
     model, mark_of_model = _model(spec)
-    bag, mine, _ = bag_for(model, record, folder)
-    score = spec.heatmap.score
-    mark = fingerprint(HEATMAP_VERSION, spec.heatmap, _mark(PREDICT_VERSION, mark_of_model, mine, bag, record))
+    bag, mine, missing = bag_for(model, record, folder)
+    score, said = spec.heatmap.score, _mark((mark_of_model, missing), mine, bag, record)
+    mark = fingerprint(HEATMAP_VERSION, spec.heatmap, said)
     path, picture = (
         folder.heatmap(model.name, record.slide_id, score),
         folder.overlay(model.name, record.slide_id, score),
     )
     sidecar = picture.with_suffix(".json")
-    made_from = {"slide_id": record.slide_id, "model": mark_of_model, "embeddings": mine.mark}
+    made_from = {"slide_id": record.slide_id, "model": mark_of_model, "embeddings": mine.mark, "prediction": said}
     gallery = picture.with_suffix(".tiles")
     drawn = path.is_file() and picture.is_file() and (not spec.heatmap.tiles or gallery.is_dir())
     drawn = drawn or len(mine.ok) == 0
     if drawn and _recorded(sidecar) == mark:
         return Outcome(SKIPPED, mark, len(mine.ok))
+    if _recorded(sidecar, "prediction") != said:
+        shutil.rmtree(gallery, ignore_errors=True)  # this time none may be asked for, and that one is of another
     if len(mine.ok) == 0:
         path.unlink(missing_ok=True)  # of an earlier run that found tissue
         picture.unlink(missing_ok=True)
@@ -223,7 +226,8 @@ def heatmap_is_of(row: Mapping[str, str], folder: RunFolder, model: str) -> bool
     if not (path.is_file() and sidecar.is_file() and picture.is_file()):
         return False
     facts = json.loads(sidecar.read_text(encoding="utf-8"))
-    return all(facts.get(key) == row[key] for key in ("model", "embeddings"))
+    said = _recorded(folder.predictions(model).with_suffix("") / f"{row['slide_id']}.json")
+    return facts.get("prediction") == said and all(facts.get(key) == row[key] for key in ("model", "embeddings"))
 
 
 def open_model(path: str | Path) -> "TrainedModel":
@@ -253,11 +257,10 @@ def _cached_model(path: str, stamp: int) -> tuple["TrainedModel", str]:
     return model, model.mark
 
 
-def _mark(version: int, mark_of_model: str, mine: SlideBag, bag: "Bag", record: SlideRecord) -> str:
-    columns = sorted(bag.columns.items())
-    return fingerprint(
-        version, mark_of_model, mine.mark, mine.beside, bag.slide_ids, columns, record.patient_id, record.case_id
-    )
+def _mark(model: tuple[str, Sequence[str]], mine: SlideBag, bag: "Bag", record: SlideRecord) -> str:
+    """Fingerprint of a prediction; model: its mark, and the slides of the bag that it was not shown."""
+    columns, who = sorted(bag.columns.items()), (record.patient_id, record.case_id)
+    return fingerprint(PREDICT_VERSION, *model, mine.mark, mine.beside, bag.slide_ids, columns, *who)
 
 
 def _predict(model: "TrainedModel", bag: "Bag") -> "Prediction":
@@ -266,5 +269,5 @@ def _predict(model: "TrainedModel", bag: "Bag") -> "Prediction":
     return predict(model, bag)
 
 
-def _recorded(path: Path) -> str | None:
-    return json.loads(path.read_text(encoding="utf-8")).get("fingerprint") if path.is_file() else None
+def _recorded(path: Path, key: str = "fingerprint") -> str | None:
+    return json.loads(path.read_text(encoding="utf-8")).get(key) if path.is_file() else None

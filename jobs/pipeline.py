@@ -24,10 +24,10 @@ class Job:
     def do(self, stage: Stage, watch: Callable[[str, int], Watcher]) -> list[Receipt]:
         """Run `stage` over the slides that came so far. `watch` is told the stage's name and its number of slides."""
         failed = self.failed()
-        left = [record for record in self.records if record.slide_id not in failed]
-        name = stage_name(stage)
-        if name in ("predict", "heatmap"):
-            left = together(left, self.spec)
+        name, records = stage_name(stage), list(self.records)
+        if name in ("predict", "heatmap"):  # also with those that failed: a bag that lacks them says so
+            records = together(records, self.spec)
+        left = [record for record in records if record.slide_id not in failed]
         self.receipts[name] = run_stage(stage, left, self.spec, self.folder, watch(name, len(left)))
         return self.receipts[name]
 
@@ -51,6 +51,6 @@ class Job:
             ]
 
     def _embedded(self, receipt: Receipt, contract: str) -> bool:
-        path = self.folder.embeddings(contract, receipt.slide_id)
+        path = self.folder.features(contract, receipt.slide_id)
         failed = receipt.stage == "embed" and receipt.status == FAILED
         return failed and has_fitting(path, self.folder, receipt.slide_id)

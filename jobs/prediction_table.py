@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mil.model import TrainedModel
 
 FORMULA = re.compile(r"^'([=+\-@])")
+NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 _WHO = ["slide_id", "case_id", "patient_id", "bag", "status", "predicted"]
 _DOUBT = ["spread", "set", "abstains", "flags", "origin"]
 _FACTS = ["slides", "tiles", "failed_tiles", "mpp", "mpp_source", "contract", "model", "embeddings", "problem"]
@@ -50,13 +51,14 @@ def write_predictions(
         rows.append({column: as_cell(row.get(column)) for column in columns})
     target, mine = folder.predictions(model.name), {row["slide_id"] for row in rows}
     others = [row for row in table_rows(target) if row["slide_id"] not in mine and row.get("model") == mark]
+    rows_of_others = [{column: as_cell(row.get(column)) for column in columns} for row in others]
     with (
         appear_file(target) as draft,
         draft.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
     ):
         writer = csv.DictWriter(stream, columns)
         writer.writeheader()
-        writer.writerows(sorted([*others, *rows], key=lambda row: row["slide_id"]))
+        writer.writerows(sorted([*rows_of_others, *rows], key=lambda row: row["slide_id"]))
     return rows
 
 
@@ -79,5 +81,10 @@ def table_rows(path: Path) -> list[dict[str, str]]:
 
 
 def as_cell(value: Any) -> Any:
-    """A text that a spreadsheet would run as a formula is written as text; `table_rows` takes the quote away again."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in list("=+-@") else "" if value is None else value
+    """A text that a spreadsheet would run as a formula is written as text; `table_rows` takes the quote away again.
+
+    A negative number stays one: for whoever reads the table, a risk of '-0.5 would be a text.
+    """
+    if isinstance(value, str) and value[:1] in list("=+-@") and not NUMBER.fullmatch(value):
+        return f"'{value}"
+    return "" if value is None else value

@@ -26,6 +26,7 @@ from .run import Outcome
 from .stored import find_stored
 
 if TYPE_CHECKING:
+    from embedding.slide_store import SlideStore
     from embedding.store import EmbeddingStore
 
 _log = logging.getLogger(__name__)
@@ -153,10 +154,26 @@ def open_fitting(path: Path, folder: RunFolder, slide_id: str) -> "EmbeddingStor
     return store
 
 
+def open_vector(path: Path, folder: RunFolder, slide_id: str) -> "SlideStore":
+    """A slide's own vector. Raises StoreError where the embeddings it was made from are no longer those of the run."""
+    from embedding.contract import contract_name
+    from embedding.slide_store import open_slide_vector
+
+    store = open_slide_vector(path)
+    tiles = folder.embeddings(contract_name(store.contract["tiles"]), slide_id)
+    if tiles.exists() and open_fitting(tiles, folder, slide_id).fingerprint != store.embeddings:
+        raise StoreError(path, "its slide has been embedded anew since", "run `wsi encode` again")
+    return store
+
+
 def has_fitting(path: Path, folder: RunFolder, slide_id: str) -> bool:
-    """Whether there are whole embeddings at `path` of the tiles which the run folder has now."""
+    """Whether there are whole embeddings at `path` of the tiles which the run folder has now, or a slide's own vector
+    of such embeddings."""
     try:
-        open_fitting(path, folder, slide_id)
+        if path.parent.parent.name == "embeddings":
+            open_fitting(path, folder, slide_id)
+        else:
+            open_vector(path, folder, slide_id)
     except StoreError:
         return False
     return True

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from wsi.errors import ManifestError, StoreError
 from wsi.publish import fingerprint
 
-from .bags import bag_id, columns_of, has_truth, marks_of, slide_bag
+from .bags import bag_id, columns_of, has_truth, mark_of, slide_bag
 from .config import RunSpec, as_settings
 from .folder import RunFolder, command_line, run_facts
 from .manifest import SlideRecord
@@ -68,7 +68,8 @@ def train_model(
     tracker = open_tracker(spec.train.track, kept)
     model = named(cross_validate(bags, spec.train, progress=progress, resume=work, tracker=tracker), name)
     cards = write_card(model, work, run_facts(command_line(), as_settings(spec)), synthetic=all_synthetic(records))
-    files = {path.name: path for path in (work / "splits.csv", work / "splits.json", kept / "history.csv", *cards)}
+    told = [kept / "history.csv"] if spec.train.track == "csv" else []  # else it is of an earlier training
+    files = {path.name: path for path in (work / "splits.csv", work / "splits.json", *told, *cards)}
     save_model(model, folder.model(name), {file: path for file, path in files.items() if path.is_file()})
     shutil.rmtree(work)  # finished: the next training of this name begins anew
     return model
@@ -82,7 +83,8 @@ def load_bags(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder) 
     from mil.cohort import mapped_cohort
 
     names, groups = embeddings_of(spec), grouped(to_train_on(records, spec, folder), spec.train.level)
-    marks = [[marks_of(record, names, folder) for record in group] for group in groups]
+    groups = [sorted(group, key=lambda record: record.slide_id) for group in groups]  # as `whole_bag` lays them
+    marks = [[mark_of(record, names, folder) for record in group] for group in groups]
     rows = [[(r.slide_id, r.patient_id, r.case_id, r.label, columns_of(r)) for r in group] for group in groups]
     place = folder.root / "cohorts" / "-".join([*names, spec.train.level])
     return mapped_cohort(place, fingerprint(names, marks, rows), lambda: _bags(groups, names, folder))

@@ -129,10 +129,16 @@ class TrainedModel:
 
     @property
     def mark(self) -> str:
-        """Fingerprint of what the model answers: weights, task, contract, calibration and the cohort it was made of."""
+        """Fingerprint of what the model answers: weights and how they are used, task, contract, calibration, what it
+        flags, and the cohort it was made of."""
         weights = [{name: _digest(array.tobytes()) for name, array in fold.items()} for fold in self.weights]
         rest = (self.calibrator.as_dict(), dict(self.conformal), self.task.as_dict(), asdict(self.task.spec))
-        return fingerprint(weights, self.contract_hash, [asdict(row) for row in self.cohort], rest)
+        heads = [asdict(self.head_of(fold)) for fold in range(len(self.weights))]
+        covariates = None if self.covariates is None else self.covariates.as_dict()
+        state = {} if self.outliers is None else self.outliers.state()
+        outliers = {name: _digest(np.ascontiguousarray(array).tobytes()) for name, array in state.items()}
+        used = (heads, covariates, outliers, self.training.level)
+        return fingerprint(weights, self.contract_hash, [asdict(row) for row in self.cohort], rest, used)
 
 
 def save_model(model: TrainedModel, folder: Path, companions: Mapping[str, Path] | None = None) -> None:

@@ -124,7 +124,9 @@ def _suggest(trial: "optuna.Trial", name: str, given: Between | tuple[Any, ...])
 
 
 def _holds(given: Between | tuple[Any, ...], value: Any) -> bool:
-    return given.low <= value <= given.high if isinstance(given, Between) else value in given
+    if isinstance(given, Between):
+        return value is not None and given.low <= value <= given.high  # None: what the task needs
+    return value in given
 
 
 def _range(name: str, given: Any) -> Between | tuple[Any, ...]:
