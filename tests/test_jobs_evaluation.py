@@ -1,17 +1,21 @@
 """A run's predictions are judged as those of a model that has not seen the bags, nor been calibrated on them."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
 from jobs.evaluation import predictions_of
+from jobs.folder import RunFolder
 from jobs.manifest import SlideRecord
+from jobs.prediction_table import as_cell, write_predictions
 from mil.bag import Bag
+from mil.covariates import Column, Covariates
 from mil.crossval import cross_validate
 from mil.evaluation.calibrators import METHODS, cross_calibrated, fit_calibrator
 from mil.predict import apply_network, predict
 from mil.spec import TrainSpec
+from wsi.errors import StoreError
 
 CONTRACT = {"backbone": "lite", "mpp": 1.0}
 
@@ -86,3 +90,40 @@ def test_a_new_patient_keeps_the_models_own_calibration_and_a_further_slide_does
     assert said.origin == f"held-out folds {', '.join(map(str, model.cohort[0].folds))}"
     together = np.mean([answer.logits for answer in answers], axis=0)[None]
     np.testing.assert_allclose(judged.outputs[1], other.apply(together)[0], atol=1e-5)
+
+
+def test_slides_of_a_patient_that_were_predicted_apart_are_not_judged_as_one_bag(records, bags, model):
+    patients = replace(model, training=replace(model.training, level="patient"))
+    pair = [records[0], SlideRecord("s0-b", "s0-b.svs", "c0-b", "p0", "benign")]
+    rows = rows_of(pair, [bags[0], bag_of(pair[1], 91)], model)
+    with pytest.raises(StoreError, match=r"^s0-b: it was predicted beside other slides than s0"):
+        predictions_of(pair, rows, patients)
+    rows["s0-b"] = rows["s0"]
+    assert len(predictions_of(pair, rows, patients).outputs) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [("-0.530000", "-0.530000"), ("-1e-7", "-1e-7"), ("-1+2", "'-1+2"), ("=A1", "'=A1"), (None, ""), (-0.5, -0.5)],
+)
+def test_formulas_are_texts_in_a_table_and_numbers_are_numbers(value, cell):
+    assert as_cell(value) == cell
+
+
+def test_a_formula_stays_a_text_when_other_slides_are_added_to_the_table(records, model, tmp_path):
+    for record in records[:2]:
+        write_predictions([record], model, RunFolder(tmp_path), {record.slide_id: "=1+1"})
+    text = RunFolder(tmp_path).predictions(model.name).read_text()
+    assert text.count(",'=1+1") == 2
+
+
+def test_a_model_that_is_used_or_speaks_otherwise_has_another_mark(model):
+    assert model.outliers is not None
+    folds = tuple({**fold, "head": asdict(replace(model.head, options={"other": 1}))} for fold in model.folds)
+    others = [
+        replace(model, folds=folds),
+        replace(model, covariates=Covariates((Column("age", 50.0),))),
+        replace(model, outliers=None),
+        replace(model, training=replace(model.training, level="patient")),
+    ]
+    assert len({one.mark for one in [model, *others]}) == 5

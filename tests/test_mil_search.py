@@ -197,3 +197,9 @@ def test_a_search_without_a_listener_leaves_optunas_loudness_alone():
     before = optuna.logging.get_verbosity()
     found(space=RATES)
     assert optuna.logging.get_verbosity() == before
+
+
+def test_a_setting_that_is_left_to_the_task_can_be_searched_between_numbers():
+    assert SPEC.batch is None
+    chosen = found(space={"batch": Between(1, 3)})["chosen"]
+    assert chosen["batch"] in (1, 2, 3)
