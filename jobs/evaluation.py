@@ -1,6 +1,7 @@
 """Predictions of a run against the truth in its manifest."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,6 +52,7 @@ def evaluate_run(
         )
     _check_current(judged, rows, model, folder)
     predictions = predictions_of(judged, rows, model)
+    options, told = with_locked_thresholds(model, predictions, options)
     origins = [rows[record.slide_id]["origin"] for record in judged]
     result = {
         "model": model.name,
@@ -59,7 +61,7 @@ def evaluate_run(
         "before_calibration": _uncalibrated(judged, rows, model) if predictions.calibrated else None,
         "cross_validated": predictions.folds is not None,
         "flow": flow(records, labelled, judged, rows),
-        "notes": _notes(labelled, judged, rows, origins),
+        "notes": [*_notes(labelled, judged, rows, origins), *told],
         **(extra or {}),
     }
     write_json(folder.evaluation(model.name), result)
@@ -108,6 +110,33 @@ def _said(group: Sequence[SlideRecord], rows: Rows, columns: Sequence[str]) -> l
             problem = f"it was predicted beside other slides than {group[0].slide_id}, which is of the same bag"
             raise StoreError(record.slide_id, problem, "run `wsi predict` on all of them again")
     return first
+
+
+def with_locked_thresholds(
+    model: "TrainedModel", predictions: "Predictions", options: "JudgeSpec | None"
+) -> "tuple[JudgeSpec, list[str]]":
+    """The options with the thresholds that each rule chose on the training cohort, for slides new to the model.
+
+    Chosen on the very slides that are judged they would flatter. Of a cross-validation nothing is changed: there each
+    fold's thresholds come from the others. Returns also what is to be told of it.
+    """
+    from mil.evaluation.judge import JudgeSpec
+    from mil.evaluation.operating import Rule, threshold
+    from mil.predict import held_out_cohort
+
+    options = options or JudgeSpec()
+    if predictions.folds is not None or predictions.task != "classification" or len(predictions.classes) != 2:
+        return options, []
+    probabilities, truth = held_out_cohort(model)
+    locked, told = [], []
+    for rule in options.rules:
+        found = rule.at if rule.kind == "given" else threshold(truth == 1, probabilities[:, 1], rule)
+        if found is not None and np.isfinite(found):
+            locked.append(Rule("given", float(found)))
+            if rule.kind != "given":
+                asked = f"{rule.kind} {rule.at:g}" if rule.at is not None else rule.kind
+                told.append(f"threshold {found:.4g} is the one that {asked} chose on the training cohort, out of fold")
+    return replace(options, rules=tuple(dict.fromkeys(locked))), told
 
 
 def without_tiles(group: Sequence[SlideRecord]) -> "Bag":

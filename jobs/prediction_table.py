@@ -46,7 +46,7 @@ def write_predictions(
             row |= {"status": FAILED, "problem": failed.get(record.slide_id, "not predicted")}
         else:
             row |= {key: value for key, value in made.items() if key in columns}
-            row |= {key: f"{value:.6f}" for key, value in {**made["output"], **made["probability"]}.items()}
+            row |= {key: f"{value:.9g}" for key, value in {**made["output"], **made["probability"]}.items()}
             row |= {key: "; ".join(made[key]) for key in ("set", "flags")}
         rows.append({column: as_cell(row.get(column)) for column in columns})
     target, mine = folder.predictions(model.name), {row["slide_id"] for row in rows}

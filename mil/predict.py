@@ -1,6 +1,6 @@
 """Model + bag → what it says of the slide, and of every tile; never from a network that saw the patient in training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from wsi.errors import SpecError
 
 from .bag import Bag, require_contract
 from .evaluation.calibrators import Calibrator, fit_calibrator
-from .model import TrainedModel
+from .model import CohortRow, TrainedModel
 from .tasks.task import Task
 
 if TYPE_CHECKING:
@@ -136,10 +136,26 @@ def calibrator_for(model: TrainedModel, folds: tuple[int, ...]) -> Calibrator:
     if own.method == "none" or len(folds) == len(model.weights):
         return own
     others = [row for row in model.cohort if row.logits is not None and folds[0] not in row.folds]
+    logits, truth = _known(model, others)
+    return fit_calibrator(logits, truth, own.method, kind=own.kind)
+
+
+def held_out_cohort(model: TrainedModel) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """(outputs (n, C), truth (n,) or (n, C)) of the training cohort's bags, each by networks that had not seen it.
+
+    Probabilities where the model has a calibrator, which is the one for new bags: it was fitted on these.
+    """
+    logits, truth = _known(model, [row for row in model.cohort if row.logits is not None])
+    calibrated = model.calibrator.method != "none"
+    outputs = model.calibrator.apply(logits) if calibrated else model.task.activate(logits)
+    return np.asarray(outputs, np.float64), truth
+
+
+def _known(model: TrainedModel, rows: Sequence[CohortRow]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Logits (n, O) and truth of rows of the cohort."""
     target, nothing = model.task.spec.target, (np.zeros((0, 1), np.float32), np.zeros((0, 2), np.int64), 1)
-    bags = [Bag(*nothing, row.slide_ids, row.truth, columns={target: row.truth}) for row in others]
-    truth = model.task.truth(bags).astype(np.int64)
-    return fit_calibrator(np.array([row.logits for row in others]), truth, own.method, kind=own.kind)
+    bags = [Bag(*nothing, row.slide_ids, row.truth, columns={target: row.truth}) for row in rows]
+    return np.array([row.logits for row in rows], np.float64), model.task.truth(bags).astype(np.int64)
 
 
 def answers_of(model: TrainedModel, bag: Bag, folds: tuple[int, ...]) -> Iterator[Answer]:

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from jobs.evaluation import predictions_of
+from jobs.evaluation import predictions_of, with_locked_thresholds
 from jobs.folder import RunFolder
 from jobs.manifest import SlideRecord
 from jobs.prediction_table import as_cell, write_predictions
@@ -13,7 +13,9 @@ from mil.bag import Bag
 from mil.covariates import Column, Covariates
 from mil.crossval import cross_validate
 from mil.evaluation.calibrators import METHODS, cross_calibrated, fit_calibrator
-from mil.predict import apply_network, predict
+from mil.evaluation.judge import JudgeSpec, judge
+from mil.evaluation.operating import Rule, threshold
+from mil.predict import apply_network, held_out_cohort, predict
 from mil.spec import TrainSpec
 from wsi.errors import StoreError
 
@@ -127,3 +129,20 @@ def test_a_model_that_is_used_or_speaks_otherwise_has_another_mark(model):
         replace(model, training=replace(model.training, level="patient")),
     ]
     assert len({one.mark for one in [model, *others]}) == 5
+
+
+def test_new_slides_are_judged_at_the_thresholds_of_the_training_cohort(records, bags, model):
+    """Thresholds that are chosen on the slides they are judged on flatter."""
+    rows = rows_of(records, bags, model)
+    within = predictions_of(records, rows, model)
+    assert with_locked_thresholds(model, within, None) == (JudgeSpec(), [])  # its own folds choose for each other
+    outputs = np.linspace(0.01, 0.99, 24)[:, None] * [-1, 1] + [1, 0]
+    new = replace(within, folds=None, outputs=outputs)
+    options, told = with_locked_thresholds(model, new, JudgeSpec(rules=(Rule("youden"), Rule("given", 0.3))))
+    probabilities, truth = held_out_cohort(model)
+    assert truth.tolist() == [i % 2 for i in range(24)]
+    chosen = threshold(truth == 1, probabilities[:, 1], Rule("youden"))
+    assert options.rules == (Rule("given", chosen), Rule("given", 0.3))
+    assert "youden chose on the training cohort" in told[0]
+    points = judge(new, options=options)["operating_points"]
+    assert [point["optimistic"] for point in points] == [False, False]
