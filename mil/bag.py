@@ -1,4 +1,4 @@
-"""A bag: the tiles of one slide (later: case or patient) as a model sees them, with who they belong to."""
+"""A bag: the tiles of one slide, case or patient as a model sees them, with who they belong to."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding.contract import differing
-from wsi.errors import BackboneError, ManifestError, SpecError, StoreError
+from wsi.errors import BackboneError, SpecError, StoreError
 from wsi.publish import fingerprint
 
 
@@ -120,18 +120,15 @@ class Bag:
 def merge_bags(bags: Sequence[Bag]) -> Bag:
     """One bag of all tiles of several slides, of one case or patient.
 
-    Where their rows differ in a column its texts stand side by side ("A | B"). Raises ManifestError for slides of
-    different labels, BackboneError for embeddings of different contracts. `xy` is in the first slide's pixels.
+    Where their rows differ, in the label or a column, its texts stand side by side ("A | B"): a task that is to learn
+    them refuses such a bag, for any other they mean nothing. Raises BackboneError for embeddings of different
+    contracts. `xy` is in the first slide's pixels.
     """
     first, *others = bags
     if not others:
         return first
     for bag in others:
         require_contract(bag, first.contract, first.contract_hash, first.dim)
-    labels = list(dict.fromkeys(bag.label for bag in bags if bag.label is not None))
-    if len(labels) > 1:
-        problem = f"{first.name} is of the same bag, but is labelled {labels[0]!r} and this {labels[1]!r}"
-        raise ManifestError(bags[-1].name, problem, "correct one, or train at the level of slides")
     names = dict.fromkeys(name for bag in bags for name in bag.columns)
     views: list[Any] = [bag.views for bag in bags if bag.views is not None]
     return replace(
@@ -139,7 +136,7 @@ def merge_bags(bags: Sequence[Bag]) -> Bag:
         features=np.concatenate([bag.features for bag in bags]),
         xy=np.concatenate([np.round(bag.xy * (first.span_px / bag.span_px)).astype(np.int64) for bag in bags]),
         slide_ids=tuple(name for bag in bags for name in bag.slide_ids),
-        label=labels[0] if labels else None,
+        label=" | ".join(_distinct(bag.label for bag in bags)) or None,
         identity="+".join(bag.identity for bag in bags if bag.identity),
         columns={name: " | ".join(_distinct(bag.columns.get(name) for bag in bags)) for name in names},
         slide_of=np.repeat(np.arange(len(bags), dtype=np.int32), [bag.tiles for bag in bags]),
