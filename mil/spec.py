@@ -97,7 +97,8 @@ class TrainSpec:
     views           draw each tile's vector from those of its augmented views, where the embeddings hold several
     class_weights   weigh bags by the inverse frequency of their class
     focal           gamma of the focal loss, 0 for plain cross entropy
-    calibrate       temperature, platt, isotonic or none; fitted on outputs for bags the model was not trained on
+    calibrate       platt, temperature, isotonic or none; fitted on outputs for bags the model was not trained on. A
+                    temperature cannot mend a prior: with class_weights, or a focal loss, rare classes stay too likely
     search          trials of a hyper-parameter search within the training part of every fold (nested); 0 for none
     search_space    what they choose among: a setting → {low, high, log} or a list; empty for `mil.search.SPACE`
     track           where figures of the training go beside the model's folder: csv, tensorboard, mlflow, wandb
@@ -130,7 +131,7 @@ class TrainSpec:
     views: bool = False
     class_weights: bool = True
     focal: float = 0.0
-    calibrate: str = "temperature"
+    calibrate: str = "platt"
     search: int = 0
     search_space: dict[str, Any] = field(default_factory=dict)
     track: str = "csv"
@@ -148,7 +149,7 @@ class TrainSpec:
             _at_least(name, getattr(self, name), 0)
         _one_of("level", self.level, ("slide", "case", "patient"))
         _one_of("fusion", self.fusion, ("early", "late"))
-        _one_of("calibrate", self.calibrate, ("temperature", "platt", "isotonic", "none"))
+        _one_of("calibrate", self.calibrate, ("platt", "temperature", "isotonic", "none"))
         _one_of("track", self.track, ("csv", "tensorboard", "mlflow", "wandb"))
         _one_of("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         for name in ("dropout", "instance_dropout"):

@@ -13,7 +13,7 @@ from mil.evaluation.calibration import (
     judge_calibration,
     reliability_diagram,
 )
-from mil.evaluation.calibrators import Calibrator, as_logits, cross_calibrated, fit_calibrator
+from mil.evaluation.calibrators import Calibrator, as_logits, cross_calibrated, feasible_method, fit_calibrator
 from wsi.errors import SpecError
 
 
@@ -162,6 +162,79 @@ def test_platt_stays_finite_when_classes_separate():
     p = fit_calibrator(z, (z[:, 1] > 0).astype(int), "platt").apply(z)[:, 1]
     assert p.mean() == pytest.approx(0.5, abs=1e-6)
     assert 0.01 < p[0] < 1 / 12 < p[9] < 0.5  # about Platt's target of ten bags, 1 / 12
+
+
+def rare(n=1500, classes=2, seed=0):
+    """Logits (n, C) of a network that class weights taught equal shares, the truth, and the classes' true shares."""
+    rng = np.random.default_rng(seed)
+    prior = np.array([0.88, 0.12]) if classes == 2 else np.array([0.7, 0.2, 0.06, 0.04])
+    truth = rng.choice(len(prior), n, p=prior)
+    z = rng.normal(size=(n, len(prior))) + 1.6 * np.eye(len(prior))[truth]
+    return 1.6 * z, truth, prior  # the log posterior of equal shares
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_a_prior_that_class_weights_moved_is_mended_by_platt_and_not_by_a_temperature(classes):
+    z, truth, prior = rare(classes=classes)
+    folds, patients = np.arange(len(z)) % 5, people(len(z))
+    p = {method: cross_calibrated(z, truth, folds, method) for method in ("temperature", "platt")}
+    found = {method: judge_calibration(q, truth, patients, resamples=2) for method, q in p.items()}
+    assert found["platt"].brier.value < 0.85 * found["temperature"].brier.value
+    assert found["platt"].ece.value < 0.03
+    np.testing.assert_allclose(p["platt"].mean(axis=0), prior, atol=0.02)
+    assert np.abs(p["temperature"].mean(axis=0) - prior).max() > 0.1
+
+
+def test_several_classes_get_one_temperature_and_a_bias_each():
+    """The optimum of bias-corrected temperature scaling: residuals are orthogonal to logits, and 0 in each class."""
+    z, truth, prior = rare(classes=4)
+    found = fit_calibrator(z, truth, "platt")
+    assert [len(found.parameters[key]) for key in ("slope", "intercept")] == [1, 4]
+    np.testing.assert_allclose(found.parameters["intercept"], np.log(prior) - np.log(prior).mean(), atol=0.35)
+    count = np.bincount(truth)[truth][:, None]
+    smooth = (np.eye(4)[truth] * count + 1) / (count + 4)
+    left = found.apply(z) - smooth
+    np.testing.assert_allclose(left.mean(axis=0), 0, atol=1e-6)
+    assert (left * z).mean() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_ranking_that_looks_reversed_is_not_turned_round(kind, classes):
+    rng = np.random.default_rng(4)
+    truth = np.repeat(np.arange(classes), 5 * (1 + np.arange(classes)))
+    hot = np.eye(classes, dtype=int)[truth]
+    z = rng.normal(size=hot.shape) - 2 * hot
+    found = fit_calibrator(z, truth if kind == "softmax" else hot, "platt", kind=kind)
+    assert found.flat
+    np.testing.assert_allclose(found.apply(z), np.tile(hot.mean(axis=0), (len(z), 1)))
+    assert not fit_calibrator(-z, truth if kind == "softmax" else hot, "platt", kind=kind).flat
+
+
+@pytest.mark.parametrize(
+    ("method", "truth", "folds", "expected"),
+    [
+        ("platt", [0, 1, 0, 1], [0, 0, 1, 1], "platt"),
+        ("isotonic", [0, 1, 0, 1], None, "isotonic"),
+        ("platt", [0, 0, 0, 1], [0, 0, 1, 1], "none"),  # without fold 1 there is one class
+        ("platt", [0, 0, 0, 1], None, "platt"),
+        ("platt", [0, 0, 0, 1], [0, 0, 0, 0], "platt"),  # a single fold is calibrated as a whole
+        ("platt", [0, 1, 0, 1, 2], [0, 0, 1, 1, 1], "temperature"),
+        ("isotonic", [0, 1, 0, 1, 2], [0, 0, 1, 1, 1], "temperature"),
+        ("temperature", [0, 1, 0, 1, 2], [0, 0, 1, 1, 1], "temperature"),
+        ("none", [0, 1, 0, 1, 2], [0, 0, 1, 1, 1], "none"),
+        ("platt", [[0, 1], [1, 0], [0, 1], [1, 0]], [0, 0, 1, 1], "platt"),
+        ("platt", [[0, 1], [1, 0], [0, 1], [0, 0]], [0, 0, 1, 1], "none"),  # label 0 is in fold 0 alone
+    ],
+)
+def test_what_bags_cannot_fit_falls_back_to_less(method, truth, folds, expected):
+    y = np.array(truth)
+    classes = y.shape[1] if y.ndim == 2 else len(np.unique(y))
+    found = feasible_method(method, y, classes, folds)
+    assert found == expected
+    if folds is not None and len(set(folds)) > 1:  # and it can indeed be done
+        z = np.random.default_rng(0).normal(size=(len(y), classes))
+        assert np.isfinite(cross_calibrated(z, y, folds, found, "sigmoid" if y.ndim == 2 else "softmax")).all()
 
 
 def test_probabilities_and_logits_are_each_others_inverse():

@@ -1,8 +1,10 @@
 """From logits to probabilities: maps with a few parameters, fitted on bags that the model was not trained on.
 
-Temperature scaling (Guo, Pleiss, Sun & Weinberger, ICML 2017) keeps every ranking and needs few bags; Platt scaling
-(Platt 1999, with his smoothed targets; for several classes Guo's vector scaling with the same smoothing) also mends a
-shift; isotonic regression (Zadrozny & Elkan, KDD 2002) mends any monotone distortion and needs hundreds of bags.
+Temperature scaling (Guo, Pleiss, Sun & Weinberger, ICML 2017) keeps every ranking and needs few bags, but has no
+intercept: a prior that class weights have moved stays moved. Platt scaling (Platt 1999, with his smoothed targets; for
+several classes bias-corrected temperature scaling with the same smoothing: one temperature and a bias for each class,
+Alexandari, Kundaje & Shrikumar, ICML 2020) mends the prior too; isotonic regression (Zadrozny & Elkan, KDD 2002) mends
+any monotone distortion and needs hundreds of bags.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,8 +30,9 @@ class Calibrator:
     kind        softmax: classes exclude each other, rows sum to 1; sigmoid: every column is a label by itself
     columns     C, how many logits a bag has
     parameters  temperature  {"temperature": [T]}, one for each label if sigmoid
-                platt        {"slope", "intercept"}: one number for two classes (of the last's logit less the
-                             first's), C for more or for labels. A negative slope says that the ranking was reversed
+                platt        {"slope", "intercept"}: one number each for two classes (of the last's logit less the
+                             first's); one slope and C intercepts for more; C of both for labels. No slope is
+                             negative: see `flat`
                 isotonic     {"score": lists, "probability": lists}, knots of one step function for two classes (over
                              the same difference), of C for more (over softmax) or for labels (over the logit)
     """
@@ -38,6 +41,12 @@ class Calibrator:
     kind: str
     columns: int
     parameters: Mapping[str, Any]
+
+    @property
+    def flat(self) -> bool:
+        """Whether Platt's slope is 0, of any label: the bags it was fitted on were ranked the wrong way round, so that
+        every bag gets their shares."""
+        return self.method == "platt" and 0.0 in self.parameters["slope"]
 
     def apply(self, logits: NDArray[np.floating]) -> NDArray[np.float64]:
         """Probabilities (n, C) of logits (n, C). Raises SpecError when C is another than was fitted, or for NaN."""
@@ -86,8 +95,10 @@ def fit_calibrator(
     ones does not decide for all; what is fitted is applied to logits as they are. A temperature is the minimum of the
     negative log-likelihood with T in [0.018, 55]; where every bag is right the likelihood grows for ever as T falls,
     so it says nothing of T, which stays 1. Isotonic probabilities are clipped to [1 / (n + 2), 1 - 1 / (n + 2)], n the
-    sum of weights: they are never 0 or 1, for no number of bags proves either. Raises SpecError when shapes do not
-    fit, for NaN, and for Platt and isotonic when a class or label has no bag on one side.
+    sum of weights: they are never 0 or 1, for no number of bags proves either. Platt's slope is at least 0: a ranking
+    that looks reversed in a small cohort is none to be turned round, and slope 0 gives every bag the shares of the
+    classes. Raises SpecError when shapes do not fit, for NaN, and for Platt and isotonic when a class or label has no
+    bag on one side.
     """
     _known(method, kind)
     z = _checked(logits, kind)
@@ -135,6 +146,32 @@ def cross_calibrated(
     for k in np.unique(fold):
         out[fold == k] = fit_calibrator(z[fold != k], truth[fold != k], method, kind=kind).apply(z[fold == k])
     return out
+
+
+def feasible_method(
+    method: str,
+    truth: NDArray[np.integer],
+    classes: int,
+    folds: Sequence[int] | NDArray[np.integer] | None = None,
+) -> str:
+    """The method, or what it falls back to where bags are too few: platt, isotonic → temperature → none.
+
+    truth (n,) class index in [0, classes), or (n, classes) of 0 and 1 for labels. What it can be fitted on is asked of
+    all bags and, with `folds` (n,), of those outside each fold, as `cross_calibrated` does; one fold asks of all alone.
+    Platt and isotonic need every class, and of a label bags with and without it; a temperature two classes, and of
+    labels the same: one-sided bags would drive it to its bounds.
+    """
+    y = np.asarray(truth)
+    parts = [y]
+    if folds is not None and len(np.unique(folds)) > 1:
+        parts += [y[np.asarray(folds) != k] for k in np.unique(folds)]
+    if y.ndim == 2:
+        both = all(len(part) and (part.any(axis=0) & ~part.all(axis=0)).all() for part in parts)
+        return method if both else "none"
+    least = min(len(np.unique(part)) for part in parts)
+    if least < 2:
+        return "none"
+    return method if least == classes or method in ("temperature", "none") else "temperature"
 
 
 def as_logits(outputs: NDArray[np.floating], kind: str = "softmax") -> NDArray[np.float64]:
@@ -219,10 +256,11 @@ def _temperature(z: NDArray[np.float64], targets: NDArray[np.float64], weight: N
 def _platt(
     scores: NDArray[np.float64], targets: NDArray[np.float64], weight: NDArray[np.float64], kind: str
 ) -> dict[str, list[float]]:
-    """Slope and intercept of each column at the least loss against smoothed targets.
+    """Slope and intercepts at the least loss against smoothed targets: one slope >= 0 for all columns of a softmax.
 
     Platt's targets, (n_c + 1) / (n_c + C) for the true class and 1 / (n_c + C) for each other, keep it finite when
-    the classes separate.
+    the classes separate. The loss is convex, so that where the best slope is negative the best allowed one is 0;
+    nothing can separate then, and intercepts are those of the shares themselves. More than two have mean 0.
     """
     from scipy.optimize import minimize
 
@@ -236,16 +274,21 @@ def _platt(
     count = (targets.T @ weight) @ targets.T  # (n,), of the bag's own class
     smooth = (targets * count[:, None] + 1) / (count[:, None] + targets.shape[1])
     wanted = smooth[:, -width:]
-    unit = np.maximum(np.abs(scores).max(axis=0), 1e-12)  # L-BFGS steps alike in slope and intercept
+    unit = max(float(np.abs(scores).max()), 1e-12)  # L-BFGS steps alike in slope and intercept
 
     def loss(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        z = scores / unit * values[:width] + values[width:]
+        z = scores / unit * values[0] + values[1:]
         error = (_link(z, kind)[:, -width:] - wanted) * (weight / weight.sum())[:, None]
-        return _loss(z, smooth, weight, kind), np.concatenate([(error * scores / unit).sum(axis=0), error.sum(axis=0)])
+        return _loss(z, smooth, weight, kind), np.append((error * scores).sum() / unit, error.sum(axis=0))
 
-    start = np.concatenate([unit, np.zeros(width)])
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 1000, "ftol": 1e-14, "gtol": 1e-9})
-    return {"slope": (found.x[:width] / unit).tolist(), "intercept": found.x[width:].tolist()}
+    start, bounds = np.append(unit, np.zeros(width)), [(0.0, None), *[(None, None)] * width]
+    options = {"maxiter": 1000, "ftol": 1e-14, "gtol": 1e-9}
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+    if found[0] <= 0:
+        shares = np.log(targets.T @ weight)
+        found = np.append(0.0, shares[1:] - shares[:1] if width == 1 else shares)
+    bias = found[1:] if width == 1 else found[1:] - found[1:].mean()
+    return {"slope": [float(found[0] / unit)], "intercept": bias.tolist()}
 
 
 def _isotonic(
