@@ -68,6 +68,12 @@ def evaluate(
         if out is None or manifest is not None:
             remedy = "give wsi evaluate SOURCE --out RUN --model MODEL"
             raise SpecError("--model", "it needs the run's folder, and the run's slides alone", remedy)
+        tables = {"--target": target != "label", "--time": time != "time", "--event": event != "event", "--seed": seed}
+        tables |= {"--task": task != "classification", "--classes": classes, "--positive": positive, "--id": id_}
+        tables |= {"--probability": probability, "--score": score, "--compare": compare}
+        if idle := [name for name, given in tables.items() if given]:
+            remedy = "leave it out, or judge its table: wsi evaluate RUN/predictions/MODEL.csv MANIFEST"
+            raise SpecError(idle[0], "it is for tables; a run's model says itself what it predicts", remedy)
         _of_a_run(source, out, model, options)
         return
     if manifest is None:
@@ -179,11 +185,32 @@ def summary(result: dict[str, Any]) -> list[str]:
     for point in metrics["operating_points"][:3]:
         lines += ["", f"{point['of']}: {point['name']}"[:80], f"  threshold chosen {point['chosen']}"]
         lines += [figure_line(figure, named=False) for figure in point["figures"][:4]]
+    for table in metrics["subgroups"]:
+        lines += _group_lines(table)
     for row in (result.get("comparison") or {}).get("figures", []):
         lines += [""] if row is result["comparison"]["figures"][0] else []
-        p = "" if row["p"] is None else "  p <0.001" if row["p"] < 0.001 else f"  p {row['p']:.3f}"
-        lines.append(figure_line({**row["difference"], "name": f"difference in {row['name']}"}) + p)
+        lines.append(_with_p(figure_line({**row["difference"], "name": f"difference in {row['name']}"}), row["p"]))
     return [*lines, ""]
+
+
+def _group_lines(table: dict[str, Any]) -> list[str]:
+    """The first figure of each group of one column, and the p value of its difference to the rest."""
+    names = [figure["name"] for group in table["groups"] for figure in group["figures"][:1]]
+    first = f"{names[0]}; p of the difference to the rest, adjusted (Holm)" if names else "not judged"
+    lines = ["", f"by {table['column']}: {first}"[:80]]
+    for group in table["groups"]:
+        who = f"{group['name'][:22]}, {group['patients']} patients"
+        if not group["figures"]:
+            lines.append(figure_line({"name": who, "value": None, "low": None, "reason": group["reason"]}, named=False))
+        for figure in group["figures"][:1]:
+            lines.append(_with_p(figure_line({**figure, "name": who}, named=False), figure["p_holm"]))
+    return lines
+
+
+def _with_p(line: str, p: float | None) -> str:
+    """The line with a p value; a reason stays on the lines below."""
+    head, *below = line.split("\n")
+    return "\n".join([head + ("" if p is None else "  p <0.001" if p < 0.001 else f"  p {p:.3f}"), *below])
 
 
 def figure_line(figure: dict[str, Any], named: bool = True) -> str:

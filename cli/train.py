@@ -180,6 +180,8 @@ def show_training(records: list, spec: Any, folder: Any, name: str) -> Any:
     if without := left_out(records, spec, folder):
         named = ", ".join(without[:10]) + (" …" if len(without) > 10 else "")
         say(f"note: {len(without)} labelled slides failed earlier and are left out: {named}", style="yellow")
+    for note in _cohort_notes(records, spec):
+        say(f"note: {note}", style="yellow")
     total = spec.train.folds * spec.train.repeats * spec.train.epochs
     with bar("train", total) as show:
 
@@ -199,6 +201,22 @@ def show_training(records: list, spec: Any, folder: Any, name: str) -> Any:
     for note in [*figures["notes"], *model.metrics["notes"]]:
         say(f"note: {note}", style="yellow")
     return model
+
+
+def _cohort_notes(records: list, spec: Any) -> list[str]:
+    """What the manifest lacks, and what follows for the figures."""
+    from jobs.bags import has_truth
+
+    task, notes = spec.train.task, []
+    if without := sum(not has_truth(record, task) for record in records):
+        column = f"{task.time} and {task.event}" if task.is_survival else task.target
+        notes.append(f"{without} of {len(records)} slides are left out: nothing in {column}")
+    if len(records) > 1 and all(record.patient_id == record.slide_id for record in records):
+        notes.append(
+            "the manifest names no patients, so each slide is taken as one of its own; two slides of a patient may lie "
+            "in different folds, and the figures are then too good: add a patient_id column"
+        )
+    return notes
 
 
 def show_estimate(estimate: dict) -> str:

@@ -17,6 +17,7 @@ from wsi.source import is_url, name_of, open_source, place_of
 
 REQUIRED = ("slide_id", "path")
 KNOWN = (*REQUIRED, "case_id", "patient_id", "label", "mpp", "site", "tissue")
+MISSING = frozenset({"na", "n/a", "nan", "<na>", "null"})  # not known, as `wsi evaluate` reads the same table
 ID_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -74,7 +75,8 @@ def read_source(source: Path | str) -> list[SlideRecord]:
 def read_manifest(path: Path | str) -> list[SlideRecord]:
     """Slides of a CSV with the columns slide_id, path and optionally case_id, patient_id, label, mpp, site, others.
 
-    Paths are relative to the manifest, or URLs. Raises ManifestError naming the line.
+    Paths are relative to the manifest, or URLs. Empty, NA, N/A, NaN, <NA> and null mean: not known. Raises
+    ManifestError naming the line.
     """
     try:
         text = _content(path).decode("utf-8-sig")
@@ -128,7 +130,7 @@ def _row(manifest: Path | str, number: int, row: dict[str | None, str | list[str
     where = f"{manifest}, line {number}"
     if None in row:
         raise ManifestError(where, "it has more fields than the header", "put quotes around values that hold a comma")
-    cells = {str(name): str(value or "").strip() for name, value in row.items()}
+    cells = {str(name): _cell(str(name), str(value or "")) for name, value in row.items()}
     slide_id, file = cells["slide_id"], cells["path"]
     if any(character < " " for value in cells.values() for character in value):
         raise ManifestError(where, "a value holds a line break or control character", "is a quote not closed?")
@@ -155,6 +157,13 @@ def _row(manifest: Path | str, number: int, row: dict[str | None, str | list[str
         tissue_mask=mask,
         extra=extra,
     )
+
+
+def _cell(column: str, text: str) -> str:
+    """What stands in a cell; nothing where it says NA or the like, which is neither a class nor one patient of many
+    slides."""
+    text = text.strip()
+    return "" if column not in REQUIRED and text.casefold() in MISSING else text
 
 
 def _tissue(where: str, manifest: Path | str, text: str) -> tuple[str | None, Path | None]:

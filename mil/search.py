@@ -6,7 +6,8 @@ for its test part is not what the settings were chosen by. Trials are drawn by t
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -69,11 +70,12 @@ def search(
         problem = "a network's training part is too small to hold back some for comparing settings"
         raise SpecError("search", problem, "set search to 0, or use fewer folds")
     space = {name: _range(name, given) for name, given in (SPACE if search_space is None else search_space).items()}
-    study = optuna.create_study(
-        direction="minimize",
-        sampler=optuna.samplers.TPESampler(seed=run.seed),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=WARM_UP_EPOCHS),
-    )
+    with _quiet():
+        study = optuna.create_study(
+            direction="minimize",
+            sampler=optuna.samplers.TPESampler(seed=run.seed),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=WARM_UP_EPOCHS),
+        )
     now = {name: getattr(spec, name) for name in space}
     if all(_holds(space[name], value) for name, value in now.items()):
         study.enqueue_trial(now)
@@ -83,16 +85,25 @@ def search(
         history = train_one(*parts, task, tried[1], tried[0], replace(run, report=_pruning(trial)))[1]
         return float(min(history["validation_loss"]))
 
-    loud = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
+    with _quiet():
         study.optimize(objective, n_trials=spec.search, catch=(DivergedError,))
-    finally:
-        optuna.logging.set_verbosity(loud)
     trials = [{"values": t.params, "loss": t.value, "state": t.state.name.lower()} for t in study.trials]
     if not any(trial["state"] == "complete" for trial in trials):
         raise SpecError("search", f"none of {len(trials)} trials came to an end: they diverged", "narrow the space")
     return {"chosen": dict(study.best_params), "loss": float(study.best_value), "trials": trials}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Optuna logs each study and trial; the trials are kept with the model."""
+    import optuna
+
+    loud = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(loud)
 
 
 def apply_choice(spec: TrainSpec, head: HeadSpec, chosen: Mapping[str, Any]) -> tuple[TrainSpec, HeadSpec]:

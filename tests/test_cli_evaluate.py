@@ -89,6 +89,10 @@ def test_folds_subgroups_thresholds_and_the_other_model_are_there(evaluated):
     (point,) = found["metrics"]["operating_points"]
     assert (point["name"], len(point["thresholds"])) == ("sensitivity of at least 0.8", 3)
     assert [table["column"] for table in found["metrics"]["subgroups"]] == ["site", "age"]
+    basel = found["metrics"]["subgroups"][0]["groups"][1]
+    line = next(line for line in text.splitlines() if line.startswith(f"Basel, {basel['patients']} patients"))
+    assert f"{basel['figures'][0]['value']:.3f}" in line
+    assert line.endswith(f"p {basel['figures'][0]['p_holm']:.3f}")
     assert found["comparison"]["other"] == "bad.csv"
     assert "difference in AUROC" in text
     assert found["cases"][0]["truth"] != found["cases"][0]["said"]
@@ -298,6 +302,8 @@ def test_a_table_that_cannot_be_judged_is_refused_with_a_remedy(tmp_path, predic
         (["m.csv", "-o", "m.csv"], "it is a file"),
         (["m.csv", "--model", "tumor", "-o", "run"], "it needs the run's folder, and the run's slides alone"),
         (["--model", "tumor"], "it needs the run's folder"),
+        (["--model", "tumor", "-o", "run", "--compare", "other.csv"], "--compare: it is for tables"),
+        (["--model", "tumor", "-o", "run", "--target", "grade"], "--target: it is for tables"),
     ],
 )
 def test_a_wrong_command_ends_with_2_and_says_why(tmp_path, monkeypatch, arguments, message):

@@ -178,9 +178,15 @@ def test_bad_input_ends_before_work_with_a_remedy(run, trained, tmp_path, change
     assert not (run / "run" / "models" / "bad").exists()
 
 
-def test_a_slide_without_a_label_is_left_out(run, trained, tmp_path):
+def test_a_slide_without_a_label_is_left_out_and_a_manifest_without_patients_is_told(run, trained, tmp_path):
     rows = rows_of(trained)
-    rows[0]["label"] = ""
-    train(run, "unlabelled", manifest=write(tmp_path / "slides.csv", rows))
+    rows[0]["label"] = "NA"
+    assert "no patients" not in train(run, "unlabelled", manifest=write(tmp_path / "slides.csv", rows))
+    for row in rows:
+        row["patient_id"] = row["case_id"] = ""
+    text = train(run, "unlabelled", manifest=write(tmp_path / "slides.csv", rows))
+    assert f"1 of {len(rows)} slides are left out: nothing in label" in text
+    assert "names no patients" in text
     config = json.loads((run / "run" / "models" / "unlabelled" / "config.json").read_text())
     assert rows[0]["slide_id"] not in {row["bag"] for row in config["cohort"]}
+    assert "NA" not in json.dumps(config["task"])

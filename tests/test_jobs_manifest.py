@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.manifest import left_in, read_manifest, read_source
+from jobs.manifest import MISSING, left_in, read_manifest, read_source
+from mil.evaluation.table import MISSING as OF_TABLES
 from wsi import ManifestError
 
 
@@ -19,6 +20,19 @@ def test_a_row_becomes_a_record_with_paths_relative_to_the_manifest(tmp_path):
     assert (first.label, first.mpp, first.extra) == ("tumor", 0.25, {"stage": "II"})
     assert (str(second.path), second.label, second.mpp) == ("/abs/b.svs", None, None)
     assert second.patient_id == second.case_id == "b"  # without a patient, a slide is its own
+
+
+def test_what_is_not_known_is_neither_a_class_nor_a_patient(tmp_path):
+    words = ("NA", "n/a", "NaN", "<NA>", "null", " na ")
+    lines = [
+        f"{slide},{slide}.svs,{word},{word},{word},{word},{word}" for slide, word in zip("abcdef", words, strict=True)
+    ]
+    text = "\n".join(["slide_id,path,case_id,patient_id,label,mpp,age", *lines, "NA,NA,p1,p1,None,0.5,60"])
+    *unknown, known = read_manifest(manifest(tmp_path, text))
+    assert [record.patient_id for record in unknown] == list("abcdef")
+    assert {(record.label, record.mpp, record.extra["age"]) for record in unknown} == {(None, None, "")}
+    assert (known.slide_id, known.path.name, known.label) == ("NA", "NA", "None")  # names and words that are one
+    assert MISSING | {""} == OF_TABLES
 
 
 def test_columns_without_a_name_that_a_spreadsheet_adds_are_ignored(tmp_path):

@@ -193,10 +193,14 @@ def test_a_killed_search_is_not_done_twice(nested, tmp_path):
     assert [row.logits for row in model.cohort] == [row.logits for row in whole.cohort]
 
 
-def test_a_search_without_a_listener_leaves_optunas_loudness_alone():
+def test_a_search_is_quiet_and_leaves_optunas_loudness_alone(monkeypatch):
+    records = []
+    monkeypatch.setattr(optuna.logging._get_library_root_logger(), "handle", records.append)
+    monkeypatch.setattr(optuna.logging.get_logger("optuna.study.study"), "handle", records.append)
     before = optuna.logging.get_verbosity()
     found(space=RATES)
     assert optuna.logging.get_verbosity() == before
+    assert not records
 
 
 def test_a_setting_that_is_left_to_the_task_can_be_searched_between_numbers():
