@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wsi.errors import ManifestError, StoreError
-from wsi.publish import fingerprint
 
 from .bags import bag_id, columns_of, has_truth, mark_of, slide_bag
 from .config import RunSpec, as_settings
@@ -80,14 +79,14 @@ def load_bags(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder) 
 
     The file lies in cohorts/ and is made anew when it is not of just these embeddings and rows of the manifest.
     """
-    from mil.cohort import mapped_cohort
+    from mil.cohort import cohort_mark, mapped_cohort
 
     names, groups = embeddings_of(spec), grouped(to_train_on(records, spec, folder), spec.train.level)
     groups = [sorted(group, key=lambda record: record.slide_id) for group in groups]  # as `whole_bag` lays them
     marks = [[mark_of(record, names, folder) for record in group] for group in groups]
     rows = [[(r.slide_id, r.patient_id, r.case_id, r.label, columns_of(r)) for r in group] for group in groups]
     place = folder.root / "cohorts" / "-".join([*names, spec.train.level])
-    return mapped_cohort(place, fingerprint(names, marks, rows), lambda: _bags(groups, names, folder))
+    return mapped_cohort(place, cohort_mark(marks, names, rows), lambda: _bags(groups, names, folder))
 
 
 def grouped(records: Sequence[SlideRecord], level: str) -> list[list[SlideRecord]]:
