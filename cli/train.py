@@ -123,12 +123,15 @@ def train(
     from jobs.config import as_settings, resolve
     from jobs.features import choose_features
     from jobs.folder import RunFolder, command_line, run_facts, write_run
+    from wsi.errors import SpecError
 
     from .console import say
 
     records, folder = read_records(source, None), RunFolder(out)
     check_name(name)
     resolve(settings)  # what is wrong with the settings is said before what is missing in the folder
+    if twice := [one for one in features or () if (features or []).count(one) > 1]:
+        raise SpecError("--features", f"{twice[0]!r} is named twice", "name each once")
     chosen = [choose_features(settings, one, folder) for one in (features or (None,))]
     made_here = len(chosen) == 1 and not {"origin", "tiles"} & set(chosen[0][1])  # else settings say more than it does
     spec = resolve({**settings, "features": [one for one, _ in chosen]}, chosen[0][1] if made_here else None)

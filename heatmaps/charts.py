@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 WIDTH, HEIGHT = 420, 360  # of the whole drawing, in its own units; it scales to the page
-_LEFT, _TOP, _RIGHT, _BOTTOM = 66, 10, 16, 56  # room for ticks and names of axes
+_LEFT, _TOP, _RIGHT, _BOTTOM = 78, 10, 16, 56  # room for ticks and names of axes
 COLOURS = 5
 STYLES = ("line", "step", "dashed", "points")
 

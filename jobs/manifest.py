@@ -89,6 +89,8 @@ def read_manifest(path: Path | str) -> list[SlideRecord]:
         rows = list(reader)
     except csv.Error as error:
         raise ManifestError(f"{path}, line {reader.line_num}", f"it is no CSV ({error})", "check its quotes") from error
+    if len(columns) == 1 and (mark := next((mark for mark in ";\t" if mark in columns[0]), None)):
+        raise ManifestError(path, f"its columns are divided by {mark!r}", "save it as CSV with commas")
     twice = sorted({name for name in columns if name and columns.count(name) > 1})
     if twice:
         raise ManifestError(path, f"the column {twice[0]!r} stands there twice", "keep one of them")

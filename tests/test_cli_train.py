@@ -169,6 +169,7 @@ def spoil(rows, column, *texts):
         (lambda rows: rows, ["--splits", "nowhere.csv"], "is missing"),
         (lambda rows: rows, ["--task", "regression", "--target", "ki67", "--head", "clam-sb"], "one class per bag"),
         (lambda rows: rows, ["--level", "ward"], "slide, case, patient"),
+        (lambda rows: rows, ["--features", "a", "--features", "a"], "'a' is named twice"),
     ],
 )
 def test_bad_input_ends_before_work_with_a_remedy(run, trained, tmp_path, change, options, said):

@@ -47,6 +47,8 @@ def test_columns_without_a_name_that_a_spreadsheet_adds_are_ignored(tmp_path):
         ("slideid,path\na,a.svs\n", "column 'slide_id' is missing .is 'slideid' meant"),
         ("", "column 'slide_id' is missing .it has no header line"),
         ("slide_id,path\n", "lists no slides"),
+        ("slide_id;path\na;a.svs\n", "columns are divided by ';'; save it as CSV with commas"),
+        ("slide_id\tpath\na\ta.svs\n", "divided by"),
         ("slide_id,path\na/b,a.svs\n", "line 2.*'a/b' is no plain file name"),
         ("slide_id,path\n..,a.svs\n", "'..' is no plain file name"),
         ("slide_id,path\nok,a.svs\n.hidden,b.svs\n", "line 3"),

@@ -1,5 +1,6 @@
 """A search finds better settings within the training part, the same twice, and never sees the test part."""
 
+import logging
 import sys
 from dataclasses import replace
 
@@ -194,12 +195,16 @@ def test_a_killed_search_is_not_done_twice(nested, tmp_path):
 
 
 def test_a_search_is_quiet_and_leaves_optunas_loudness_alone(monkeypatch):
-    records = []
-    monkeypatch.setattr(optuna.logging._get_library_root_logger(), "handle", records.append)
-    monkeypatch.setattr(optuna.logging.get_logger("optuna.study.study"), "handle", records.append)
-    before = optuna.logging.get_verbosity()
-    found(space=RATES)
-    assert optuna.logging.get_verbosity() == before
+    heard = logging.Handler()
+    records: list[logging.LogRecord] = []
+    monkeypatch.setattr(heard, "emit", records.append)
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    logging.getLogger("optuna").addHandler(heard)
+    try:
+        found(space=RATES)
+    finally:
+        logging.getLogger("optuna").removeHandler(heard)
+    assert optuna.logging.get_verbosity() == optuna.logging.INFO
     assert not records
 
 
