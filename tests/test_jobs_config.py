@@ -48,7 +48,7 @@ def test_a_recipe_with_a_mistake_is_refused_with_the_nearest_name(tmp_path, text
         ({"tile": {"mpp": 50}}, "tile.mpp: 50.0 is out of range"),
         ({"jobs": {"executor": "threads"}}, "choose serial or processes"),
         ({"train": {"folds": 1}}, "folds"),
-        ({"heatmap": {"score": "rank"}}, "choose softmax or attention"),
+        ({"heatmap": {"score": "rank"}}, "choose prediction, attention, gradient, occlusion"),
         ({"embed": {"backbone": ["uni"]}}, "backbone: .'uni'. does not fit"),
         ({"embed": {"backbone": None}}, "backbone: None does not fit"),
         ({"tile": {"tissue": {"max_hole_um2": float("inf")}}}, "max_hole_um2"),
