@@ -65,16 +65,10 @@ def evaluate(
 
     options = judge_spec(by, operating_point, horizon, {"prevalence": prevalence, "alpha": alpha, "risk": risk})
     if model is not None:
-        if out is None or manifest is not None:
-            remedy = "give wsi evaluate SOURCE --out RUN --model MODEL"
-            raise SpecError("--model", "it needs the run's folder, and the run's slides alone", remedy)
-        tables = {"--target": target != "label", "--time": time != "time", "--event": event != "event", "--seed": seed}
-        tables |= {"--task": task != "classification", "--classes": classes, "--positive": positive, "--id": id_}
-        tables |= {"--probability": probability, "--score": score, "--compare": compare}
-        if idle := [name for name, given in tables.items() if given]:
-            remedy = "leave it out, or judge its table: wsi evaluate RUN/predictions/MODEL.csv MANIFEST"
-            raise SpecError(idle[0], "it is for tables; a run's model says itself what it predicts", remedy)
-        _of_a_run(source, out, model, options)
+        said: dict[str, Any] = {"--target": target != "label", "--time": time != "time", "--event": event != "event"}
+        said |= {"--task": task != "classification", "--classes": classes, "--positive": positive, "--id": id_}
+        said |= {"--probability": probability, "--score": score, "--compare": compare, "--seed": seed}
+        _of_a_run(source, _run_folder(out, manifest, said), model, options)
         return
     if manifest is None:
         raise SpecError("MANIFEST", "no table with the truth is given", "give one, or --model for a run's predictions")
@@ -84,6 +78,19 @@ def evaluate(
     what = TaskSpec(task, target, time, event, names)
     table = _table_spec(what, positive, id_, probability, score)
     _of_a_table((Path(source), manifest, compare), out or Path("evaluation"), table, options, seed)
+
+
+def _run_folder(out: Path | None, manifest: Path | None, idle: dict[str, Any]) -> Path:
+    """The run's folder. Raises SpecError without one, and for options of tables, which a run's model would ignore."""
+    from wsi.errors import SpecError
+
+    if out is None or manifest is not None:
+        remedy = "give wsi evaluate SOURCE --out RUN --model MODEL"
+        raise SpecError("--model", "it needs the run's folder, and the run's slides alone", remedy)
+    if named := [name for name, value in idle.items() if value]:
+        remedy = "leave it out, or judge its table: wsi evaluate RUN/predictions/MODEL.csv MANIFEST"
+        raise SpecError(named[0], "it is for tables; a run's model says itself what it predicts", remedy)
+    return out
 
 
 def judge_spec(
