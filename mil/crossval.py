@@ -57,6 +57,8 @@ def cross_validate(
     """
     cohort = gather(bags, spec or TrainSpec(), classes)
     partition = _partition(bags, cohort)
+    networks = range(partition.repeats * partition.folds)
+    parts = [fold_parts(cohort, partition, place) for place in networks]  # all: a bad fold is said before hours of work
     if resume is not None:
         write_partition(Path(resume), partition, cohort.bags, cohort.truths, cohort.spec.stratify)
     mark = _mark(cohort, partition)
@@ -65,8 +67,8 @@ def cross_validate(
         tracker.start(mark, _settings(cohort))
     outcome = Outcome(len(cohort.part), cohort.task.outputs, partition)
     weights, histories = [], []
-    for place in range(partition.repeats * partition.folds):
-        trained = _network(cohort, partition, place, watch)
+    for place in networks:
+        trained = _network(cohort, partition, place, parts[place], watch)
         weights.append({name: tensor.numpy() for name, tensor in trained.weights.items()})
         histories.append(trained.history)
         outcome.hear(place, trained.places, trained.logits.numpy())
@@ -185,9 +187,11 @@ def _partition(bags: Sequence[Bag], cohort: Cohort) -> Partition:
     return replace(partition, mark=hashlib.sha256(table).hexdigest())
 
 
-def _network(cohort: Cohort, partition: Partition, place: int, watch: Watch) -> Trained:
-    """The network at this place: the one that is kept already, else trained now."""
-    training, validation, test = fold_parts(cohort, partition, place)
+def _network(
+    cohort: Cohort, partition: Partition, place: int, parts: tuple[NDArray[np.int64], ...], watch: Watch
+) -> Trained:
+    """The network at this place: the one that is kept already, else trained now on its `fold_parts`."""
+    training, validation, test = parts
     places = np.concatenate([test, validation]) if partition.validation is not None else test
     kept = None if watch.checkpoints is None else watch.checkpoints.finished(place)
     if kept is not None:
@@ -199,8 +203,7 @@ def _network(cohort: Cohort, partition: Partition, place: int, watch: Watch) -> 
     spec, head, searched = _tuned(cohort, training, validation, (place, seed), watch)
     running = None if watch.checkpoints is None else watch.checkpoints.running(place)
     run = Run(seed, cohort.device, _reporter(watch, place, spec), _recaller(watch, place, spec), running)
-    parts = (cohort.part.at(training), cohort.part.at(validation))
-    network, history = train_one(*parts, cohort.task, head, spec, run)
+    network, history = train_one(cohort.part.at(training), cohort.part.at(validation), cohort.task, head, spec, run)
     facts = {"repeat": place // partition.folds, "fold": place % partition.folds, "test_bags": len(test)}
     logits = torch.from_numpy(logits_of(network, cohort.part.at(places)))
     trained = Trained(network.state_dict(), {**facts, **history, **searched}, places, logits)

@@ -20,14 +20,18 @@ LIMIT = 8.0  # standard deviations: a rare outlier in one dimension must not dec
 
 
 class Network(Head):
-    """Bag → logits. Buffers `mean` and `scale`, each float32 (D,), and the same of the covariates (K,).
+    """Bag → logits. Buffers `mean` and `scale`, each float32 (D,), the same of the covariates (K,), and `zero` (O,).
 
+    `zero` is taken from the logits. It is 0 but where the loss leaves open what they are relative to: Cox's partial
+    likelihood is the same for log hazards that are all higher by a number, and each network ends with another. Relative
+    to their mean over its training bags, those of several networks can be averaged and compared.
     Covariates add to the logits through a linear layer: so they serve every head, and what the tiles say and what the
     covariates say stay apart.
     """
 
     mean: Tensor
     scale: Tensor
+    zero: Tensor
     covariate_mean: Tensor
     covariate_scale: Tensor
 
@@ -40,6 +44,7 @@ class Network(Head):
         for name, size in (("", spec.dim), ("covariate_", spec.covariates)):
             self.register_buffer(f"{name}mean", torch.zeros(size))
             self.register_buffer(f"{name}scale", torch.ones(size))
+        self.register_buffer("zero", torch.zeros(spec.outputs))
         if self.covariates is not None:
             nn.init.zeros_(self.covariates.weight)  # at the start a model knows only tiles
 
@@ -81,7 +86,7 @@ class Network(Head):
         parts = []
         for head, (start, end) in zip(self.heads, pairwise(self.ends), strict=True):
             part: MILOutput = head(features[..., start:end], mask, xy)
-            parts.append(part._replace(logits=part.logits + told))
+            parts.append(part._replace(logits=part.logits + told - self.zero))
         return parts[0] if len(parts) == 1 else _fused(parts)
 
     def training_loss(self, output: MILOutput, target: Tensor, criterion: Criterion) -> Tensor:

@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 from wsi.errors import SpecError
 
 from .bag import Bag
-from .evaluation.abstain import abstain_threshold
-from .evaluation.calibrators import Calibrator, cross_calibrated, fit_calibrator
-from .evaluation.conformal import ConformalSpec, fit_conformal
+from .evaluation.calibrators import Calibrator, cross_calibrated, feasible_method, fit_calibrator
 from .evaluation.judge import judge
 from .evaluation.judge_parts import JudgeSpec
 from .evaluation.outliers import MIN_VECTORS, Outliers, fit_outliers
 from .evaluation.predictions import Predictions
+from .evaluation.rules import RuleSpec, fit_rules, patient_parts
 from .spec import TrainSpec
 from .splits import Partition
 from .tasks.task import Task
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from .train import Part
 
 KINDS = {"classification": "softmax", "multilabel": "sigmoid"}  # tasks whose logits can be calibrated
-LEAST_TO_CALIBRATE = 10  # bags; fewer say nothing of a temperature
+LEAST_TO_CALIBRATE = 10  # patients; fewer say nothing of a calibration
 
 
 class Outcome:
@@ -76,19 +75,20 @@ def assess(task: Task, part: "Part", patients: Sequence[str], outcome: Outcome, 
     """Judge a cross-validation: `raw` outputs, and `calibrated` ones where the task has probabilities.
 
     Reported probabilities are cross-calibrated: those of a fold come from a calibrator fitted on the others. The one
-    that is kept is fitted on all bags that networks had not seen; with a fixed division, on its validation part.
+    that is kept, and the thresholds of sets and of abstaining, are fitted on all bags that networks had not seen; with
+    a fixed division, on its validation part, so that its test part only tests.
     """
-    places, folds = outcome.tested, outcome.folds
-    logits, truth = outcome.logits[places], part.truth[places]
-    table = _Table(task, part.at(places).bags, [patients[int(i)] for i in places], truth, folds, spec.stratify)
+    table = _Table(task, part, patients, outcome, spec.stratify)
     options = JudgeSpec(subgroups=spec.stratify)
-    metrics = {"raw": judge(table.of(task.activate(logits), calibrated=False), spec.seed, options)}
-    calibrator, probabilities, notes = _calibrated(task, part, outcome, spec.calibrate)
+    raw = np.asarray(task.activate(outcome.logits[outcome.tested]), np.float64)
+    metrics = {"raw": judge(table.of(raw), spec.seed, options)}
+    calibrator, probabilities, notes = _calibrated(task, part, patients, outcome, spec.calibrate)
     conformal: dict[str, Any] = {}
     if probabilities is not None:
-        metrics["calibrated"] = judge(table.of(probabilities, calibrated=True), spec.seed, options)
+        metrics["calibrated"] = judge(table.of(probabilities, scores=raw), spec.seed, options)
         if task.name == "classification":
-            conformal = _rules(probabilities, truth.astype(np.int64), table.patients, options)
+            promised = RuleSpec(options.alpha, options.risk)
+            conformal = _rules(part, patients, outcome, calibrator.method, promised)
     return Assessment(metrics, calibrator, conformal, tuple(notes))
 
 
@@ -118,58 +118,73 @@ class _Table:
     """What is known of the tested bags, into which outputs are put."""
 
     task: Task
-    bags: Sequence[Bag]
+    part: "Part"
     patients: Sequence[str]
-    truth: NDArray[np.generic]
-    folds: NDArray[np.int64]
+    outcome: Outcome
     columns: Sequence[str]
 
-    def of(self, outputs: NDArray[np.floating], calibrated: bool) -> Predictions:
+    def of(self, outputs: NDArray[np.float64], scores: NDArray[np.float64] | None = None) -> Predictions:
+        """scores: the outputs before calibration, where `outputs` are calibrated."""
+        places = self.outcome.tested
+        bags = self.part.at(places).bags
         return Predictions(
             task=self.task.name,
             classes=self.task.classes,
-            ids=tuple(bag.name for bag in self.bags),
-            patients=tuple(self.patients),
-            truth=self.truth,
-            outputs=np.asarray(outputs, np.float64),
-            folds=self.folds,
-            calibrated=calibrated,
+            ids=tuple(bag.name for bag in bags),
+            patients=tuple(self.patients[i] for i in places.tolist()),
+            truth=self.part.truth[places],
+            outputs=outputs,
+            folds=self.outcome.folds,
+            calibrated=scores is not None,
             times=self.task.times,
-            columns={name: tuple(bag.value(name) or "" for bag in self.bags) for name in self.columns},
+            columns={name: tuple(bag.value(name) or "" for bag in bags) for name in self.columns},
+            scores=scores,
+            repeats=self.outcome.partition.repeats,
         )
 
 
 def _calibrated(
-    task: Task, part: "Part", outcome: Outcome, method: str
+    task: Task, part: "Part", patients: Sequence[str], outcome: Outcome, wanted: str
 ) -> tuple[Calibrator, NDArray[np.float64] | None, list[str]]:
-    """The calibrator to keep, probabilities of the tested bags that it was not fitted on, and notes; None without."""
+    """The calibrator to keep, probabilities of the tested bags that it was not fitted on, and notes; None without.
+
+    Where the bags outside a fold cannot be fitted by the wanted method, what is kept is of the simpler one, too: for
+    bags of the cohort it is fitted anew without their fold.
+    """
     none = Calibrator("none", KINDS.get(task.name, "softmax"), task.outputs, {})
-    if method == "none" or task.name not in KINDS:
+    if wanted == "none" or task.name not in KINDS:
         return none, None, []
     kind, tested, validated = KINDS[task.name], outcome.tested, outcome.validated
     fitted_on = tested if validated is None else validated
+    people = len({patients[i] for i in fitted_on.tolist()})
+    if people < LEAST_TO_CALIBRATE:
+        return none, None, [f"{people} patients held out are too few to calibrate on: outputs are no probabilities"]
     logits, truth = outcome.logits, part.truth.astype(np.int64)
-    if len(fitted_on) < LEAST_TO_CALIBRATE or not _complete(truth[fitted_on], task):
-        problem = f"{len(fitted_on)} held-out bags, or a class without one among them, are too few to calibrate on"
-        return none, None, [f"{problem}: outputs are no probabilities"]
+    method = feasible_method(wanted, truth[fitted_on], task.outputs, outcome.folds if validated is None else None)
+    told = [] if method == wanted else [_fallen(wanted, method, validated is None)]
+    if method == "none":
+        return none, None, told
     calibrator = fit_calibrator(logits[fitted_on], truth[fitted_on], method, kind=kind)
-    if validated is not None:
-        told = f"calibrated on the {len(validated)} bags of the validation part, which also decided when to stop"
-        return calibrator, calibrator.apply(logits[tested]), [told]
-    return calibrator, cross_calibrated(logits[tested], truth[tested], outcome.folds, method, kind), []
+    if calibrator.flat:
+        told.append("held-out bags are ranked no better than by chance: calibrated, all have the shares of the classes")
+    if validated is None:
+        return calibrator, cross_calibrated(logits[tested], truth[tested], outcome.folds, method, kind), told
+    told.append(
+        f"calibrated on the {len(validated)} bags of the validation part, which also decided when to stop; thresholds "
+        "of prediction sets and of abstaining are from there, too"
+    )
+    return calibrator, calibrator.apply(logits[tested]), told
 
 
-def _complete(truth: NDArray[np.int64], task: Task) -> bool:
-    """Whether every class, or each label and its absence, has a bag."""
-    if truth.ndim == 2:
-        return bool((truth.any(axis=0) & ~truth.all(axis=0)).all())
-    return len(np.unique(truth)) == len(task.classes)
+def _fallen(wanted: str, method: str, crossed: bool) -> str:
+    where = "among the bags outside of some fold" if crossed else "in the validation part"
+    instead = "outputs are no probabilities" if method == "none" else f"a {method} is fitted instead"
+    return f"{where} a class, or a label or its absence, has no bag, so that {wanted} cannot be fitted: {instead}"
 
 
-def _rules(
-    probabilities: NDArray[np.float64], truth: NDArray[np.int64], patients: Sequence[str], options: JudgeSpec
-) -> dict[str, Any]:
-    """Thresholds of prediction sets and of abstaining, from held-out probabilities (m, C)."""
-    sets = fit_conformal(probabilities, truth, ConformalSpec(options.alpha), patients)
-    abstain = abstain_threshold(probabilities, truth, options.risk, patients)
-    return {"sets": sets.as_dict(), "abstain": abstain.as_dict()}
+def _rules(part: "Part", patients: Sequence[str], outcome: Outcome, method: str, promised: RuleSpec) -> dict[str, Any]:
+    """Thresholds of prediction sets and of abstaining: see `evaluation.rules`."""
+    places = outcome.tested if outcome.validated is None else outcome.validated
+    people = [patients[i] for i in places.tolist()]
+    folds = outcome.folds if outcome.validated is None else patient_parts(people)
+    return fit_rules(outcome.logits[places], part.truth[places].astype(np.int64), people, folds, method, promised)

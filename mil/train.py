@@ -99,6 +99,7 @@ def train_one(
     """Train one network; returns it (evaluation mode, on the CPU, weights of its best epoch) and how it went.
 
     Without a validation part it runs for all epochs and keeps the last. With a checkpoint it goes on from there.
+    Log hazards of cox are relative to their mean over the training bags: see Network.
     torch's random state is left as it was. Raises DivergedError when a loss is not finite any more.
     """
     with _seeded(run.seed, torch.device(run.device)):
@@ -124,6 +125,8 @@ def train_one(
             course.tell(run.report, first=epoch)
         if course.best_state is not None:
             trainer.network.load_state_dict(course.best_state)
+        if task.name == "cox":
+            trainer.network.zero.copy_(torch.from_numpy(logits_of(trainer.network, training, run.device).mean(axis=0)))
     history: dict[str, Any] = {"training_bags": len(training), "validation_bags": len(validation)}
     history |= {"epochs": len(course.losses), "precision": trainer.precision}
     history["best_epoch"] = course.best_epoch if course.best_state is not None else len(course.losses) - 1

@@ -312,7 +312,7 @@ def test_a_fixed_division_trains_one_network_that_speaks_of_the_test_part_alone(
     assert [row.logits is None for row in model.cohort] == [True] * 60 + [False] * 20
     assert (model.folds[0]["training_bags"], model.folds[0]["validation_bags"]) == (40, 20)
     assert model.metrics["raw"]["bags"] == 20
-    assert model.calibrator.method == "temperature"
+    assert model.calibrator.method == "platt"
     assert any("validation part" in note for note in model.metrics["notes"])
     assert model.folds_without(bags[0]) == ()  # it was seen
     assert model.folds_without(bags[-1]) == (0,)
