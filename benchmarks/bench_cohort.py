@@ -6,9 +6,10 @@ Fields of prostate (MoNuSeg, Kumar et al., IEEE TMI 2017) are laid out as slides
 repository; positive slides hold islands of kidney. Whatever is finished stays in --work and is not done again.
 
 Parts. The patients of each organ (a field each) are dealt into four parts, and a slide is made of the fields of one
-part only: of two patients' prostate, and of two or three patients' kidney. Parts are the folds, the validation parts
-and what the manifest calls a patient: no source patient is in two of them. Within a part slides share their patients,
-and intervals, which are over slides, say nothing of other patients.
+part only: of two patients' prostate, and of two or three patients' kidney. By default parts are the folds, the
+validation parts and what the manifest calls a patient: no source patient is in two of them. With --folds slide every
+slide passes for a patient: all tissue of a tested slide was trained on, in another arrangement. That is a leak made on
+purpose, to see what a division by slide would claim. Intervals are over slides, and say nothing of other patients.
 Seams. A negative slide has islands of the same size as well, of its own prostate: seams and borders say nothing.
 Stain. The generator pulls the optical density of both organs to one target for each slide, 70 % of the way.
 """
@@ -144,34 +145,43 @@ def write_slides(slides: Sequence[Planted], plan: Plan, options: argparse.Namesp
         list(pool.map(write, [slide for slide in slides if not slide.path.with_suffix(".json").is_file()]))
 
 
-def walk(slides: Sequence[Planted], folder: Path, heads: Sequence[str], workers: int) -> tuple[Path, RunFolder]:
-    """Take the slides through the package's commands, as a user would: (manifest, run folder)."""
-    manifest, splits, run = folder / "manifest.csv", folder / "splits.csv", RunFolder(folder / "run")
-    rows = [[slide.slide_id, slide.path, slide.part, CLASSES[slide.positive]] for slide in slides]
+def fold_of(slide: Planted, by: str) -> int:
+    """The part, or a third of each part's slides, positive and negative alike."""
+    number = int(slide.slide_id.rpartition("-")[2])
+    return int(slide.part.rpartition("-")[2]) if by == "part" else number // 2 % 3
+
+
+def named(head: str, by: str) -> str:
+    return head + ("" if by == "part" else "-by-slide")
+
+
+def walk(slides: Sequence[Planted], folder: Path, heads: Sequence[str], options: argparse.Namespace) -> RunFolder:
+    """Take the slides through the package's commands, as a user would."""
+    by, run = options.folds, RunFolder(folder / "run")
+    manifest, splits = (folder / f"{what}-by-{by}.csv" for what in ("manifest", "splits"))
+    rows = [[s.slide_id, s.path, s.part if by == "part" else s.slide_id, CLASSES[s.positive]] for s in slides]
     write_table(manifest, ["slide_id", "path", "patient_id", "label"], rows)
-    parts = enumerate(sorted({slide.part for slide in slides}))
-    write_table(splits, ["patient_id", "fold"], [[part, fold] for fold, part in parts])
+    write_table(splits, ["slide_id", "fold"], [[slide.slide_id, fold_of(slide, by)] for slide in slides])
     wsi("tile", manifest, "--out", run.root, "--patches", "raw")
     wsi("embed", manifest, "--out", run.root)
 
     def teach(head: str) -> None:
         chosen = ["--head", head, "--splits", splits, "--classes", ",".join(CLASSES), "--device", "cpu"]
-        if not run.model(head).is_dir():
-            wsi("train", manifest, "--out", run.root, "--name", head, *chosen)
-        if not run.predictions(head).is_file():
-            wsi("predict", manifest, "--out", run.root, "--model", run.model(head), "--executor", "serial")
+        name = named(head, by)
+        if not run.model(name).is_dir():
+            wsi("train", manifest, "--out", run.root, "--name", name, *chosen)
+        if not run.predictions(name).is_file():
+            wsi("predict", manifest, "--out", run.root, "--model", run.model(name), "--executor", "serial")
 
     teach(heads[0])  # it lays out the cohort's vectors, which the others then share
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(options.workers) as pool:
         list(pool.map(teach, heads[1:]))
-    return manifest, run
+    return run
 
 
 def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     with path.open("w", newline="") as stream:
-        table = csv.writer(stream)
-        table.writerow(header)
-        table.writerows(rows)
+        csv.writer(stream).writerows([header, *rows])
 
 
 def wsi(*words: object) -> None:
@@ -213,6 +223,7 @@ class Cohort:
     records: Sequence[SlideRecord]
     tiles: Sequence[Tiles]
     run: RunFolder
+    by: str
 
     @property
     def ids(self) -> list[str]:
@@ -228,14 +239,16 @@ class Cohort:
 
 def judge_head(cohort: Cohort, head: str) -> dict[str, Any]:
     """Figures of one head, out of fold; taken from its file where that is of this very model."""
-    model = open_model(cohort.run.model(head))
-    kept = cohort.kept(f"{head}.json")
-    if kept.is_file() and json.loads(kept.read_text())["mark"] == model.mark:
-        found: dict[str, Any] = json.loads(kept.read_text())
-        return found
+    model = open_model(cohort.run.model(named(head, cohort.by)))
+    kept = cohort.kept(f"{model.name}.json")
+    result: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
+    if result.get("mark") == model.mark:
+        return result
     rows = read_predictions(cohort.run, model)
     said = np.array([float(rows[slide.slide_id][f"softmax_{CLASSES[1]}"]) for slide in cohort.slides])
-    result = {"name": head, "mark": model.mark, "calibration": calibration_of(model.metrics)}
+    result = {"name": head, "mark": model.mark}
+    tables = {kind: model.metrics[kind]["calibration"]["figures"] for kind in ("raw", "calibrated")}
+    result["calibration"] = {kind: {row["name"]: row for row in table} for kind, table in tables.items()}
     result |= slide_figures(cohort, said)
     bags = [bag_for(model, record, cohort.run)[0] for record in cohort.records]
     for method in METHODS:
@@ -250,9 +263,9 @@ def judge_head(cohort: Cohort, head: str) -> dict[str, Any]:
 
 
 def slide_figures(cohort: Cohort, said: NDArray[np.floating]) -> dict[str, Any]:
-    """Slide AUROC of (n,) scores: `slide` with its interval over slides, `parts` of each part by itself."""
-    own = [auroc(cohort.positive[test], said[test]) for test in folds(cohort)]
-    return {"slide": asdict(auroc_interval(cohort.positive, said, cohort.ids)), "parts": own}
+    """Slide AUROC of (n,) scores: `slide` with its interval over slides, `folds` of each fold by itself."""
+    every = asdict(auroc_interval(cohort.positive, said, cohort.ids))
+    return {"slide": every, "folds": [auroc(cohort.positive[test], said[test]) for test in folds(cohort)]}
 
 
 def tile_figures(
@@ -261,12 +274,6 @@ def tile_figures(
     """Tile AUROC within slides, averaged over those with planted tiles; `name pooled` over the tiles of all slides."""
     judged = tile_auroc(scores, [cohort.tiles[i].inside for i in wanted], [cohort.ids[i] for i in wanted])
     return {name: asdict(judged.mean), f"{name} pooled": asdict(judged.pooled)}
-
-
-def calibration_of(metrics: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-    """raw and calibrated (each fold by a temperature of the others) → name of a figure → figure."""
-    tables = {kind: metrics[kind]["calibration"]["figures"] for kind in ("raw", "calibrated")}
-    return {kind: {row["name"]: row for row in table} for kind, table in tables.items()}
 
 
 def colour_figures(cohort: Cohort) -> dict[str, Any]:
@@ -284,7 +291,7 @@ def colour_figures(cohort: Cohort) -> dict[str, Any]:
 
 
 def taught_figures(cohort: Cohort, name: str, vectors: Sequence[NDArray[np.floating]]) -> dict[str, Any]:
-    """What the vectors allow where the truth of every training tile is told: logistic regression of tiles."""
+    """What vectors allow where every training tile's truth is told: a line; a slide is its five highest tiles."""
     scores = [np.zeros(0)] * len(vectors)
     clear = [vector[tiles.clear] for vector, tiles in zip(vectors, cohort.tiles, strict=True)]
     for test in folds(cohort):
@@ -294,7 +301,8 @@ def taught_figures(cohort: Cohort, name: str, vectors: Sequence[NDArray[np.float
         )
         for i in np.flatnonzero(test):
             scores[i] = fitted.decision_function(clear[i])
-    return {"name": name, **tile_figures("instance", scores, cohort, range(len(vectors)))}
+    highest = slide_figures(cohort, np.array([np.sort(score)[-5:].mean() for score in scores]))
+    return {"name": name, **highest, **tile_figures("instance", scores, cohort, range(len(vectors)))}
 
 
 def line() -> Pipeline:
@@ -302,9 +310,9 @@ def line() -> Pipeline:
 
 
 def folds(cohort: Cohort) -> Iterator[NDArray[np.bool_]]:
-    """The slides that are tested, (n,), part by part."""
-    parts = np.array([slide.part for slide in cohort.slides])
-    yield from (parts == part for part in np.unique(parts))
+    """The slides that are tested, (n,), fold by fold."""
+    places = np.array([fold_of(slide, cohort.by) for slide in cohort.slides])
+    yield from (places == fold for fold in np.unique(places))
 
 
 def shown(estimate: Mapping[str, Any] | None) -> str:
@@ -318,13 +326,13 @@ def shown(estimate: Mapping[str, Any] | None) -> str:
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
     """Both tables in Markdown."""
-    print("| head | slide AUROC | parts | tile, all slides | tile alone | attention | gradient x input | occlusion |")
+    print("| head | slide AUROC | folds | tile, all slides | tile alone | attention | gradient x input | occlusion |")
     print("|" + "---|" * 8)
     columns = ("instance pooled", "instance", "attention", "gradient", "occlusion")
     for row in rows:
-        parts = f"{min(row['parts']):.2f} to {max(row['parts']):.2f}" if "parts" in row else "–"
+        own = f"{np.mean(row['folds']):.2f} ({min(row['folds']):.2f} to {max(row['folds']):.2f})"
         cells = (shown(row.get(column)) for column in columns)
-        print(f"| {row['name']} | {shown(row.get('slide'))} | {parts} | " + " | ".join(cells) + " |")
+        print(f"| {row['name']} | {shown(row.get('slide'))} | {own} | " + " | ".join(cells) + " |")
     figures = ("ECE", "Brier score", "negative log-likelihood", "calibration slope")
     print("\n| head | " + " | ".join(figures) + " |\n" + "|" + "---|" * (len(figures) + 1))
     for row in rows:
@@ -334,24 +342,15 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
             print(f"| {row['name']} | " + " | ".join(cells) + " |")
 
 
-def look(cohort: Cohort, head: str, count: int) -> list[Path]:
-    """Truth, prediction, attention and gradient of some positive slides side by side: figures/look-ID.png."""
-    chosen = [slide for slide in cohort.slides if slide.positive][:: max(1, len(cohort.slides) // 2 // count)][:count]
-    manifest = cohort.run.root.parent / "look.csv"
-    write_table(manifest, ["slide_id", "path", "patient_id"], [[s.slide_id, s.path, s.part] for s in chosen])
-    kinds = ("prediction", "attention", "gradient")
-    for kind in kinds:
-        wsi("heatmap", manifest, "--out", cohort.run.root, "--model", cohort.run.model(head), "--score", kind)
-    pictures = {slide: cohort.kept(f"look-{slide.slide_id}.png") for slide in chosen}
-    for slide, path in pictures.items():
-        drawn = [Image.open(cohort.run.overlay(head, slide.slide_id, kind)).convert("RGB") for kind in kinds]
-        width, height = drawn[0].size
-        page = Image.new("RGB", (width * 4, height), "white")
-        truth = Image.fromarray(slide.truth.labels * 120).convert("RGB").resize((width, width))
-        for place, picture in enumerate([truth, *drawn]):
-            page.paste(picture, (place * width, 0))
-        page.save(path)
-    return list(pictures.values())
+def look(cohort: Cohort, head: str, count: int) -> None:
+    """Heatmaps of some positive slides, as the package draws them, and their truth: figures/truth-*.png."""
+    chosen = [slide for slide in cohort.slides if slide.positive][:: len(cohort.slides) // 4][:count]
+    manifest, model = cohort.run.root.parent / "look.csv", cohort.run.model(named(head, cohort.by))
+    write_table(manifest, ["slide_id", "path"], [[slide.slide_id, slide.path] for slide in chosen])
+    for kind in ("prediction", "attention", "gradient") if chosen else ():
+        wsi("heatmap", manifest, "--out", cohort.run.root, "--model", model, "--score", kind)
+    for slide in chosen:
+        Image.fromarray(slide.truth.labels * 120).save(cohort.kept(f"truth-{slide.slide_id}.png"))
 
 
 def arguments() -> argparse.Namespace:
@@ -362,13 +361,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=default)
     parser.add_argument("--heads", help="comma-separated; by default all")
     parser.add_argument("--share", type=float, default=Plan().share, help="of the tissue that is planted")
-    parser.add_argument("--look", type=int, default=2, help="positive slides to draw beside their truth")
+    parser.add_argument("--folds", choices=("part", "slide"), default="part", help="what is held out together")
+    parser.add_argument("--look", type=int, default=2, help="positive slides to draw, at most")
     parser.add_argument("--workers", type=int, default=2, help="slides written, and heads trained, at a time")
     options = parser.parse_args()
     if not options.tool.is_file():
-        raise SystemExit(f"{options.tool} is missing: give the generator of slides with --tool")
+        parser.error(f"{options.tool} is missing: give the generator of slides with --tool")
     if not (options.data / "tiles" / "monuseg" / "index.csv").is_file():
-        raise SystemExit(f"{options.data} has no tiles/monuseg: set WSI_DATA, or give --data")
+        parser.error(f"{options.data} has no tiles/monuseg: set WSI_DATA, or give --data")
     return options
 
 
@@ -381,19 +381,20 @@ def main() -> None:
     slides = plan_slides(plan, options.data.resolve(), folder / "slides")
     write_slides(slides, plan, options)
     heads = options.heads.split(",") if options.heads else list(HEADS)
-    manifest, run = walk(slides, folder, heads, options.workers)
-    records, model = read_manifest(manifest), open_model(run.model(heads[0]))
+    run = walk(slides, folder, heads, options)
+    records, model = (
+        read_manifest(folder / f"manifest-by-{options.folds}.csv"),
+        open_model(run.model(named(heads[0], options.folds))),
+    )
     loaded = [bag_for(model, record, run) for record in records]
     tiles = [tiles_of(slide, bag, mine.ok, run) for slide, (bag, mine, _) in zip(slides, loaded, strict=True)]
-    cohort = Cohort(slides, records, tiles, run)
+    cohort = Cohort(slides, records, tiles, run, options.folds)
     rows = [*(judge_head(cohort, head) for head in heads), colour_figures(cohort)]
     rows.append(taught_figures(cohort, "tiles told, colour", [np.sqrt(one.colours) for one in tiles]))
     rows.append(taught_figures(cohort, "tiles told, embeddings", [one.features for one in tiles]))
-    inside, count = sum(int(one.inside.sum()) for one in tiles), sum(len(one.clear) for one in tiles)
-    print(f"{len(slides)} slides, {count:,} tiles, {inside} of them at least half planted\n")
+    print(f"{sum(len(t.clear) for t in tiles):,} tiles, {sum(int(t.inside.sum()) for t in tiles)} positive\n")
     show(rows)
-    for picture in look(cohort, "abmil" if "abmil" in heads else heads[0], options.look) if options.look else []:
-        say(f"drawn {picture}")
+    look(cohort, heads[0], options.look)
 
 
 if __name__ == "__main__":
