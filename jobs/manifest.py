@@ -13,11 +13,11 @@ from pathlib import Path
 
 from tiling.spec import TISSUE_METHODS
 from wsi.errors import EngineError, ManifestError
+from wsi.missing import said
 from wsi.source import is_url, name_of, open_source, place_of
 
 REQUIRED = ("slide_id", "path")
 KNOWN = (*REQUIRED, "case_id", "patient_id", "label", "mpp", "site", "tissue")
-MISSING = frozenset({"na", "n/a", "nan", "<na>", "null"})  # not known, as `wsi evaluate` reads the same table
 ID_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -164,8 +164,7 @@ def _row(manifest: Path | str, number: int, row: dict[str | None, str | list[str
 def _cell(column: str, text: str) -> str:
     """What stands in a cell; nothing where it says NA or the like, which is neither a class nor one patient of many
     slides."""
-    text = text.strip()
-    return "" if column not in REQUIRED and text.casefold() in MISSING else text
+    return text.strip() if column in REQUIRED else said(text)
 
 
 def _tissue(where: str, manifest: Path | str, text: str) -> tuple[str | None, Path | None]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi.errors import ManifestError, SpecError, StoreError
+from wsi.missing import said
 
 from .tasks.reading import as_number, same_for_all_slides
 
@@ -104,7 +105,7 @@ class Covariates:
 
 
 def _text(bag: "Bag", name: str) -> str:
-    return same_for_all_slides(bag, name, (bag.value(name) or "").strip())
+    return same_for_all_slides(bag, name, said(bag.value(name)))
 
 
 def _column(name: str, bags: "Sequence[Bag]") -> Column:

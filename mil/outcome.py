@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi.errors import SpecError
+from wsi.missing import said
 
 from .bag import Bag
 from .evaluation.calibrators import Calibrator, cross_calibrated, feasible_method, fit_calibrator
@@ -137,7 +138,7 @@ class _Table:
             folds=self.outcome.folds,
             calibrated=scores is not None,
             times=self.task.times,
-            columns={name: tuple(bag.value(name) or "" for bag in bags) for name in self.columns},
+            columns={name: tuple(said(bag.value(name)) for bag in bags) for name in self.columns},
             scores=scores,
             repeats=self.outcome.partition.repeats,
         )

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi.errors import SpecError
+from wsi.missing import said
 
 from .bag import Bag
 
@@ -196,13 +197,13 @@ def _refined(
 ) -> tuple[list[str], list[str]]:
     """Strata by label and the columns, (n,); combinations with fewer patients than folds keep the label alone."""
     for column in columns:
-        if all(bag.value(column) is None for bag in bags):
+        if not any(said(bag.value(column)) for bag in bags):
             problem = f"no bag has anything in column {column!r}"
             raise SpecError("stratify", problem, "name a column of the manifest, or leave it out")
     if not columns:
         return list(strata), []
     texts = [
-        " / ".join([stratum, *(bag.value(column) or "unknown" for column in columns)])
+        " / ".join([stratum, *(said(bag.value(column)) or "unknown" for column in columns)])
         for bag, stratum in zip(bags, strata, strict=True)
     ]
     counts = _patients_of(patients, texts)

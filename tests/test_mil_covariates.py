@@ -79,6 +79,14 @@ def test_a_column_that_teaches_nothing_is_refused(texts, error, message):
         Covariates.of_cohort(("x",), [bag(f"s{i}", x=text) for i, text in enumerate(texts)])
 
 
+def test_na_is_a_gap_and_neither_a_category_nor_a_text_among_numbers():
+    bags = [bag("s0", age="50", sex="f"), bag("s1", age="70", sex="m"), bag("s2", age="NA", sex="NaN")]
+    covariates = Covariates.of_cohort(("age", "sex"), bags)
+    assert covariates.names == ("age", "age missing", "sex=f", "sex=m")
+    np.testing.assert_array_equal(covariates.encode(bags[2:]), [[60, 1, 0, 0]])
+    assert covariates.notes(bags[2])[0] == "age is missing, taken as 60"
+
+
 def test_a_column_named_twice_is_refused():
     with pytest.raises(SpecError, match="named twice"):
         Covariates.of_cohort(("age", "age"), cohort())

@@ -156,6 +156,12 @@ def test_a_combination_too_rare_for_the_folds_keeps_its_label_and_is_named():
         draw_partition(bags, labels(bags), 4, 1, 0, Strata(("scanner",)))
 
 
+def test_na_is_no_site_of_its_own():
+    bags = [replace(each, columns={"site": "NA" if i % 4 == 0 else ""}) for i, each in enumerate(cohort())]
+    with pytest.raises(SpecError, match="no bag has anything in column 'site'"):
+        draw_partition(bags, labels(bags), 3, 1, 0, Strata(("site",)))
+
+
 def test_strata_that_are_bands_are_merged_where_too_rare_and_classes_are_refused():
     bags = cohort()
     strata = ["band 1"] * 20 + ["band 2"] * 24 + ["band 3"] * 4

@@ -10,8 +10,8 @@ from importlib import import_module
 from pathlib import Path
 
 from wsi.errors import ManifestError
+from wsi.missing import said
 
-MISSING = frozenset({"", "na", "n/a", "nan", "<na>", "null"})  # what tables write where they know nothing
 _FORMULA = re.compile(r"^'(?=[=+\-@])")  # the quote that keeps a spreadsheet from running a text
 _SEPARATORS = ",;\t"
 
@@ -25,8 +25,7 @@ class Row:
 
     def text(self, column: str) -> str:
         """The cell, "" where it says nothing."""
-        value = self.cells.get(column, "")
-        return "" if value.casefold() in MISSING else value
+        return said(self.cells.get(column))
 
     def number(self, column: str, remedy: str = "give a number, with a point for decimals") -> float:
         """The cell as a finite number. Raises ManifestError for text, nothing, NaN and infinity."""

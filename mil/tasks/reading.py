@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi.errors import ManifestError, SpecError
+from wsi.missing import said
 
 if TYPE_CHECKING:
     from ..bag import Bag
@@ -17,9 +18,8 @@ _EVENTS = {"1": 1.0, "true": 1.0, "0": 0.0, "false": 0.0, "1.0": 1.0, "0.0": 0.0
 
 
 def text_of(bag: "Bag", column: str) -> str:
-    """What the manifest says. Raises ManifestError where it says nothing, or its slides say different things."""
-    found = bag.value(column)
-    text = "" if found is None else found.strip()
+    """What the manifest says. Raises ManifestError where it says nothing, or NA, or its slides say different things."""
+    text = said(bag.value(column))
     if not text:
         raise ManifestError(bag.name, f"has nothing in column {column!r}", "fill it in, or leave this row out")
     return same_for_all_slides(bag, column, text)
