@@ -245,7 +245,7 @@ def judge_head(cohort: Cohort, head: str) -> dict[str, Any]:
     if result.get("mark") == model.mark:
         return result
     rows = read_predictions(cohort.run, model)
-    said = np.array([float(rows[slide.slide_id][f"softmax_{CLASSES[1]}"]) for slide in cohort.slides])
+    said = np.array([float(rows[name][f"softmax_{CLASSES[1]}"]) for name in cohort.ids])
     result = {"name": head, "mark": model.mark}
     tables = {kind: model.metrics[kind]["calibration"]["figures"] for kind in ("raw", "calibrated")}
     result["calibration"] = {kind: {row["name"]: row for row in table} for kind, table in tables.items()}
@@ -349,8 +349,8 @@ def look(cohort: Cohort, head: str, count: int) -> None:
     write_table(manifest, ["slide_id", "path"], [[slide.slide_id, slide.path] for slide in chosen])
     for kind in ("prediction", "attention", "gradient") if chosen else ():
         wsi("heatmap", manifest, "--out", cohort.run.root, "--model", model, "--score", kind)
-    for slide in chosen:
-        Image.fromarray(slide.truth.labels * 120).save(cohort.kept(f"truth-{slide.slide_id}.png"))
+    for s in chosen:
+        Image.fromarray(s.truth.labels * 120).save(cohort.kept(f"truth-{s.slide_id}.png"))
 
 
 def arguments() -> argparse.Namespace:
