@@ -62,7 +62,6 @@ class Plan:
 
     size_px   side of a slide at level 0, 0.25 µm/px
     share     of the tissue's area that the islands cover
-    glass     share of the slide without tissue
     per_part  slides of each part, every second one positive
     """
 
