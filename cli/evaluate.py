@@ -142,7 +142,8 @@ def _of_a_table(
     page = write_evaluation(result, out, facts)
     for line in summary(result):
         say(line)
-    for note in [*result["notes"], *result["metrics"]["notes"]]:
+    compared = (result["comparison"] or {}).get("notes", [])
+    for note in dict.fromkeys([*result["notes"], *result["metrics"]["notes"], *compared]):
         say(f"note: {note}", style="yellow")
     say(f"figures: {out / 'figures.csv'}")
     say(f"report: {page}")
@@ -181,7 +182,8 @@ def summary(result: dict[str, Any]) -> list[str]:
     metrics, headline = result["metrics"], result["metrics"]["headline"]
     value = "not known" if headline["value"] is None else _short(headline["value"])
     counts = f"{metrics['bags']} {result.get('noun', 'slides')} of {metrics['patients']} patients"
-    lines = [f"{counts}: {headline['name']} {value} ({metrics['task']})", ""]
+    lines = [f"{counts}: {headline['name']} {value} ({metrics['task']})"]
+    lines += [f"positive class: {metrics['positive']}"[:80], ""] if metrics["positive"] else [""]
     lines.append(f"{'figure':<42}{'value':>8}   95 % interval")
     shown = metrics["figures"][:MOST_LINES]
     shown += [figure for figure in metrics["calibration"].get("figures", [])[:1] if figure not in shown]

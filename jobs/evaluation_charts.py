@@ -82,6 +82,8 @@ def _decision(curve: Mapping[str, Any]) -> Chart:
         Series("treat none", [(0, 0), (1, 0)], "dashed", colour=None),
     ]
     note = "Useful where the model lies above both other lines, at the threshold at which one would act."
+    if not curve["calibrated"]:
+        note += " The outputs are not said to be calibrated: a threshold is then of what they say, not of a chance."
     y = Axis("net benefit", -0.25 * top, 1.05 * top)
     return Chart(f"Decision curve: {curve['of']}", Axis("threshold probability"), y, series, note=note)
 
@@ -101,7 +103,8 @@ def _kaplan_meier(curves: Sequence[Mapping[str, Any]]) -> Chart | None:
         for i, curve in enumerate(curves)
     ]
     p = curves[0]["p"]
-    note = "Parted at the median risk of these very bags."
+    whose = "these very bags" if len(curves[0]["cuts"]) == 1 else "each fold's very bags"
+    note = f"Parted at the median risk of {whose}."
     note += "" if p is None else f" Log-rank test: p {p:.2g}." if p >= 0.001 else " Log-rank test: p < 0.001."
     x = Axis("time", 0, last if last > 0 else 1)
     return Chart("Survival by predicted risk (Kaplan-Meier)", x, Axis("without the event"), series, note=note)

@@ -53,7 +53,7 @@ def page_of(
         title=f"Evaluation of {result.get('model') or _name(result)}",
         created=datetime.fromisoformat(facts["started"]),
         command=facts["command"],
-        question=QUESTIONS[metrics["task"]].format(classes=listed.lstrip(", ")),
+        question=QUESTIONS[metrics["task"]].format(classes=listed.lstrip(", ")) + _positive(metrics),
         headline=row_of(metrics["headline"]),
         slides=metrics["bags"],
         patients=metrics["patients"],
@@ -85,6 +85,10 @@ def row_of(figure: Mapping[str, Any]) -> FigureRow:
     """A figure of `judge_parts.figure` as a row of the page."""
     kept = ("name", "value", "low", "high", "of", "unit", "better", "method", "reason")
     return FigureRow(**{name: figure[name] for name in kept})
+
+
+def _positive(metrics: Mapping[str, Any]) -> str:
+    return f" The positive class is {metrics['positive']}." if metrics["positive"] else ""
 
 
 def _name(result: Mapping[str, Any]) -> str:
@@ -125,8 +129,8 @@ def _splits(result: Mapping[str, Any], more: Mapping[str, str]) -> dict[str, str
     leak = [note for note in metrics["notes"] if note.startswith("patients lie in more than one fold")]
     mean = metrics["mean_of_folds"]
     return {
-        "Folds": f"{len(metrics['folds'])}; every prediction is taken as that of the fold's own model, which did not "
-        "see the patient",
+        "Folds": f"{len(metrics['folds'])}; every prediction is taken as that of the fold's own model, which "
+        + ("may have seen the patient: patients lie in several folds" if leak else "did not see the patient"),
         "Leakage check": leak[0] if leak else "no patient lies in two folds",
         f"{metrics['headline']['name']}, mean of folds": "–" if mean is None else f"{mean:.3f}",
     }
@@ -220,6 +224,7 @@ def _comparison(found: Mapping[str, Any] | None) -> Comparison | None:
         for row in found["figures"]
     ]
     text = f"On the {found['bags']} bags of {found['patients']} patients that both predict. {found['multiplicity']}."
+    text += "".join(f" {note[0].upper()}{note[1:]}." for note in found["notes"])
     if found["only_first"] or found["only_second"]:
         text += f" {found['only_first']} are only in this table, {found['only_second']} only in the other."
     return Comparison(found["other"], rows, text)

@@ -188,6 +188,33 @@ def test_columns_may_be_named(tmp_path):
     assert (by_share.classes, by_share.truth.tolist()) == (("0", "1"), [1, 0])
 
 
+def test_a_second_model_may_name_the_classes_in_another_order(tmp_path):
+    said = write(
+        tmp_path, "p.csv", "slide_id,softmax_normal,softmax_tumor\na,0.2,0.8\nb,0.7,0.3\nc,0.4,0.6\ne,0.5,0.5\n"
+    )
+    known = write(tmp_path, "m.csv", MANIFEST)
+    one_column = write(tmp_path, "o.csv", "slide_id,prob_normal\na,0.2\nb,0.7\nc,0.4\ne,0.5\n")
+    text = wsi("evaluate", said, known, "-o", tmp_path / "out", "--compare", one_column)
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert {row["name"]: row["difference"]["value"] for row in found["comparison"]["figures"]}["AUROC"] == 0
+    assert "positive class: tumor\n" in text
+    assert "The positive class is tumor." in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_the_page_does_not_say_that_a_model_did_not_see_who_lies_in_several_folds(tmp_path):
+    lines = [f"s{i},{0.3 + 0.02 * i:.2f},{i % 2}" for i in range(24)]
+    said = write(tmp_path, "p.csv", "\n".join(["slide_id,softmax_tumor,fold", *lines]) + "\n")
+    for owner, sees in ((lambda i: i // 2, True), (lambda i: i, False)):
+        truth = [f"s{i},p{owner(i)},{('normal', 'tumor')[i % 3 > 0]}" for i in range(24)]
+        known = write(tmp_path, "m.csv", "\n".join(["slide_id,patient_id,label", *truth]) + "\n")
+        wsi("evaluate", said, known, "-o", tmp_path / "out")
+        page = (tmp_path / "out" / "index.html").read_text()
+        found = json.loads((tmp_path / "out" / "evaluation.json").read_text())["metrics"]["operating_points"]
+        assert ("may have seen the patient" in page, "did not see the patient" in page) == (sees, not sees)
+        assert [point["optimistic"] for point in found] == [sees] * 3
+        assert "The outputs are not said to be calibrated: a threshold" in page
+
+
 def test_labels_divided_by_semicolons_are_read(tmp_path):
     found = joined(
         tmp_path, "slide_id,sigmoid_x,sigmoid_y\na,0.9,0.9\nb,0.1,0.2\nc,0.4,0.8\n",
@@ -214,6 +241,7 @@ def test_folds_are_read_where_every_row_names_one(tmp_path, column):
     folds = joined(tmp_path, said).predictions.folds
     assert folds is not None
     assert folds[0] == folds[1] != folds[2]
+    assert joined(tmp_path, said).predictions.repeats == (2 if head == "origin" else 1)
     one_missing = said.replace(values[1], "trained on", 1) if head == "origin" else said.replace("A", "", 1)
     assert joined(tmp_path, one_missing).predictions.folds is None
 

@@ -26,7 +26,7 @@ from .judge_classes import class_headline, judge_classes
 from .judge_groups import compare, judge_groups
 from .judge_labels import judge_labels, label_headline
 from .judge_numbers import judge_numbers, number_headline
-from .judge_parts import JudgeSpec, part
+from .judge_parts import JudgeSpec, crossings, part, pooling_notes
 from .judge_times import judge_times, time_headline
 from .predictions import Predictions
 
@@ -87,14 +87,20 @@ def _folds(predictions: Predictions, headline: Callable[[Predictions], float | N
 
 
 def _notes(predictions: Predictions) -> list[str]:
-    """What limits any table: few patients, patients over folds."""
+    """What limits any table: few patients, models pooled, patients over folds, two kinds of outputs."""
     notes, patients = [], len(set(predictions.patients))
     if 0 < patients < 20:
         few = "a single patient is" if patients == 1 else f"{patients} patients are"
         notes.append(f"{few} few: intervals from so few are themselves unsure, and tend to be too narrow")
-    if predictions.folds is not None:
-        pairs = {(p, f) for p, f in zip(predictions.patients, predictions.folds.tolist(), strict=True)}
-        crossing = len(pairs) - patients
-        if crossing:
-            notes.append(f"patients lie in more than one fold ({crossing} times): figures by fold are not independent")
+    notes += pooling_notes(predictions)
+    if crossing := crossings(predictions):
+        notes.append(
+            f"patients lie in more than one fold ({crossing} times): a fold's model may have seen the patient, figures "
+            "by fold are not independent, and thresholds are chosen on the judged bags, not on other folds"
+        )
+    if predictions.scores is not None:
+        notes.append(
+            "AUROC, AUPRC and their curves rank by the outputs before calibration; called classes, thresholds and "
+            "whatever needs a probability take the calibrated ones"
+        )
     return notes

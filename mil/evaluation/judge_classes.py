@@ -16,7 +16,7 @@ from .discrimination import (
     roc_curve,
 )
 from .estimate import Estimate, bootstrap
-from .judge_parts import RANKS_ONLY, SHARE, JudgeSpec, are_shares, figure, points, several_folds
+from .judge_parts import RANKS_ONLY, SHARE, JudgeSpec, are_shares, figure, patient_folds, points
 from .judge_probability import judge_probability
 from .operating import OperatingPoint, Rule, operating_point, proportion
 from .predictions import Predictions
@@ -63,7 +63,7 @@ def class_headline(predictions: Predictions) -> float | None:
         kappa = float(kappas(confusion(truth, called, len(predictions.classes))[None].astype(np.float64), power=2)[0])
         return None if np.isnan(kappa) else kappa
     classes = range(1, 2) if len(predictions.classes) == 2 else range(len(predictions.classes))
-    values = [auroc(predictions.truth == c, predictions.outputs[:, c]) for c in classes]
+    values = [auroc(predictions.truth == c, predictions.ranking[:, c]) for c in classes]
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known and len(known) == len(values) else None
 
@@ -71,8 +71,11 @@ def class_headline(predictions: Predictions) -> float | None:
 def thresholds(
     predictions: Predictions, positive: NDArray[np.bool_], score: NDArray[np.float64], options: JudgeSpec, of: str = ""
 ) -> list[dict[str, Any]]:
-    """Decisions about one class by each rule: positive (n,) bool, score (n,). Thresholds are of other folds if any."""
-    folds = several_folds(predictions)
+    """Decisions about one class by each rule: positive (n,) bool, score (n,).
+
+    Thresholds are of the other folds where none divides a patient; else they are chosen on the judged bags.
+    """
+    folds = patient_folds(predictions)
     return [
         _point(
             rule,
@@ -91,7 +94,7 @@ def rule_name(rule: Rule) -> str:
 
 def one_class(predictions: Predictions, positive: NDArray[np.bool_], column: int, seed: int) -> list[dict[str, Any]]:
     """AUROC and AUPRC of one class or label against the rest."""
-    score, patients, of = predictions.outputs[:, column], predictions.patients, predictions.classes[column]
+    score, patients, of = predictions.ranking[:, column], predictions.patients, predictions.classes[column]
     ranked = figure("AUROC", auroc_interval(positive, score, patients, seed), of)
     return [ranked, figure("AUPRC", average_precision_interval(positive, score, patients, seed), of)]
 
@@ -103,7 +106,7 @@ def ranking_curves(predictions: Predictions) -> dict[str, list[dict[str, Any]]]:
     for c in range(1, 2) if binary else range(len(predictions.classes)):
         positive = predictions.truth[:, c] == 1 if predictions.task == "multilabel" else predictions.truth == c
         for name, curve in (("roc", roc_curve), ("precision_recall", precision_recall_curve)):
-            xs, ys = curve(positive, predictions.outputs[:, c])
+            xs, ys = curve(positive, predictions.ranking[:, c])
             if xs:
                 chance = float(positive.mean())
                 curves[name].append({"of": predictions.classes[c], **points(xs, ys), "prevalence": chance})
@@ -112,11 +115,11 @@ def ranking_curves(predictions: Predictions) -> dict[str, list[dict[str, Any]]]:
 
 def _ranking(predictions: Predictions, seed: int) -> list[dict[str, Any]]:
     if len(predictions.classes) == 2:
-        positive, score, of = predictions.truth == 1, predictions.outputs[:, 1], predictions.classes[-1]
+        positive, score, of = predictions.truth == 1, predictions.ranking[:, 1], predictions.classes[-1]
         rows = one_class(predictions, positive, 1, seed)
         by_delong = figure("AUROC (DeLong)", auroc_delong(positive, score, predictions.patients), of, method=DELONG)
         return [rows[0], by_delong, *rows[1:]]
-    macro = macro_auroc(predictions.truth.astype(np.int64), predictions.outputs, predictions.patients, seed)
+    macro = macro_auroc(predictions.truth.astype(np.int64), predictions.ranking, predictions.patients, seed)
     rows = [figure("AUROC", macro, "mean of one class against the rest")]
     for c in range(len(predictions.classes)):
         rows += one_class(predictions, predictions.truth == c, c, seed)

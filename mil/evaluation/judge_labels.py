@@ -24,7 +24,7 @@ def judge_labels(predictions: Predictions, seed: int, options: JudgeSpec) -> dic
     over = f"mean of {len(judged)} labels"
     macro = [("AUROC", weighted_auroc), ("AUPRC", weighted_average_precision)]
     figures = [
-        figure(name, _mean([_label(rank, truth, outputs, c) for c in judged], patients, seed), over)
+        figure(name, _mean([_label(rank, truth, predictions.ranking, c) for c in judged], patients, seed), over)
         for name, rank in macro
     ]
     found: dict[str, Any] = {"curves": ranking_curves(predictions), "operating_points": [], "notes": []}
@@ -48,11 +48,11 @@ def judge_labels(predictions: Predictions, seed: int, options: JudgeSpec) -> dic
 
 
 def label_headline(predictions: Predictions) -> float | None:
-    """Mean AUROC over labels; None where some label has one kind of bag only."""
+    """Mean AUROC over the labels that some bags have and some have not, as the headline; None without any."""
     truth = predictions.truth == 1
-    values = [auroc(truth[:, c], predictions.outputs[:, c]) for c in range(truth.shape[1])]
+    values = [auroc(truth[:, c], predictions.ranking[:, c]) for c in range(truth.shape[1])]
     known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known and len(known) == len(values) else None
+    return float(np.mean(known)) if known else None
 
 
 def _calibration(predictions: Predictions, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -83,6 +83,7 @@ def part(predictions: Predictions, keep: NDArray[np.bool_] | NDArray[np.int64]) 
         truth=predictions.truth[at],
         outputs=predictions.outputs[at],
         folds=None if predictions.folds is None else predictions.folds[at],
+        scores=None if predictions.scores is None else predictions.scores[at],
         columns={name: tuple(values[i] for i in at) for name, values in predictions.columns.items()},
     )
 
@@ -97,6 +98,41 @@ def are_shares(predictions: Predictions) -> bool:
 def several_folds(predictions: Predictions) -> NDArray[np.int64] | None:
     """The folds where there are at least two of them, else None."""
     return predictions.folds if predictions.folds is not None and len(set(predictions.folds.tolist())) > 1 else None
+
+
+def patient_folds(predictions: Predictions) -> NDArray[np.int64] | None:
+    """The folds where there are at least two and none divides a patient, else None.
+
+    Only such folds let something be fitted on the others that has not seen who it is judged on.
+    """
+    folds = several_folds(predictions)
+    return folds if folds is not None and not crossings(predictions) else None
+
+
+def crossings(predictions: Predictions) -> int:
+    """How many folds patients lie in beyond their first; 0 without folds."""
+    if predictions.folds is None:
+        return 0
+    return len(set(zip(predictions.patients, predictions.folds.tolist(), strict=True))) - len(set(predictions.patients))
+
+
+def pooling_notes(predictions: Predictions) -> list[str]:
+    """What figures over several folds are of, and what their intervals leave out; [] without folds."""
+    folds = several_folds(predictions)
+    if folds is None:
+        return []
+    how = {"cox": "are ranked within each fold, as no two have one zero", "regression": "are judged together"}
+    notes = [
+        f"the outputs of {len(set(folds.tolist()))} models, one a fold, "
+        f"{how.get(predictions.task, 'are pooled into one ranking')}; intervals hold these models fixed and do not "
+        "contain the variation of training, of which the values of single folds give an idea"
+    ]
+    if predictions.repeats > 1:
+        notes.append(
+            f"each output is the mean over {predictions.repeats} repeats of the cross-validation: values of single "
+            "folds are of these means, by the folds of the first repeat"
+        )
+    return notes
 
 
 def points(xs: tuple[float, ...], ys: tuple[float, ...], most: int = 500) -> dict[str, list[float]]:

@@ -14,7 +14,7 @@ from .calibration import Calibration, ReliabilityBin, judge_calibration
 from .calibrators import as_logits, cross_calibrated
 from .conformal import ConformalSpec, cross_conformal
 from .decision import decision_curve
-from .judge_parts import SHARE, JudgeSpec, figure, points, several_folds
+from .judge_parts import SHARE, JudgeSpec, figure, patient_folds, points
 from .operating import proportion
 from .predictions import Predictions
 
@@ -55,8 +55,8 @@ def parts(predictions: Predictions, seed: int) -> tuple[NDArray[np.int64] | None
     The folds where they do so, else two random halves of the patients.
     """
     names, patient = np.unique(np.asarray(predictions.patients, dtype=str), return_inverse=True)
-    folds = several_folds(predictions)
-    if folds is not None and len(set(zip(patient.tolist(), folds.tolist(), strict=True))) == len(names):
+    folds = patient_folds(predictions)
+    if folds is not None:
         return folds, "the other folds"
     if len(names) < 2:
         return None, ""
@@ -102,7 +102,9 @@ def _decision(predictions: Predictions, seed: int) -> list[dict[str, Any]]:
         return []
     shown = {"x": list(curve.thresholds), "model": list(curve.model), "treat_all": list(curve.treat_all)}
     band = {"low": list(curve.low), "high": list(curve.high), "gain": list(curve.gain)}
-    return [{"of": predictions.classes[-1], **shown, **band, "reason": curve.reason}]
+    return [
+        {"of": predictions.classes[-1], **shown, **band, "calibrated": predictions.calibrated, "reason": curve.reason}
+    ]
 
 
 def _sets(predictions: Predictions, folds: NDArray[np.int64], seed: int, options: JudgeSpec) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .estimate import Statistic
-from .judge_parts import JudgeSpec, figure
+from .judge_parts import JudgeSpec, figure, several_folds
 from .predictions import Predictions
 from .survival import (
     Followed,
@@ -25,12 +25,13 @@ from .survival_groups import horizon_calibration, risk_groups
 
 def judge_times(predictions: Predictions, seed: int, options: JudgeSpec) -> dict[str, Any]:
     """Cox and discrete-time survival: parts of what `judge` returns. A higher risk says an earlier event."""
-    cohort = followed(predictions.truth.astype(np.float64), predictions.patients)
+    cohort = _cohort(predictions)
     risk = predictions.outputs[:, 0]
-    figures = [figure("c-index", c_index(risk, cohort, seed=seed), "Harrell")]
-    figures.append(figure("c-index", uno_c(risk, cohort, seed=seed), "Uno, weighted for censoring"))
+    within = f", {pairs}" if (pairs := pairs_of(predictions)) else ""
+    figures = [figure("c-index", c_index(risk, cohort, seed=seed), f"Harrell{within}")]
+    figures.append(figure("c-index", uno_c(risk, cohort, seed=seed), f"Uno, weighted for censoring{within}"))
     for time in options.horizons or _horizons(cohort):
-        figures.append(figure("AUC at a time", auc_at(risk, cohort, time, seed=seed), f"{time:.4g}"))
+        figures.append(figure("AUC at a time", auc_at(risk, cohort, time, seed=seed), f"{time:.4g}{within}"))
     found: dict[str, Any] = {"notes": _notes(cohort), "curves": {}}
     groups = risk_groups(risk, cohort)
     found["curves"]["kaplan_meier"] = [
@@ -55,6 +56,11 @@ def judge_times(predictions: Predictions, seed: int, options: JudgeSpec) -> dict
     return {**found, "figures": figures}
 
 
+def pairs_of(predictions: Predictions) -> str:
+    """Which pairs of bags are compared: "within folds" where risks of different folds have no common zero, else ""."""
+    return "within folds" if predictions.task == "cox" and several_folds(predictions) is not None else ""
+
+
 def time_headline(predictions: Predictions) -> float | None:
     """Harrell's c-index alone."""
     value = float(time_statistic(predictions)(np.ones((1, len(predictions))))[0])
@@ -63,7 +69,7 @@ def time_headline(predictions: Predictions) -> float | None:
 
 def time_statistic(predictions: Predictions) -> Statistic:
     """Harrell's c-index under rows of weights."""
-    cohort = followed(predictions.truth.astype(np.float64), predictions.patients)
+    cohort = _cohort(predictions)
     wins = _wins(predictions.outputs[:, 0], cohort)
 
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -71,6 +77,12 @@ def time_statistic(predictions: Predictions) -> Statistic:
         return _ratio((won * weights).sum(axis=1), (_comparable(cohort, weights) * weights).sum(axis=1))
 
     return statistic
+
+
+def _cohort(predictions: Predictions) -> Followed:
+    """The bags followed up; a partial likelihood leaves every fold's network a zero of its own, so Cox keeps folds."""
+    folds = several_folds(predictions) if predictions.task == "cox" else None
+    return followed(predictions.truth.astype(np.float64), predictions.patients, folds)
 
 
 def _alive(predictions: Predictions, cohort: Followed, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -28,6 +28,9 @@ class Predictions:
     calibrated  whether outputs are probabilities, fitted on held-out data
     times       horizons of `survival`, in the unit of the truth
     columns     further columns of the manifest, for subgroups: name → n texts, "" where unknown
+    scores      outputs (n, C) before calibration, by which bags are ranked: maps that differ from fold to fold disturb
+                the order of a pooled table. None: `outputs` themselves
+    repeats     of the cross-validation, over which each output is the mean
     """
 
     task: str
@@ -40,6 +43,8 @@ class Predictions:
     calibrated: bool = False
     times: tuple[float, ...] = ()
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    scores: NDArray[np.float64] | None = None
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -53,6 +58,16 @@ class Predictions:
             )
         if not np.isfinite(self.outputs).all() or not np.isfinite(self.truth.astype(np.float64)).all():
             raise SpecError("predictions", "they hold NaN or infinity", "leave out bags without a prediction")
+        if self.scores is not None and (self.scores.shape != self.outputs.shape or not np.isfinite(self.scores).all()):
+            problem = f"scores {self.scores.shape} for outputs {self.outputs.shape}, or NaN"
+            raise SpecError("predictions", problem, "give the outputs before calibration, one for each")
+        if self.repeats < 1:
+            raise SpecError("predictions", f"{self.repeats} repeats", "give 1 for a cross-validation without any")
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def ranking(self) -> NDArray[np.float64]:
+        """What bags are ranked by, (n, C): the outputs before calibration where they are known."""
+        return self.outputs if self.scores is None else self.scores

@@ -59,7 +59,7 @@ class Subgroups:
     """Groups of each column. unknown: slides of each column without a value, in no group and no rest.
 
     tests      how many differences were tested, all adjusted together
-    threshold  the one at which all groups' sensitivity and specificity hold; None where there are none
+    threshold  the one at which all groups' sensitivity and specificity hold; None without, or where slides differ in it
     """
 
     groups: Mapping[str, tuple[Group, ...]]
@@ -71,14 +71,15 @@ class Subgroups:
 def subgroups(
     predictions: Predictions,
     columns: Sequence[str] | None = None,
-    threshold: float = 0.5,
+    threshold: float | NDArray[np.float64] = 0.5,
     edges: Mapping[str, Sequence[float]] | None = None,
     statistics: Mapping[str, Statistic] | None = None,
     seed: int = 0,
 ) -> Subgroups:
     """Judge the groups of the given columns, of all by default.
 
-    threshold   on the positive class's output, for sensitivity and specificity of binary classification
+    threshold   on the positive class's output, for sensitivity and specificity of binary classification: one, or one
+                for each slide (n,), as of its fold; a slide whose threshold is nan counts in neither
     edges       where to cut a column of numbers: column → rising values; [50, 70] gives <50, 50 to <70, >=70.
                 Without them a column of more than DISTINCT distinct numbers is cut at its patients' quartiles
     statistics  name → Statistic over the slides of `predictions`. By default AUROC (of the positive class, or macro
@@ -90,7 +91,8 @@ def subgroups(
     """
     columns = tuple(predictions.columns) if columns is None else tuple(columns)
     binary = predictions.task == "classification" and len(predictions.classes) == 2
-    chosen = dict(statistics) if statistics is not None else _defaults(predictions, threshold)
+    cuts = np.broadcast_to(np.asarray(threshold, np.float64), (len(predictions),))
+    chosen = dict(statistics) if statistics is not None else _defaults(predictions, cuts)
     masks: dict[str, dict[str, NDArray[np.bool_]]] = {}
     unknown = {}
     for column in columns:
@@ -103,11 +105,12 @@ def subgroups(
     }
     if binary and statistics is None:
         found = {
-            column: tuple(_with_shares(predictions, masks, column, group, threshold) for group in groups)
+            column: tuple(_with_shares(predictions, masks, column, group, cuts) for group in groups)
             for column, groups in found.items()
         }
     adjusted, tests = _holm(found)
-    return Subgroups(adjusted, unknown, tests, threshold if binary and statistics is None else None)
+    own = np.unique(cuts[~np.isnan(cuts)]).tolist() if binary and statistics is None else []
+    return Subgroups(adjusted, unknown, tests, own[0] if len(own) == 1 else None)
 
 
 class _Draws:
@@ -196,18 +199,23 @@ def _judge(predictions: Predictions, draws: _Draws, column: str, name: str, bina
     )
 
 
-def _with_shares(predictions: Predictions, masks: _Masks, column: str, group: Group, threshold: float) -> Group:
+def _with_shares(
+    predictions: Predictions, masks: _Masks, column: str, group: Group, cuts: NDArray[np.float64]
+) -> Group:
     """Sensitivity and specificity with intervals that hold at 0 and 1 too, where a resample shows no spread.
 
     The difference's is put together from those of the two shares (Newcombe, Stat Med 1998, method 10; for clusters
     Zou & Donner, Stat Med 2008) unless a patient has slides in both.
     """
-    positive, called = predictions.truth == 1, predictions.outputs[:, 1] >= threshold
+    positive, called, decided = predictions.truth == 1, predictions.outputs[:, 1] >= cuts, ~np.isnan(cuts)
     mask, figures = masks[column][group.name], dict(group.figures)
     rest = np.any([other for other in masks[column].values()], axis=0) & ~mask
     names = np.asarray(predictions.patients, dtype=str)
     shared = set(names[mask]) & set(names[rest])
-    for figure, hit, kind in (("sensitivity", called, positive), ("specificity", ~called, ~positive)):
+    for figure, hit, kind in (
+        ("sensitivity", called, positive & decided),
+        ("specificity", ~called, ~positive & decided),
+    ):
         judged = figures.get(figure)
         if judged is None:
             continue
@@ -300,15 +308,15 @@ def _numbers(texts: NDArray[np.object_], known: NDArray[np.bool_]) -> NDArray[np
     return values if known.any() and np.isfinite(values[known]).all() else None
 
 
-def _defaults(predictions: Predictions, threshold: float) -> dict[str, Statistic]:
-    truth, outputs = predictions.truth, predictions.outputs
+def _defaults(predictions: Predictions, cuts: NDArray[np.float64]) -> dict[str, Statistic]:
+    truth, outputs, score = predictions.truth, predictions.outputs, predictions.ranking
     if predictions.task == "multilabel":
         labels = [c for c in range(outputs.shape[1]) if 0 < int((truth[:, c] == 1).sum()) < len(truth)]
         if not labels:  # nothing can be ranked: the figure is there, and is not defined
             return {"AUROC": lambda w: np.full(len(w), np.nan)}
         return {
             "AUROC": lambda w: np.asarray(
-                np.mean([weighted_auroc(truth[:, c] == 1, outputs[:, c], w) for c in labels], axis=0)
+                np.mean([weighted_auroc(truth[:, c] == 1, score[:, c], w) for c in labels], axis=0)
             )
         }
     if predictions.task == "ordinal":
@@ -318,12 +326,12 @@ def _defaults(predictions: Predictions, threshold: float) -> dict[str, Statistic
     if predictions.task != "classification":
         raise SpecError("subgroups", f"{predictions.task} has no default figure", "hand in `statistics`")
     if outputs.shape[1] != 2:
-        return {"AUROC": lambda w: weighted_macro_auroc(truth.astype(np.int64), outputs, w)}
-    positive, called = truth == 1, outputs[:, 1] >= threshold
+        return {"AUROC": lambda w: weighted_macro_auroc(truth.astype(np.int64), score, w)}
+    positive, called, decided = truth == 1, outputs[:, 1] >= cuts, ~np.isnan(cuts)
     return {
-        "AUROC": lambda w: weighted_auroc(positive, outputs[:, 1], w),
-        "sensitivity": lambda w: _share(w, called, positive),
-        "specificity": lambda w: _share(w, ~called, ~positive),
+        "AUROC": lambda w: weighted_auroc(positive, score[:, 1], w),
+        "sensitivity": lambda w: _share(w, called, positive & decided),
+        "specificity": lambda w: _share(w, ~called, ~positive & decided),
     }
 
 

@@ -4,7 +4,8 @@ Rules, each of which an option overrides:
 - a bag is a row of the predictions, named by its column slide_id, case_id or patient_id, the first there is, else by
   the manifest's first column (--id)
 - it meets the truth by that column, else by the first of case_id and patient_id that both tables have
-- its patient is the manifest's patient_id, else that of the predictions, else the case, else the bag itself
+- its patient is the manifest's patient_id, else that of the predictions, else the case, else the bag itself: a note
+  says how many bags no column names a patient of
 - its fold is the column `fold`, or `origin` where that says `held-out fold N` of every bag
 """
 
@@ -102,22 +103,25 @@ def read_joined(predictions: Path, manifest: Path, spec: TableSpec | None = None
     truths = [
         read_truth(spec.task, outputs.classes, columns, row) for one in about.values() if (row := one.truth) is not None
     ]
-    folds, fold_notes = _folds(said, [rows[name] for name in judged])
+    folds, repeats, fold_notes = _folds(said, [rows[name] for name in judged])
+    owners = [_patient(one, rows[name], said) for name, one in about.items()]
     found = Predictions(
         task=spec.task.name,
         classes=outputs.classes,
         ids=tuple(judged),
-        patients=tuple(_patient(one, rows[name], said, name) for name, one in about.items()),
+        patients=tuple(owner or name for owner, name in zip(owners, judged, strict=True)),
         truth=as_array(spec.task, truths),
         outputs=np.array([outputs.read(rows[name]) for name in judged], dtype=np.float64),
         folds=folds,
         calibrated=outputs.calibrated,
         times=outputs.times,
         columns=_columns(list(about.values()), known, {join, *columns}),
+        repeats=repeats,
     )
     flow = _flow(facts, {name: row.cells[join] for name, row in rows.items()}, states, found)
     roles = {"id": bag, "joined by": join, "truth": listed(columns), "predictions": listed(outputs.columns)}
-    return Joined(found, flow, roles, (*_notes(outputs, bag, join), *fold_notes))
+    unowned = 0 if bag.casefold() == "patient_id" else owners.count("")
+    return Joined(found, flow, roles, (*_notes(outputs, bag, join), *_owner_notes(unowned, len(judged)), *fold_notes))
 
 
 def _ids(spec: TableSpec, said: Table, known: Table) -> tuple[str, str]:
@@ -189,27 +193,39 @@ def _texts(facts: Mapping[str, _Facts], columns: Sequence[str]) -> list[str]:
     return [one.truth.text(columns[0]) for one in facts.values() if one.truth is not None]
 
 
-def _patient(facts: _Facts, row: Row, said: Table, name: str) -> str:
+def _patient(facts: _Facts, row: Row, said: Table) -> str:
+    """Whose the bag is, "" where neither table says it."""
     column = said.first(("patient_id",)) or said.first(("case_id",))
-    return facts.patient or (row.text(column) if column else "") or name
+    return facts.patient or (row.text(column) if column else "")
 
 
-def _folds(said: Table, rows: Sequence[Row]) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-    """The fold of each row, (n,), and the note that says how it was taken; None unless every row names one."""
-    column, origin = said.first(("fold",)), said.first(("origin",))
+def _owner_notes(unowned: int, judged: int) -> tuple[str, ...]:
+    """What it means that no patient is named of some bags, or of all."""
+    if not unowned:
+        return ()
+    what = "no column names patients: every row counts as one"
+    if unowned < judged:
+        what = f"no patient is named of {unowned} rows: each of them counts as one"
+    return (f"{what}; intervals are too narrow if some share a patient",)
+
+
+def _folds(said: Table, rows: Sequence[Row]) -> tuple[NDArray[np.int64] | None, int, tuple[str, ...]]:
+    """The fold of each row, (n,), None unless every row names one; over how many repeats it is the mean, and a note."""
+    column, origin, repeats = said.first(("fold",)), said.first(("origin",)), 1
     if column:
         texts = [row.text(column) for row in rows]
     elif origin:
         found = [_FOLD.fullmatch(row.text(origin)) for row in rows]
         texts = [match[1] if match else "" for match in found]
+        repeats = max(row.text(origin).count(",") + 1 for row in rows)
     else:
-        return None, ()
+        return None, 1, ()
     if not all(texts) or len(set(texts)) < 2:
-        return None, ()
+        return None, 1, ()
     names = sorted(set(texts), key=lambda text: (len(text), text))  # 2 before 10
-    note = f"out of fold by the column {column or origin!r}: {len(names)} folds; thresholds are chosen on other folds"
+    note = f"out of fold by the column {column or origin!r}: {len(names)} folds"
     numbers = {name: int(name) if all(n.isdigit() for n in names) else i for i, name in enumerate(names)}
-    return np.array([numbers[text] for text in texts], np.int64), (note,)
+    return np.array([numbers[text] for text in texts], np.int64), repeats, (note,)
 
 
 def _columns(about: Sequence[_Facts], known: Table, used: set[str]) -> dict[str, tuple[str, ...]]:

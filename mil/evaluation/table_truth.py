@@ -29,7 +29,7 @@ class TableSpec:
     """How tables are read.
 
     task         the task and the truth's columns; its classes are () for those that occur
-    positive     of two classes, the one that is looked for; None for the last
+    positive     of two classes, the one that is looked for; None for the last of the task's, else of the sorted
     id           column that names a prediction's bag, in both tables; None to guess
     probability  column of the positive class's probability; None to guess
     score        column of a score, a number or a risk; None to guess
@@ -100,7 +100,8 @@ def read_truth(task: TaskSpec, classes: Sequence[str], columns: Sequence[str], r
 def find_outputs(spec: TableSpec, table: Table, labels: Sequence[str]) -> Outputs:
     """Which columns hold the predictions. Raises ManifestError with the columns there are.
 
-    labels  the classes that occur in the truth, sorted
+    labels  the classes that occur in the truth, sorted. Classes that the spec does not order are sorted, as training
+            does: the order of the columns says nothing
     """
     name = spec.task.name
     if name == "regression":
@@ -165,7 +166,7 @@ def _class_columns(spec: TableSpec, table: Table, labels: Sequence[str]) -> dict
         if wanted and set(wanted) <= set(found):
             return {name: found[name] for name in wanted}
         if not wanted and len(found) > 1 and labels and {_plain(label) for label in labels} <= set(map(_plain, found)):
-            return found
+            return dict(sorted(found.items()))
     return None
 
 
@@ -195,16 +196,18 @@ def _several(spec: TableSpec, columns: Mapping[str, str]) -> Outputs:
 
 
 def _single(spec: TableSpec, table: Table, labels: Sequence[str]) -> Outputs:
-    """One column for the positive of two classes: a probability, or a score that only ranks."""
+    """One column of one of two classes: a probability, or a score that only ranks.
+
+    A probability whose column is named for a class is of that class, which is the positive one unless the spec says
+    otherwise; any other column is of the positive class.
+    """
     classes = spec.task.classes or tuple(labels)
-    own = [(p, c) for p in PREFIXES for c in table.columns if c.casefold().startswith(p) and c[len(p) :] in classes]
+    own = {c: c[len(p) :] for p in PREFIXES for c in table.columns if c.casefold().startswith(p)}
+    own = {column: name for column, name in own.items() if name in classes}
     chance = table.column(spec.probability, "--probability") if spec.probability else None
     score = table.column(spec.score, "--score") if spec.score else None
-    positive = spec.positive
     if chance is None and score is None:
-        if len(own) == 1 and positive is None:
-            positive = own[0][1][len(own[0][0]) :]
-        chance = own[0][1] if len(own) == 1 else table.first(PROBABILITY)
+        chance = next(iter(own)) if len(own) == 1 else table.first(PROBABILITY)
         score = None if chance else table.first(SCORE)
     if chance is None and score is None:
         problem = f"no column holds predictions of {listed(classes)}; it has {listed(table.columns, 12)}"
@@ -212,28 +215,41 @@ def _single(spec: TableSpec, table: Table, labels: Sequence[str]) -> Outputs:
     if len(classes) != 2:
         problem = f"{chance or score!r} is one column, and the classes are {listed(classes)}"
         raise ManifestError(table.path, problem, "two classes need one, more need a column each; see --classes")
-    named = TableSpec(spec.task, positive)
-    names, notes = _positive_last(named, classes)
     if score is not None:
+        names, notes = _positive_last(spec, classes)
 
         def ranks(row: Row) -> list[float]:  # rows sum to 0: no probabilities, by which judges know them
             return [-row.number(score), row.number(score)]
 
         return Outputs(names, (score,), ranks, notes=notes)
     column = str(chance)
-    calibrated = column.casefold().startswith("prob")
-    return Outputs(names, (column,), lambda row: [1 - _share(row, column), _share(row, column)], calibrated, (), notes)
+    names, notes = _positive_last(spec, classes, own.get(column))
+    positive = own.get(column, names[-1]) == names[-1]
+
+    def shares(row: Row) -> list[float]:
+        share = _share(row, column)
+        return [1 - share, share] if positive else [share, 1 - share]
+
+    return Outputs(names, (column,), shares, column.casefold().startswith("prob"), (), notes)
 
 
-def _positive_last(spec: TableSpec, names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Two classes with the positive one last, and the note that says it was guessed."""
+def _positive_last(
+    spec: TableSpec, names: Sequence[str], named: str | None = None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Two classes with the positive one last, and the note that says how it was guessed.
+
+    named  the class of the only column, which is then the guess; without it the last of the sorted, as in training
+    """
+    if spec.positive is not None and spec.positive not in names:
+        raise SpecError("--positive", f"{spec.positive!r} is no class", f"choose {' or '.join(names)}")
     if spec.positive is None and spec.task.classes:
         return tuple(names), ()
-    if spec.positive is None:
-        return tuple(names), (f"positive class: {names[-1]} (the last; --positive names another)",)
-    if spec.positive not in names:
-        raise SpecError("--positive", f"{spec.positive!r} is no class", f"choose {' or '.join(names)}")
-    return (*(name for name in names if name != spec.positive), spec.positive), ()
+    positive = spec.positive or named or max(names)
+    ordered = (*(name for name in names if name != positive), positive)
+    if spec.positive is not None:
+        return ordered, ()
+    why = "the only column is of it" if named else "the last of the sorted"
+    return ordered, (f"positive class: {positive} ({why}; --positive names another)",)
 
 
 def _share(row: Row, column: str) -> float:
