@@ -38,6 +38,11 @@ def say(text: str, style: str | None = None) -> None:
     out.print(text, markup=False, style=style)
 
 
+def note(text: str) -> None:
+    """What the reader must know; on a terminal its lines end between words."""
+    out.print(f"note: {text}", markup=False, style="yellow", soft_wrap=not out.is_terminal)
+
+
 def start_logging(verbose: bool) -> None:
     handler = RichHandler(console=err, show_path=False, markup=False)
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", handlers=[handler], force=True)

@@ -125,7 +125,7 @@ def train(
     from jobs.folder import RunFolder, command_line, run_facts, write_run
     from wsi.errors import SpecError
 
-    from .console import say
+    from .console import note, say
 
     records, folder = read_records(source, None), RunFolder(out)
     check_name(name)
@@ -138,10 +138,9 @@ def train(
     for one, _ in chosen:
         say(f"embeddings: {folder.features(one, '').parent}", style="dim")
     if any("adapter" in contract for _, contract in chosen):
-        say(
-            "note: a fine-tuned backbone made these embeddings; figures are honest only where no patient here took "
-            "part in its training (split.csv in the adapter's folder)",
-            style="yellow",
+        note(
+            "a fine-tuned backbone made these embeddings; figures are honest only where no patient here took "
+            "part in its training (split.csv in the adapter's folder)"
         )
     if dry_run:
         say(describe_cohort(records, spec, folder) + "; nothing was done.")
@@ -176,15 +175,15 @@ def show_training(records: list, spec: Any, folder: Any, name: str) -> Any:
 
     from jobs.training import left_out, train_model
 
-    from .console import bar, say
+    from .console import bar, note, say
     from .console import out as console
 
     started = time.monotonic()
     if without := left_out(records, spec, folder):
         named = ", ".join(without[:10]) + (" …" if len(without) > 10 else "")
-        say(f"note: {len(without)} labelled slides failed earlier and are left out: {named}", style="yellow")
-    for note in _cohort_notes(records, spec):
-        say(f"note: {note}", style="yellow")
+        note(f"{len(without)} labelled slides failed earlier and are left out: {named}")
+    for text in _cohort_notes(records, spec):
+        note(text)
     total = spec.train.folds * spec.train.repeats * spec.train.epochs
     with bar("train", total) as show:
 
@@ -196,22 +195,27 @@ def show_training(records: list, spec: Any, folder: Any, name: str) -> Any:
 
         model = train_model(records, spec, folder, name, step)
     figures = model.figures
+    bags = "" if spec.train.level == "patient" else f"{len(model.cohort)} {spec.train.level}s, "
     console.print(
-        f"[bold]{'Training':<13}[/] {len(model.cohort)} {spec.train.level}s, {figures['patients']} patients, "
-        f"{len(model.weights)} networks: {figures['headline']['name']} {show_estimate(figures['headline'])}  "
-        f"[dim]{time.monotonic() - started:.1f} s[/]"
+        f"[bold]{'Training':<13}[/] {bags}{figures['patients']} patients, "
+        f"{len(model.weights)} networks  [dim]{time.monotonic() - started:.1f} s[/]"
     )
-    for note in [*figures["notes"], *model.metrics["notes"]]:
-        say(f"note: {note}", style="yellow")
+    say(f"{figures['headline']['name']} {show_estimate(figures['headline'])}, of bags no network had seen")
+    for place, fold in enumerate(model.folds):
+        if "search" in fold:
+            chosen = ", ".join(f"{key} {value}" for key, value in fold["search"]["chosen"].items())
+            say(f"network {place}: {chosen}", style="dim")
+    for text in [*figures["notes"], *model.metrics["notes"]]:
+        note(text)
     return model
 
 
 def _cohort_notes(records: list, spec: Any) -> list[str]:
     """What the manifest lacks, and what follows for the figures."""
-    from jobs.bags import has_truth
+    from jobs.bags import with_truth
 
     task, notes = spec.train.task, []
-    if without := sum(not has_truth(record, task) for record in records):
+    if without := len(records) - len(with_truth(records, task, spec.train.level)):
         column = f"{task.time} and {task.event}" if task.is_survival else task.target
         notes.append(f"{without} of {len(records)} slides are left out: nothing in {column}")
     if len(records) > 1 and all(record.patient_id == record.slide_id for record in records):

@@ -72,6 +72,12 @@ def has_truth(record: SlideRecord, task: "TaskSpec") -> bool:
     return all(columns.get(name) for name in wanted)
 
 
+def with_truth(records: Sequence[SlideRecord], task: "TaskSpec", level: str) -> list[SlideRecord]:
+    """The slides of all bags of which at least one slide's row says what is to be predicted."""
+    known = {bag_id(record, level) for record in records if has_truth(record, task)}
+    return [record for record in records if bag_id(record, level) in known]
+
+
 def slide_bag(record: SlideRecord, names: Sequence[str], folder: RunFolder) -> SlideBag:
     """The bag of one slide from its embeddings of these names, end to end.
 

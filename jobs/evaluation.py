@@ -9,7 +9,7 @@ import numpy as np
 from wsi.errors import ManifestError, StoreError
 from wsi.publish import write_json
 
-from .bags import bag_id, columns_of, has_truth, mark_of
+from .bags import bag_id, columns_of, mark_of, with_truth
 from .features import names_of
 from .folder import RunFolder
 from .manifest import SlideRecord
@@ -42,10 +42,11 @@ def evaluate_run(
 
     model = open_model(model_path)
     rows = read_predictions(folder, model)
-    labelled = [record for record in records if has_truth(record, model.task.spec)]
+    labelled = with_truth(records, model.task.spec, model.training.level)
     if not labelled:
         raise ManifestError(model.task.spec.target, "no slide has one", "add such a column to the manifest")
-    judged = [record for record in labelled if rows.get(record.slide_id, {}).get("status") == "done"]
+    done = [record for record in labelled if rows.get(record.slide_id, {}).get("status") == "done"]
+    judged = with_truth(done, model.task.spec, model.training.level)
     if not judged:
         raise StoreError(
             folder.predictions(model.name), "none of the labelled slides is predicted", "run `wsi predict` first"

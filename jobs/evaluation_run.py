@@ -8,7 +8,7 @@ from heatmaps.evaluation_report import Case, write_evaluation_report
 from heatmaps.overlay import thumbnail_jpeg
 from wsi.errors import SpecError
 
-from .bags import bag_id, has_truth
+from .bags import bag_id, with_truth
 from .evaluation import predictions_of
 from .evaluation_page import page_of
 from .folder import RunFolder
@@ -35,8 +35,9 @@ def make_evaluation_report(job: Job, facts: Mapping[str, Any], result: Mapping[s
         raise SpecError("model", "none was given", "name a model's folder with --model")
     model = open_model(job.spec.model)
     rows = read_predictions(job.folder, model)
-    known = [record for record in job.records if has_truth(record, model.task.spec)]
-    judged = [record for record in known if rows.get(record.slide_id, {}).get("status") == "done"]
+    known = with_truth(job.records, model.task.spec, model.training.level)
+    done = [record for record in known if rows.get(record.slide_id, {}).get("status") == "done"]
+    judged = with_truth(done, model.task.spec, model.training.level)
     predictions = predictions_of(judged, rows, model)
     columns = tuple(table["column"] for table in result["metrics"]["subgroups"])
     if "site" in predictions.columns and "site" not in columns:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wsi.errors import ManifestError, StoreError
+from wsi.publish import fingerprint
 
-from .bags import bag_id, columns_of, has_truth, mark_of, slide_bag
+from .bags import bag_id, columns_of, mark_of, slide_bag, with_truth
 from .config import RunSpec, as_settings
 from .folder import RunFolder, command_line, run_facts
 from .manifest import SlideRecord
@@ -19,6 +20,8 @@ from .stages import AS_JPEG, contract_of, has_fitting
 if TYPE_CHECKING:
     from mil.bag import Bag
     from mil.model import TrainedModel
+
+_KEPT = ("splits.csv", "splits.json", "history.csv")
 
 Progress = Callable[[int, int, float, float | None], None]
 
@@ -38,7 +41,8 @@ def left_out(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder) -
             return False
         return not all(has_fitting(folder.features(name, slide_id), folder, slide_id) for name in names)
 
-    return [record.slide_id for record in records if has_truth(record, spec.train.task) and failed(record.slide_id)]
+    known = with_truth(records, spec.train.task, spec.train.level)
+    return [record.slide_id for record in known if failed(record.slide_id)]
 
 
 def embeddings_of(spec: RunSpec) -> tuple[str, ...]:
@@ -63,14 +67,16 @@ def train_model(
     from mil.tracking import open_tracker
 
     bags = load_bags(records, spec, folder)
-    work, kept = folder.root / "training" / name, folder.root / "tracking" / name
+    # a folder for each kind of training: two at once under one name do not mix their splits
+    kind = fingerprint(spec.train, [bag.name for bag in bags], bags[0].contract_hash)
+    work = folder.root / "training" / f"{name}-{kind}"
+    kept = work if spec.train.track == "csv" else folder.root / "tracking" / name
     tracker = open_tracker(spec.train.track, kept)
     model = named(cross_validate(bags, spec.train, progress=progress, resume=work, tracker=tracker), name)
     cards = write_card(model, work, run_facts(command_line(), as_settings(spec)), synthetic=all_synthetic(records))
-    told = [kept / "history.csv"] if spec.train.track == "csv" else []  # else it is of an earlier training
-    files = {path.name: path for path in (work / "splits.csv", work / "splits.json", *told, *cards)}
+    files = {path.name: path for path in (*(work / file for file in _KEPT), *cards)}
     save_model(model, folder.model(name), {file: path for file, path in files.items() if path.is_file()})
-    shutil.rmtree(work)  # finished: the next training of this name begins anew
+    shutil.rmtree(work, ignore_errors=True)  # finished; the same training, run twice at once, may have removed it
     return model
 
 
@@ -105,17 +111,18 @@ def _bags(groups: list[list[SlideRecord]], names: tuple[str, ...], folder: RunFo
 
 
 def to_train_on(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder) -> list[SlideRecord]:
-    """Slides with what is to be predicted that did not fail earlier; each has its embeddings, else StoreError.
+    """Slides of bags with what is to be predicted that did not fail earlier; each has its embeddings, else StoreError.
 
-    The target may be in any columns: see TaskSpec.
+    The target may be in any columns (see TaskSpec), and in the row of any slide of a case or patient.
     """
     task = spec.train.task
     wanted = (task.time, task.event) if task.is_survival else (task.target,)
-    if not any(has_truth(record, task) for record in records):
+    known = with_truth(records, task, spec.train.level)
+    if not known:
         column = " and ".join(f"`{name}`" for name in wanted)
         raise ManifestError(wanted[0], "no slide has one", f"add a {column} column to the manifest")
     failed, names = set(left_out(records, spec, folder)), embeddings_of(spec)
-    labelled = [record for record in records if has_truth(record, task) and record.slide_id not in failed]
+    labelled = [record for record in known if record.slide_id not in failed]
     if not labelled:
         raise StoreError(folder.root, "every labelled slide failed to tile or embed", "see its receipts")
     for name in names:

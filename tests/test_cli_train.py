@@ -71,7 +71,7 @@ def test_every_task_is_trained_predicted_drawn_and_judged(run, task):
     assert figure.lower() in said.lower()
     model = run / "run" / "models" / task
     assert {"splits.csv", "splits.json", "history.csv"} <= {path.name for path in model.iterdir()}
-    assert not (run / "run" / "training" / task).exists()
+    assert not list((run / "run" / "training").glob(f"{task}-*"))
     wsi("predict", run / "slides.csv", "-o", run / "run", "-m", model)
     rows = table(run, task)
     assert len({row[column] for row in rows}) > 1
@@ -177,6 +177,23 @@ def test_bad_input_ends_before_work_with_a_remedy(run, trained, tmp_path, change
     text = train(run, "bad", *options, manifest=manifest, code=2)
     assert said in " ".join(text.split())
     assert not (run / "run" / "models" / "bad").exists()
+
+
+def test_a_patients_label_may_stand_at_one_of_the_slides(run, trained, tmp_path):
+    """Training and prediction see the same bag: all slides of the patient."""
+    rows = rows_of(trained)
+    several = next(row["patient_id"] for row in rows if sum(r["patient_id"] == row["patient_id"] for r in rows) > 1)
+    second = [row for row in rows if row["patient_id"] == several][1]
+    second["label"] = ""
+    manifest = write(tmp_path / "slides.csv", rows)
+    train(run, "one-row", "--level", "patient", manifest=manifest)
+    config = json.loads((run / "run" / "models" / "one-row" / "config.json").read_text())
+    bag = next(row for row in config["cohort"] if row["patient_id"] == several)
+    assert second["slide_id"] in bag["slide_ids"]
+    wsi("predict", manifest, "-o", run / "run", "-m", run / "run" / "models" / "one-row")
+    wsi("evaluate", manifest, "-o", run / "run", "-m", run / "run" / "models" / "one-row")
+    content = json.loads((run / "run" / "predictions" / "one-row.evaluation.json").read_text())
+    assert content["flow"][-1]["slides"] == len(rows)
 
 
 def test_a_slide_without_a_label_is_left_out_and_a_manifest_without_patients_is_told(run, trained, tmp_path):
