@@ -108,7 +108,8 @@ def compare(first: Predictions, second: Predictions, seed: int = 0) -> dict[str,
     Cox risks are compared on pairs within folds of both. Raises SpecError when task, classes or truths differ, or no
     bag is shared.
     """
-    a, b = _of_common_folds(*_shared(first, _in_order_of(first, second)))
+    shared = _shared(first, _in_order_of(first, second))
+    a, b = _of_common_folds(*shared)
     if not np.array_equal(a.truth, b.truth):
         raise SpecError("comparison", "the two tables hold different truths", "judge both by one manifest")
     rows = []
@@ -132,7 +133,7 @@ def compare(first: Predictions, second: Predictions, seed: int = 0) -> dict[str,
         "only_second": len(second) - len(b),
         "figures": rows,
         "multiplicity": f"{len(rows)} figures are compared; their p values are not adjusted",
-        "notes": pooling_notes(a) or pooling_notes(b),
+        "notes": list(dict.fromkeys(note for one in shared for note in pooling_notes(one))),
     }
 
 
