@@ -18,7 +18,7 @@ def charts_of(metrics: Mapping[str, Any], before: Mapping[str, Any] | None = Non
     drawn.append(_kaplan_meier(curves["kaplan_meier"]))
     survival = metrics["task"] == "survival"
     drawn += _reliability(curves["reliability"], (before or {}).get("curves", {}).get("reliability", []), survival)
-    drawn += [_decision(curve) for curve in curves["decision"]]
+    drawn += [_decision(curve, metrics["calibrated"]) for curve in curves["decision"]]
     drawn.append(_risk_coverage(curves["risk_coverage"]))
     return [chart for chart in drawn if chart is not None]
 
@@ -72,7 +72,7 @@ def _reliability(
     ]
 
 
-def _decision(curve: Mapping[str, Any]) -> Chart:
+def _decision(curve: Mapping[str, Any], calibrated: bool) -> Chart:
     x = curve["x"]
     top = max(0.05, *curve["model"], *curve["treat_all"][:1], *(curve["high"] or ()))
     band = list(zip(x, curve["low"], curve["high"], strict=True)) if curve["low"] else []
@@ -82,7 +82,7 @@ def _decision(curve: Mapping[str, Any]) -> Chart:
         Series("treat none", [(0, 0), (1, 0)], "dashed", colour=None),
     ]
     note = "Useful where the model lies above both other lines, at the threshold at which one would act."
-    if not curve["calibrated"]:
+    if not calibrated:
         note += " The outputs are not said to be calibrated: a threshold is then of what they say, not of a chance."
     y = Axis("net benefit", -0.25 * top, 1.05 * top)
     return Chart(f"Decision curve: {curve['of']}", Axis("threshold probability"), y, series, note=note)

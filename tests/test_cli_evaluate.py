@@ -213,6 +213,9 @@ def test_the_page_does_not_say_that_a_model_did_not_see_who_lies_in_several_fold
         assert ("may have seen the patient" in page, "did not see the patient" in page) == (sees, not sees)
         assert [point["optimistic"] for point in found] == [sees] * 3
         assert "The outputs are not said to be calibrated: a threshold" in page
+    (tmp_path / "p.csv").write_text(said.read_text().replace("softmax_", "probability_"))
+    wsi("evaluate", said, known, "-o", tmp_path / "out")
+    assert "not said to be calibrated: a threshold" not in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_labels_divided_by_semicolons_are_read(tmp_path):

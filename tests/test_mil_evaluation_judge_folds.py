@@ -73,7 +73,7 @@ def test_scores_that_do_not_fit_the_outputs_are_refused(scores):
 def test_what_pooling_folds_leaves_out_is_said(task):
     given = table(task)
     (note,) = [note for note in judge(given)["notes"] if "variation of training" in note]
-    assert note.startswith("the outputs of 3 models")
+    assert note.startswith("the outputs of the models of 3 folds ")
     assert ("one ranking" in note) == (task not in ("cox", "regression"))
     assert note in compare(given, given)["notes"]
     assert any("mean over 4 repeats" in note for note in judge(replace(given, repeats=4))["notes"])

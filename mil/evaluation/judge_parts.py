@@ -123,7 +123,7 @@ def pooling_notes(predictions: Predictions) -> list[str]:
         return []
     how = {"cox": "are ranked within each fold, as no two have one zero", "regression": "are judged together"}
     notes = [
-        f"the outputs of {len(set(folds.tolist()))} models, one a fold, "
+        f"the outputs of the models of {len(set(folds.tolist()))} folds "
         f"{how.get(predictions.task, 'are pooled into one ranking')}; intervals hold these models fixed and do not "
         "contain the variation of training, of which the values of single folds give an idea"
     ]

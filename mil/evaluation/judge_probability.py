@@ -102,9 +102,7 @@ def _decision(predictions: Predictions, seed: int) -> list[dict[str, Any]]:
         return []
     shown = {"x": list(curve.thresholds), "model": list(curve.model), "treat_all": list(curve.treat_all)}
     band = {"low": list(curve.low), "high": list(curve.high), "gain": list(curve.gain)}
-    return [
-        {"of": predictions.classes[-1], **shown, **band, "calibrated": predictions.calibrated, "reason": curve.reason}
-    ]
+    return [{"of": predictions.classes[-1], **shown, **band, "reason": curve.reason}]
 
 
 def _sets(predictions: Predictions, folds: NDArray[np.int64], seed: int, options: JudgeSpec) -> dict[str, Any]:
