@@ -141,6 +141,12 @@ def test_a_risk_is_judged(tmp_path):
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert found["metrics"]["headline"]["value"] == pytest.approx(concordance_index(time, -risk, event))
     assert (found["noun"], found["flow"][0]["slides"]) == ("patients", 40)
+    assert "median risk of these very bags" in (tmp_path / "out" / "index.html").read_text()
+    rows(p, ["patient_id", "hazard", "fold"], [[f"p{i}", risk[i] + 9 * (i % 2), i % 2] for i in range(40)])
+    wsi("evaluate", p, m, "-o", tmp_path / "out", "--task", "cox", "--time", "months", "--event", "died")
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "Harrell, within folds" in page
+    assert "median risk of each fold" in page
 
 
 def test_survival_chances_are_read_with_their_times(tmp_path):

@@ -59,6 +59,20 @@ def test_a_group_has_scikit_learns_auroc_and_the_shares_at_the_common_threshold(
             assert figure.estimate.low < figure.estimate.value <= figure.estimate.high
 
 
+def test_every_slide_may_have_a_threshold_of_its_own_or_none():
+    table = cohort()
+    fold = np.arange(400) // 2 % 4
+    cuts = np.array([0.3, 0.5, 0.7, np.nan])[fold]
+    found = subgroups(table, ["site"], threshold=cuts)
+    assert found.threshold is None
+    assert subgroups(table, ["site"], threshold=np.where(fold == 3, np.nan, 0.4)).threshold == 0.4
+    for group in found.groups["site"]:
+        mask = (np.array(table.columns["site"]) == group.name) & (fold < 3)
+        positive, called = table.truth[mask] == 1, table.outputs[mask, 1] >= cuts[mask]
+        assert group.figures["sensitivity"].estimate.value == pytest.approx(called[positive].mean())
+        assert group.figures["specificity"].estimate.value == pytest.approx((~called)[~positive].mean())
+
+
 def test_the_site_where_the_model_fails_stands_out_and_a_harmless_column_does_not():
     found = subgroups(cohort(), ["site", "sex"])
     worst = {group.name: group.figures["AUROC"] for group in found.groups["site"]}
