@@ -62,7 +62,7 @@ TRAIN = {
     ),
     "calibrate": _train(
         _OPTIONAL,
-        "temperature (by default), platt, isotonic or none, on held-out folds",
+        "platt (by default), temperature, isotonic or none, on held-out folds",
         "train.calibrate",
         "METHOD",
     ),

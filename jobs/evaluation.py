@@ -85,6 +85,7 @@ def predictions_of(
         calibrated = model.calibrator.method != "none"
     columns = [f"probability_{name}" for name in task.classes] if calibrated else list(task.columns)
     outputs = [_said(group, rows, columns) for group in bags]
+    raw = np.array([_said(group, rows, task.columns) for group in bags], np.float64) if calibrated else None
     origins = [row["origin"] for row in firsts]
     held_out = all(origin.startswith("held-out fold") for origin in origins)
     described = [without_tiles(group) for group in bags]
@@ -100,6 +101,8 @@ def predictions_of(
         calibrated=calibrated,
         times=task.times,
         columns={name: tuple(bag.value(name) or "" for bag in described) for name in names},
+        scores=raw,
+        repeats=model.training.repeats if held_out else 1,
     )
 
 

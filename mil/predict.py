@@ -1,8 +1,9 @@
 """Model + bag → what it says of the slide, and of every tile; never from a network that saw the patient in training."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from wsi.errors import SpecError
 from .bag import Bag, require_contract
 from .evaluation.calibrators import Calibrator, fit_calibrator
 from .model import CohortRow, TrainedModel
+from .splits import who
 from .tasks.task import Task
 
 if TYPE_CHECKING:
@@ -104,7 +106,7 @@ def predict(model: TrainedModel, bag: Bag) -> Prediction:
     calibrator = calibrator_for(model, folds)
     probability = None if calibrator.method == "none" else calibrator.apply(together)[0].astype(np.float32)
     drawn = task.drawn(output if probability is None else probability)
-    chosen, abstains = _sure(model, probability)
+    chosen, abstains = _sure(model, probability, folds)
     return Prediction(
         slide_id=bag.name,
         task=task,
@@ -125,6 +127,7 @@ def predict(model: TrainedModel, bag: Bag) -> Prediction:
     )
 
 
+@lru_cache(maxsize=32)  # the same for all bags of a fold
 def calibrator_for(model: TrainedModel, folds: tuple[int, ...]) -> Calibrator:
     """What makes probabilities of what these networks say, `folds` being those that have not seen the bag.
 
@@ -135,9 +138,30 @@ def calibrator_for(model: TrainedModel, folds: tuple[int, ...]) -> Calibrator:
     own = model.calibrator
     if own.method == "none" or len(folds) == len(model.weights):
         return own
-    others = [row for row in model.cohort if row.logits is not None and folds[0] not in row.folds]
-    logits, truth = _known(model, others)
+    logits, truth = _known(model, _others(model, folds))
     return fit_calibrator(logits, truth, own.method, kind=own.kind)
+
+
+@lru_cache(maxsize=32)
+def rules_for(model: TrainedModel, folds: tuple[int, ...]) -> Mapping[str, Any]:
+    """Thresholds of prediction sets and of abstaining for a bag that `folds` have not seen, {} for a model without.
+
+    The model's own; for a bag of its cohort, as in `calibrator_for`, those that the bags of the other folds give.
+    """
+    if not model.conformal or len(folds) == len(model.weights):
+        return model.conformal
+    from .evaluation.rules import RuleSpec, fit_rules
+
+    rows = _others(model, folds)
+    logits, truth = _known(model, rows)
+    patients = who([_row_bag(model, row) for row in rows])
+    promised = RuleSpec(model.conformal["sets"]["alpha"], model.conformal["abstain"]["risk"])
+    return fit_rules(logits, truth, patients, [row.folds[0] for row in rows], model.calibrator.method, promised)
+
+
+def _others(model: TrainedModel, folds: tuple[int, ...]) -> list[CohortRow]:
+    """Rows of the cohort that lie in another fold than a bag that `folds` have not seen."""
+    return [row for row in model.cohort if row.logits is not None and folds[0] not in row.folds]
 
 
 def held_out_cohort(model: TrainedModel) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -153,9 +177,15 @@ def held_out_cohort(model: TrainedModel) -> tuple[NDArray[np.float64], NDArray[n
 
 def _known(model: TrainedModel, rows: Sequence[CohortRow]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Logits (n, O) and truth of rows of the cohort."""
-    target, nothing = model.task.spec.target, (np.zeros((0, 1), np.float32), np.zeros((0, 2), np.int64), 1)
-    bags = [Bag(*nothing, row.slide_ids, row.truth, columns={target: row.truth}) for row in rows]
-    return np.array([row.logits for row in rows], np.float64), model.task.truth(bags).astype(np.int64)
+    truth = model.task.truth([_row_bag(model, row) for row in rows])
+    return np.array([row.logits for row in rows], np.float64), truth.astype(np.int64)
+
+
+def _row_bag(model: TrainedModel, row: CohortRow) -> Bag:
+    """What is known of a bag of the cohort, without its tiles."""
+    facts = (row.slide_ids, row.truth, row.patient_id, row.case_id, row.identity)
+    nothing = (np.zeros((0, 1), np.float32), np.zeros((0, 2), np.int64), 1)
+    return Bag(*nothing, *facts, columns={model.task.spec.target: row.truth})
 
 
 def answers_of(model: TrainedModel, bag: Bag, folds: tuple[int, ...]) -> Iterator[Answer]:
@@ -203,14 +233,17 @@ def _origin(model: TrainedModel, folds: tuple[int, ...]) -> str:
     return f"held-out fold{'s' if len(folds) > 1 else ''} {', '.join(map(str, folds))}"
 
 
-def _sure(model: TrainedModel, probability: NDArray[np.float32] | None) -> tuple[tuple[str, ...], bool | None]:
-    """The prediction set and whether to abstain, by the thresholds that were found on held-out bags."""
+def _sure(
+    model: TrainedModel, probability: NDArray[np.float32] | None, folds: tuple[int, ...]
+) -> tuple[tuple[str, ...], bool | None]:
+    """The prediction set and whether to abstain, by the thresholds that were found on other, held-out bags."""
     from .evaluation.conformal import Conformal
 
     if probability is None or not model.conformal:
         return (), None
-    inside = Conformal.from_dict(model.conformal["sets"]).sets(probability[None])[0]
-    least = model.conformal["abstain"]["threshold"]
+    rules = rules_for(model, folds)
+    inside = Conformal.from_dict(rules["sets"]).sets(probability[None])[0]
+    least = rules["abstain"]["threshold"]
     chosen = tuple(name for name, held in zip(model.classes, inside, strict=True) if held)
     return chosen, None if least is None else float(probability.max()) < least
 

@@ -10,8 +10,9 @@ import torch
 
 from mil import Bag, TrainSpec, cross_validate, load_bag, load_model, predict, save_model
 from mil.evaluation.calibrators import cross_calibrated, fit_calibrator
+from mil.evaluation.rules import RuleSpec, fit_rules
 from mil.model import CohortRow
-from mil.predict import apply_network
+from mil.predict import apply_network, rules_for
 from wsi.errors import BackboneError, SpecError, StoreError
 
 DIM = 6
@@ -157,6 +158,27 @@ def test_repeats_are_calibrated_at_prediction_as_they_were_when_judged(bags):
             np.testing.assert_allclose(prediction.output, model.task.activate(logits[i : i + 1])[0], rtol=1e-4)
             np.testing.assert_allclose(prediction.probability, judged[i], rtol=1e-4)
         assert not np.allclose(judged, model.calibrator.apply(logits), rtol=1e-3)
+
+
+def test_sets_of_the_cohorts_own_bags_come_from_the_other_folds(model, bags):
+    logits, truth = np.array([row.logits for row in model.cohort]), np.arange(12) % 2
+    folds, patients = (
+        np.array([row.folds[0] for row in model.cohort]),
+        np.array([row.patient_id for row in model.cohort]),
+    )
+    own = fit_rules(logits, truth, patients.tolist(), folds, "temperature", RuleSpec(0.3, 0.2))
+    ruled = replace(model, calibrator=fit_calibrator(logits, truth, "temperature"), conformal=own)
+    rest = folds != folds[0]
+    others = fit_rules(
+        logits[rest], truth[rest], patients[rest].tolist(), folds[rest], "temperature", RuleSpec(0.3, 0.2)
+    )
+    assert rules_for(ruled, (int(folds[0]),)) == others != own
+    assert rules_for(ruled, (0, 1, 2)) == own  # a new slide
+    said = predict(ruled, bags[0])
+    least = others["sets"]["thresholds"]
+    inside = 1 - said.probability <= [2 if one is None else one + 1e-12 for one in least]
+    assert said.chosen == tuple(name for name, held in zip(model.classes, inside, strict=True) if held)
+    assert rules_for(replace(model, conformal={}), (0,)) == {}
 
 
 def test_without_a_rule_that_keeps_its_promise_it_is_not_said_that_the_model_is_sure(model):
