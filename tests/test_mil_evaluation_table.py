@@ -68,3 +68,17 @@ def test_rows_that_name_no_patient_are_said_to_count_as_one_each(tmp_path):
     assert some.startswith("no patient is named of 2 rows")
     assert said("patient_id,label\na,tumor\nb,normal\n", "patient_id,prob\na,0.3\nb,0.2\n") == []
     assert said("case_id,label\na,tumor\nb,normal\n", "case_id,prob\na,0.3\nb,0.2\n") == []
+
+
+def test_a_models_own_table_of_patients_has_one_row_for_each(tmp_path):
+    """At the level of patients every slide of one says the same: they are one bag, and not several."""
+    said, known = tmp_path / "said.csv", tmp_path / "known.csv"
+    head = "slide_id,case_id,patient_id,bag,status,softmax_a,softmax_b\n"
+    rows = [f"s{i},c{i},p{i // 2},p{i // 2},{'failed' if i == 0 else 'done'}" for i in range(8)]
+    answers = ["," if i == 0 else f"{0.9 - 0.1 * (i // 2):.1f},{0.1 + 0.1 * (i // 2):.1f}" for i in range(8)]
+    said.write_text(head + "\n".join(f"{row},{text}" for row, text in zip(rows, answers, strict=True)))
+    truth = "\n".join(f"s{i},p{i // 2},{'ab'[i // 4]}" for i in range(8))
+    known.write_text(f"slide_id,patient_id,label\n{truth}\n")
+    joined = read_joined(said, known)
+    assert joined.predictions.ids == joined.predictions.patients
+    assert sorted(joined.predictions.ids) == ["p0", "p1", "p2", "p3"]

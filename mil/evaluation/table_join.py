@@ -86,6 +86,7 @@ def read_joined(predictions: Path, manifest: Path, spec: TableSpec | None = None
     if spec.task.name == "ordinal" and not spec.task.classes:
         raise SpecError("--classes", "the order of the classes is not known", "name them from the least to the most")
     said, known = read_table(predictions), read_table(manifest)
+    said = said if spec.id else _one_a_bag(said)
     bag, join = _ids(spec, said, known)
     columns = truth_columns(spec.task, known)
     at = said.column(join, "--id")
@@ -122,6 +123,24 @@ def read_joined(predictions: Path, manifest: Path, spec: TableSpec | None = None
     roles = {"id": bag, "joined by": join, "truth": listed(columns), "predictions": listed(outputs.columns)}
     unowned = 0 if bag.casefold() == "patient_id" else owners.count("")
     return Joined(found, flow, roles, (*_notes(outputs, bag, join), *_owner_notes(unowned, len(judged)), *fold_notes))
+
+
+def _one_a_bag(said: Table) -> Table:
+    """Of the engine's own table with a row for each slide, one row for each case or patient that its `bag` names.
+
+    Each is then named so, and not by the slide.
+    """
+    if not {"bag", *IDS} <= set(said.columns):
+        return said
+    owner = next((name for name in IDS if all(row.cells["bag"] == row.cells[name] for row in said.rows)), "slide_id")
+    if owner == "slide_id":
+        return said
+    rows = sorted(
+        said.rows, key=lambda row: row.cells.get("status") not in ("", "done", None)
+    )  # one that says something
+    firsts = {row.cells["bag"]: row for row in reversed(rows)}
+    columns = tuple(name for name in said.columns if name not in IDS or name == owner)
+    return Table(said.path, columns, tuple(firsts.values()))
 
 
 def _ids(spec: TableSpec, said: Table, known: Table) -> tuple[str, str]:
