@@ -53,6 +53,10 @@ def evaluate(
     horizon: Annotated[list[float] | None, _option("Time at which survival is judged", JUDGE, takes="TIME")] = None,
     alpha: Annotated[float, _option("Sets of classes may miss the truth so often", JUDGE, takes="SHARE")] = 0.1,
     risk: Annotated[float, _option("Answers may be wrong so often; else abstain", JUDGE, takes="SHARE")] = 0.1,
+    regions: Annotated[
+        Path | None, _option("Drawn regions, a file a slide: does the heatmap find them?", RUN, takes="FOLDER")
+    ] = None,
+    region_class: Annotated[list[str] | None, _option("Only these classes of regions; may be repeated", RUN)] = None,
     seed: Annotated[int, _option("Of the resampling", JUDGE, takes="N")] = 0,
 ) -> None:
     """Judge predictions against the truth: figures with intervals, calibration, subgroups, a report.
@@ -68,8 +72,11 @@ def evaluate(
         said: dict[str, Any] = {"--target": target != "label", "--time": time != "time", "--event": event != "event"}
         said |= {"--task": task != "classification", "--classes": classes, "--positive": positive, "--id": id_}
         said |= {"--probability": probability, "--score": score, "--compare": compare, "--seed": seed}
-        _of_a_run(source, _run_folder(out, manifest, said), model, options)
+        drawn = (regions, tuple(region_class or ()))
+        _of_a_run(source, _run_folder(out, manifest, said), model, options, drawn)
         return
+    if regions is not None:
+        raise SpecError("--regions", "a table says nothing of tiles", "give it with --model, for a run")
     if manifest is None:
         raise SpecError("MANIFEST", "no table with the truth is given", "give one, or --model for a run's predictions")
     from mil.spec import TaskSpec
@@ -149,12 +156,15 @@ def _of_a_table(
     say(f"report: {page}")
 
 
-def _of_a_run(source: str, out: Path, model: Path, options: "JudgeSpec") -> None:
+def _of_a_run(
+    source: str, out: Path, model: Path, options: "JudgeSpec", drawn: tuple[Path | None, tuple[str, ...]]
+) -> None:
     from jobs.demo import truth_figures
     from jobs.evaluation import evaluate_run
     from jobs.evaluation_run import make_evaluation_report
     from jobs.features import names_of
     from jobs.folder import command_line, run_facts, write_run
+    from jobs.localisation import localise
     from jobs.model_stages import open_model
     from jobs.report import make_report
 
@@ -165,10 +175,15 @@ def _of_a_run(source: str, out: Path, model: Path, options: "JudgeSpec") -> None
     trained = open_model(str(model))
     job.recall("tile", "embed", contract=names_of(trained.contract)[0])
     truths = truth_figures(job.records, job.folder, str(model))
+    if drawn[0] is not None:
+        truths["localisation"] = localise(job.records, trained, job.folder, drawn[0], drawn[1])
     result = evaluate_run(job.records, str(model), job.folder, truths, options)
     for line in summary({**result, "noun": f"{trained.training.level}s"}):
         say(line)
-    for note in [*result["notes"], *result["metrics"]["notes"]]:
+    places = result.get("localisation") or {"figures": [], "notes": []}
+    for row in places["figures"]:
+        say(figure_line(row))
+    for note in [*result["notes"], *places["notes"], *result["metrics"]["notes"]]:
         say(f"note: {note}", style="yellow")
     say(f"figures: {job.folder.evaluation(result['model'])}")
     facts = run_facts(command_line(), settings_of(job))

@@ -64,7 +64,7 @@ def page_of(
         flow=[FlowStep(**step) for step in result.get("flow", [])],
         cohort=[_counts(table) for table in result.get("cohort", [])],
         splits=_splits(result, more or {}),
-        figures=[row_of(figure) for figure in metrics["figures"]],
+        figures=[row_of(figure) for figure in [*metrics["figures"], *_places(result)]],
         folds=[(f"fold {fold}", value) for fold, value in zip(metrics["folds"], metrics["per_fold"], strict=True)],
         confusion=Confusion(**metrics["confusion"], rule="the likeliest class") if metrics["confusion"] else None,
         charts=charts_of(metrics, result.get("before_calibration")),
@@ -85,6 +85,12 @@ def row_of(figure: Mapping[str, Any]) -> FigureRow:
     """A figure of `judge_parts.figure` as a row of the page."""
     kept = ("name", "value", "low", "high", "of", "unit", "better", "method", "reason")
     return FigureRow(**{name: figure[name] for name in kept})
+
+
+def _places(result: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Figures of heatmaps against drawn regions, where there are any."""
+    found: Sequence[Mapping[str, Any]] = (result.get("localisation") or {}).get("figures", [])
+    return found
 
 
 def _positive(metrics: Mapping[str, Any]) -> str:

@@ -151,7 +151,7 @@ def heatmap_of(model: "TrainedModel", bag: "Bag", mine: SlideBag, score: str) ->
     What the prediction draws and the attention are always in the file; `score` is the one that is drawn.
     """
     prediction = _predict(model, bag)
-    here = _here(bag, mine)
+    here = tiles_here(bag, mine)
     name = _title(prediction)
     columns: dict[str, NDArray[np.float32]] = {name: prediction.scores[here, prediction.drawn].astype(np.float32)}
     if prediction.attention is not None:
@@ -198,7 +198,7 @@ def explained(model: "TrainedModel", bag: "Bag", method: str, column: int) -> ND
     return np.mean(each, axis=0, dtype=np.float32)
 
 
-def _here(bag: "Bag", mine: SlideBag) -> NDArray[np.bool_]:
+def tiles_here(bag: "Bag", mine: SlideBag) -> NDArray[np.bool_]:
     """Which of the bag's tiles are of this slide."""
     if bag.slide_of is None:
         return np.ones(bag.tiles, bool)

@@ -183,9 +183,9 @@ def _known(model: TrainedModel, rows: Sequence[CohortRow]) -> tuple[NDArray[np.f
 
 def _row_bag(model: TrainedModel, row: CohortRow) -> Bag:
     """What is known of a bag of the cohort, without its tiles."""
-    facts = (row.slide_ids, row.truth, row.patient_id, row.case_id, row.identity)
     nothing = (np.zeros((0, 1), np.float32), np.zeros((0, 2), np.int64), 1)
-    return Bag(*nothing, *facts, columns={model.task.spec.target: row.truth})
+    columns = {model.task.spec.target: row.truth}
+    return Bag(*nothing, row.slide_ids, row.truth, row.patient_id, row.case_id, row.identity, columns=columns)
 
 
 def answers_of(model: TrainedModel, bag: Bag, folds: tuple[int, ...]) -> Iterator[Answer]:

@@ -208,3 +208,35 @@ def test_a_slide_without_a_label_is_left_out_and_a_manifest_without_patients_is_
     config = json.loads((run / "run" / "models" / "unlabelled" / "config.json").read_text())
     assert rows[0]["slide_id"] not in {row["bag"] for row in config["cohort"]}
     assert "NA" not in json.dumps(config["task"])
+
+
+def test_heatmaps_are_held_against_drawn_regions(run, trained, tmp_path):
+    """A region that covers the tiles the model likes best is found; a slide with an empty file has no lesion."""
+    import numpy as np
+
+    from tiling import open_patches
+
+    drawn = tmp_path / "regions"
+    drawn.mkdir()
+    for row in rows_of(trained):
+        grid = open_patches(trained.run / "tiles" / f"{row['slide_id']}.zarr").grid
+        x, y = (int(v) for v in np.median(grid.xy, axis=0))
+        ring = [[x, y], [x + 600, y], [x + 600, y + 600], [x, y + 600], [x, y]]
+        properties = {"objectType": "annotation", "classification": {"name": "lesion"}}
+        shape = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": properties}
+        file = drawn / f"{row['slide_id']}.geojson"
+        file.write_text(json.dumps([shape] if row["label"] == "tumor" else []))
+    file.unlink()  # the last slide is left out, and told
+    arguments = ("evaluate", run / "slides.csv", "-o", run / "run", "-m", trained.model, "--regions", drawn)
+    wsi("predict", run / "slides.csv", "-o", run / "run", "-m", trained.model)
+    said = wsi(*arguments, "--region-class", "lesion")
+    assert "FROC score" in said
+    assert "1 slides have no file of regions" in said
+    found = json.loads((run / "run" / "predictions" / "tumor.evaluation.json").read_text())["localisation"]
+    assert found["slides"] == 11
+    assert found["froc"]["lesions"] == sum(row["label"] == "tumor" for row in rows_of(trained)[:-1])
+    values = {(figure["name"], figure["of"]): figure["value"] for figure in found["figures"]}
+    assert 0 <= values["tile AUROC", "all tiles"] <= 1
+    assert "the classes there are: lesion" in wsi(*arguments, "--region-class", "tumour", code=2)
+    (tmp_path / "none").mkdir()
+    assert "no file of any slide" in wsi(*arguments[:-1], tmp_path / "none", code=2)

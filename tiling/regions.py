@@ -58,7 +58,7 @@ def load_regions(spec: RegionSpec, slide_id: str, size: tuple[int, int] | None =
     shapes = {}
     for name, place in _places(spec):
         path = region_file(place, slide_id, f"regions.{name}")
-        found = _of_classes(path, getattr(spec, f"{name}_classes"), place, f"regions.{name}_classes")
+        found = of_classes(path, getattr(spec, f"{name}_classes"), place, f"regions.{name}_classes")
         shapes[name] = _union(found)
         if found and shapes[name].is_empty:
             problem = f"none of the {len(found)} objects of {path} encloses an area"
@@ -116,7 +116,7 @@ def region_file(place: Path, slide_id: str, setting: str) -> Path:
     raise SpecError(setting, problem, f"add {slide_id}.geojson; `[]` in it says that nothing is drawn")
 
 
-def _of_classes(path: Path, wanted: Sequence[str], place: Path, setting: str) -> list[Annotation]:
+def of_classes(path: Path, wanted: Sequence[str], place: Path, setting: str) -> list[Annotation]:
     """Objects of `path` that have one of the wanted classes; all of them if none is named."""
     annotations = read_annotations(path)
     if not wanted:
