@@ -122,7 +122,8 @@ def with_locked_thresholds(
     """The options with the thresholds that each rule chose on the training cohort, for slides new to the model.
 
     Chosen on the very slides that are judged they would flatter. Of a cross-validation nothing is changed: there each
-    fold's thresholds come from the others. Returns also what is to be told of it.
+    fold's thresholds come from the others; nor of the test part of a fixed division, which no other bags speak for:
+    thresholds chosen on it are said to flatter. Returns also what is to be told of it.
     """
     from mil.evaluation.judge import JudgeSpec
     from mil.evaluation.operating import Rule, threshold
@@ -130,6 +131,10 @@ def with_locked_thresholds(
 
     options = options or JudgeSpec()
     if predictions.folds is not None or predictions.task != "classification" or len(predictions.classes) != 2:
+        return options, []
+    held_out = [row for row in model.cohort if row.logits is not None]
+    known = {name for row in held_out for name in (row.bag, *row.slide_ids, row.patient_id, row.case_id)}
+    if known & {*predictions.ids, *predictions.patients}:
         return options, []
     probabilities, truth = held_out_cohort(model)
     locked, told = [], []

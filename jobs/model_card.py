@@ -32,7 +32,7 @@ _KEPT = (
 _GIVES = {
     "classification": "a probability for each class",
     "multilabel": "a probability for each label",
-    "ordinal": "a probability for each grade",
+    "ordinal": "a share of 1 for each grade",
     "regression": "a number",
     "cox": "a risk (log hazard)",
     "survival": "a risk, and the chance to live past each horizon",

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from heatmaps.evaluation_report import FlowStep
 from wsi.errors import ManifestError, StoreError
 from wsi.publish import fingerprint
 
@@ -73,11 +74,28 @@ def train_model(
     kept = work if spec.train.track == "csv" else folder.root / "tracking" / name
     tracker = open_tracker(spec.train.track, kept)
     model = named(cross_validate(bags, spec.train, progress=progress, resume=work, tracker=tracker), name)
-    cards = write_card(model, work, run_facts(command_line(), as_settings(spec)), synthetic=all_synthetic(records))
+    facts = run_facts(command_line(), as_settings(spec))
+    cards = write_card(model, work, facts, _flow(records, spec, folder), synthetic=all_synthetic(records))
     files = {path.name: path for path in (*(work / file for file in _KEPT), *cards)}
     save_model(model, folder.model(name), {file: path for file, path in files.items() if path.is_file()})
     shutil.rmtree(work, ignore_errors=True)  # finished; the same training, run twice at once, may have removed it
     return model
+
+
+def _flow(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder) -> list[FlowStep]:
+    """From the manifest to what was trained on, and why others were not."""
+    known = with_truth(records, spec.train.task, spec.train.level)
+    trained = to_train_on(records, spec, folder)
+    steps, before = [], list(records)
+    for name, kept, why in (
+        ("in the manifest", records, ""),
+        ("with what is to be predicted", known, "no truth"),
+        ("trained and cross-validated on", trained, "failed to tile or embed"),
+    ):
+        gone = [record.slide_id for record in before if record not in kept]
+        steps.append(FlowStep(name, len(kept), len({r.patient_id for r in kept}), {why: gone} if gone else {}))
+        before = list(kept)
+    return steps
 
 
 def load_bags(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder) -> "list[Bag]":

@@ -137,7 +137,10 @@ def test_new_slides_are_judged_at_the_thresholds_of_the_training_cohort(records,
     within = predictions_of(records, rows, model)
     assert with_locked_thresholds(model, within, None) == (JudgeSpec(), [])  # its own folds choose for each other
     outputs = np.linspace(0.01, 0.99, 24)[:, None] * [-1, 1] + [1, 0]
-    new = replace(within, folds=None, outputs=outputs)
+    new = replace(within, folds=None, outputs=outputs, scores=None)
+    assert with_locked_thresholds(model, new, None) == (JudgeSpec(), [])  # a fixed division's own test part
+    others = tuple(f"new-{name}" for name in new.ids)
+    new = replace(new, ids=others, patients=others)
     options, told = with_locked_thresholds(model, new, JudgeSpec(rules=(Rule("youden"), Rule("given", 0.3))))
     probabilities, truth = held_out_cohort(model)
     assert truth.tolist() == [i % 2 for i in range(24)]
