@@ -19,19 +19,25 @@ def _option(help_text: str, panel: str, *names: str, takes: str = "NAME") -> Any
     return typer.Option(*names, help=help_text, rich_help_panel=panel, metavar=takes)
 
 
+Judged = Annotated[
+    str, typer.Argument(help="Predictions, CSV or Parquet; with --model the run's slides", metavar="PREDICTIONS")
+]
+Truth = Annotated[Path | None, typer.Argument(help="CSV with the same ids and the truth", metavar="MANIFEST")]
+Figures = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", help="Folder of the figures, by default evaluation; the run's folder", metavar="FOLDER"
+    ),
+]
+Regions = Annotated[
+    Path | None, _option("Drawn regions, a file a slide: does the heatmap find them?", RUN, takes="FOLDER")
+]
+
+
 def evaluate(
-    source: Annotated[
-        str, typer.Argument(help="Predictions, CSV or Parquet; with --model the run's slides", metavar="PREDICTIONS")
-    ],
-    manifest: Annotated[
-        Path | None, typer.Argument(help="CSV with the same ids and the truth", metavar="MANIFEST")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", help="Folder of the figures, by default evaluation; the run's folder", metavar="FOLDER"
-        ),
-    ] = None,
+    source: Judged,
+    manifest: Truth = None,
+    out: Figures = None,
     model: Annotated[Path | None, _option("A model of the run", RUN, "--model", "-m", takes="FOLDER")] = None,
     task: Annotated[
         str, _option("classification, multilabel, ordinal, regression, cox or survival", READ)
@@ -53,9 +59,7 @@ def evaluate(
     horizon: Annotated[list[float] | None, _option("Time at which survival is judged", JUDGE, takes="TIME")] = None,
     alpha: Annotated[float, _option("Sets of classes may miss the truth so often", JUDGE, takes="SHARE")] = 0.1,
     risk: Annotated[float, _option("Answers may be wrong so often; else abstain", JUDGE, takes="SHARE")] = 0.1,
-    regions: Annotated[
-        Path | None, _option("Drawn regions, a file a slide: does the heatmap find them?", RUN, takes="FOLDER")
-    ] = None,
+    regions: Regions = None,
     region_class: Annotated[list[str] | None, _option("Only these classes of regions; may be repeated", RUN)] = None,
     seed: Annotated[int, _option("Of the resampling", JUDGE, takes="N")] = 0,
 ) -> None:
