@@ -12,7 +12,7 @@ from tests.commands import slides, statuses, wsi
 
 NAMES = [f"s{number}" for number in range(6)]
 QUICK = ("--method", "last-blocks", "--blocks", 1, "--epochs", 1, "--batch", 8, "--folds", 3, "--max-tiles", 6,
-         "--device", "cpu")  # fmt: skip
+         "--device", "cpu", "--learning-rate", 5e-5)  # fmt: skip
 HALVES = {"tumor": (240, 600), "stroma": (600, 960)}
 
 
@@ -64,6 +64,11 @@ def adapter(cohort):
     return out, said
 
 
+def gained(said):
+    """Whether an epoch was better on the validation part than the frozen backbone."""
+    return "the best so far" in said
+
+
 def facts_of(folder):
     return json.loads((folder / "adapter.json").read_text())
 
@@ -74,7 +79,8 @@ def test_regions_make_an_adapter_and_the_figures_are_shown_with_a_verdict(cohort
     assert "1,020,162 of 3,373,570 parameters are trained (30.24%)" in said
     for row in ("probe on frozen embeddings", "probe on tuned embeddings", "tuned head", "gain of the tuned head"):
         assert row in said
-    assert "nothing can be shown on 2 held-out groups" in said
+    # where no epoch is better than the frozen backbone, tuned and frozen do not differ, and there is no interval
+    assert ("nothing can be shown on 2 held-out groups" if gained(said) else "no gain can be shown") in said
     assert sorted(entry.name for entry in out.iterdir()) == [
         "adapter.json", "adapter.safetensors", "head.safetensors", "split.csv", "test.csv", "training.csv",
     ]  # fmt: skip
@@ -100,7 +106,8 @@ def test_embeddings_with_the_adapter_are_of_another_contract_and_are_never_mixed
     assert "adapter" not in plain.contract
     assert len(str(tuned.contract["adapter"])) == 64
     assert {key for key in tuned.contract if tuned.contract[key] != plain.contract.get(key)} == {"adapter", "hash"}
-    assert np.abs(tuned.embeddings.astype(float) - plain.embeddings).max() > 1e-3
+    differ = np.abs(tuned.embeddings.astype(float) - plain.embeddings).max()
+    assert (differ > 1e-3) == gained(adapter[1])
     assert "adapter" in wsi("info", run)
 
 
