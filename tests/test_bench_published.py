@@ -2,10 +2,19 @@
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import bench_published as bench
 
 SETTING = bench.CANDIDATES[bench.CHOSEN]
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """A run sets torch to one thread, and with another number of threads networks round otherwise."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def cohort_file(folder, name="musk1", bags=24, dim=4):
