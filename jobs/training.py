@@ -86,15 +86,16 @@ def _flow(records: Sequence[SlideRecord], spec: RunSpec, folder: RunFolder) -> l
     """From the manifest to what was trained on, and why others were not."""
     known = with_truth(records, spec.train.task, spec.train.level)
     trained = to_train_on(records, spec, folder)
-    steps, before = [], list(records)
+    steps, before = [], [record.slide_id for record in records]
     for name, kept, why in (
         ("in the manifest", records, ""),
         ("with what is to be predicted", known, "no truth"),
         ("trained and cross-validated on", trained, "failed to tile or embed"),
     ):
-        gone = [record.slide_id for record in before if record not in kept]
+        ids = {record.slide_id for record in kept}
+        gone = [slide_id for slide_id in before if slide_id not in ids]
         steps.append(FlowStep(name, len(kept), len({r.patient_id for r in kept}), {why: gone} if gone else {}))
-        before = list(kept)
+        before = [record.slide_id for record in kept]
     return steps
 
 

@@ -303,7 +303,7 @@ def _mark(cohort: Cohort, partition: Partition) -> str:
     for bag in cohort.bags:
         chosen = np.unique(np.linspace(0, bag.tiles - 1, 16).astype(np.int64))
         content = hashlib.sha256(np.ascontiguousarray(bag.features[chosen]).tobytes()).hexdigest()
-        rows.append((bag.name, bag.group, bag.contract_hash, bag.identity, bag.features.shape, content))
+        rows.append((bag.name, bag.group, bag.case_id, bag.contract_hash, bag.identity, bag.features.shape, content))
     validation = None if partition.validation is None else partition.validation.tolist()
     known = None if cohort.part.covariates is None else cohort.part.covariates.tolist()
     truth = (cohort.task.as_dict(), cohort.part.truth.tolist())

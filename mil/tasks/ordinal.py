@@ -1,7 +1,7 @@
 """Classes that have an order, such as grades: a miss by two is worse than a miss by one."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +10,7 @@ from wsi.errors import SpecError
 
 from ..spec import TaskSpec
 from .numeric import log_odds, survival
-from .reading import balance, class_indices, class_names
-from .task import Task
+from .one_class import OneClass
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from ..bag import Bag
 
 
-class Ordinal(Task):
+class Ordinal(OneClass):
     """CORN (Shi, Cao & Raschka, arXiv:2111.08851): logit k is of P(class > k | class >= k), k in [0, C - 1).
 
     The product of these conditional chances never rises with k, so classes get chances that are not negative and sum to
@@ -28,41 +27,19 @@ class Ordinal(Task):
     """
 
     name: ClassVar[str] = "ordinal"
-    limits = (0.0, 1.0)
 
     def __init__(self, spec: TaskSpec, classes: Sequence[str]):
-        super().__init__(spec)
-        self.classes = tuple(classes)
-        self.columns = tuple(f"softmax_{name}" for name in self.classes)
+        super().__init__(spec, classes)
         self.outputs = len(self.classes) - 1
 
     @classmethod
-    def of_cohort(cls, spec: TaskSpec, bags: "Sequence[Bag]") -> "Ordinal":
+    def of_cohort(cls, spec: TaskSpec, bags: "Sequence[Bag]") -> Self:
         """See Task.of_cohort. Raises SpecError too where the spec does not give the order of the classes."""
         if not spec.classes:
             raise SpecError(
                 "task.classes", "an ordinal target needs the order of its classes", "name them, low to high"
             )
-        task = cls(spec, class_names(bags, spec.target, spec.classes))
-        task.truth(bags)
-        return task
-
-    @classmethod
-    def from_dict(cls, spec: TaskSpec, facts: Mapping[str, Any]) -> "Ordinal":
-        return cls(spec, facts["classes"])
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"classes": list(self.classes)}
-
-    def truth(self, bags: "Sequence[Bag]") -> NDArray[np.int64]:
-        """Place in the order of classes, int64 (n,)."""
-        return class_indices(bags, self.spec.target, self.classes)
-
-    def targets(self, truth: NDArray[np.generic]) -> "Tensor":
-        """int64 (n,)."""
-        import torch
-
-        return torch.from_numpy(np.asarray(truth, np.int64))
+        return super().of_cohort(spec, bags)
 
     def loss(
         self, logits: "Tensor", targets: "Tensor", weights: "Tensor | None" = None, focal: float = 0.0
@@ -80,12 +57,6 @@ class Ordinal(Task):
         whole = (each * asked).sum(dim=1)
         return (whole if weights is None else whole * weights[targets]).mean()
 
-    def weights(self, truth: NDArray[np.generic]) -> "Tensor | None":
-        """Per class, float32 (C,): inverse to its frequency, mean 1 over these bags."""
-        import torch
-
-        return torch.from_numpy(balance(truth.astype(np.int64), len(self.classes)))
-
     def activate(self, logits: NDArray[np.floating]) -> NDArray[np.float32]:
         """Chance of each class, (n, C), not negative, rows sum to 1."""
         above = survival(-np.asarray(logits, np.float64))  # chance to lie above class k
@@ -100,10 +71,3 @@ class Ordinal(Task):
         passed = functional.pad(above, (1, 0))
         stayed = functional.pad(functional.logsigmoid(-logits.float()), (0, 1))
         return log_odds(passed + stayed, column)
-
-    def said(self, output: NDArray[np.floating]) -> str:
-        """The class of the largest output."""
-        return self.classes[int(np.argmax(output))]
-
-    def strata(self, truth: NDArray[np.generic]) -> list[str]:
-        return [self.classes[int(i)] for i in truth.astype(np.int64)]
