@@ -51,9 +51,7 @@ def start_logging(verbose: bool) -> None:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what our own check of the file then says better
 
 
-@contextmanager
-def bar(name: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """A progress bar; the function it gives is told how much is done and a word on what is at work."""
+def _progress() -> Progress:
     columns = (
         TextColumn("{task.description:<13}"),
         BarColumn(28),
@@ -61,20 +59,42 @@ def bar(name: str, total: int) -> Iterator[Callable[[int, str], None]]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+
+
+@contextmanager
+def bar(name: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    """A progress bar; the function it gives is told how much is done and a word on what is at work."""
+    with _progress() as progress:
         task: TaskID = progress.add_task(VERBS.get(name, name), total=total, note="")
         yield lambda done, note: progress.update(task, completed=done, note=note)
+
+
+@contextmanager
+def bars(names: Sequence[str], total: int) -> "Iterator[dict[str, StageView]]":
+    """A bar for each stage of a flow, which appears when the stage has begun and goes when it is over."""
+    with _progress() as progress:
+        tasks = {name: progress.add_task(VERBS.get(name, name), total=total, note="", visible=False) for name in names}
+        yield {name: StageView(name, progress, task) for name, task in tasks.items()}
 
 
 class StageView:
     """Shows one stage of a job: a bar that moves, or in a log a line a slide."""
 
-    def __init__(self, name: str, total: int, show: Callable[[int, str], None]):
-        self.name, self.total, self.show, self.done, self.note = name, total, show, 0, ""
+    def __init__(self, name: str, progress: Progress, task: TaskID):
+        self.name, self.total, self.done, self.note = name, 0, 0, ""
+        self._progress, self._task = progress, task
+
+    def watcher(self, total: int) -> "Watcher":
+        from jobs.run import Watcher
+
+        self.total = total
+        self._progress.update(self._task, total=total)
+        return Watcher(self.receipt, self.tiles, self.held, self.over)
 
     def receipt(self, receipt: "Receipt") -> None:
         self.done += 1
-        self.show(self.done, self.note)
+        self._show()
         if not err.is_terminal:
             tiles = f", {receipt.tiles:,} tiles" if receipt.tiles else ""
             problem = f": {receipt.problem}" if receipt.problem else ""
@@ -88,32 +108,33 @@ class StageView:
     def tiles(self, counts: dict[str, tuple[int, int]]) -> None:
         slides = [f"{slide} {done:,}/{total:,} tiles" for slide, (done, total) in sorted(counts.items())]
         self.note = slides[0] if slides else ""
-        if slides:
-            share = sum(done / max(1, total) for done, total in counts.values())
-            self.show(self.done, f"{self.note} ({share:.0%})" if len(slides) == 1 else self.note)
+        if len(slides) == 1:
+            self.note += f" ({sum(done / max(1, total) for done, total in counts.values()):.0%})"
+        self._show()
+
+    def held(self, units: int) -> None:
+        self.note = f"{units} at work in other runs on this folder"
+        self._show()
+
+    def over(self, receipts: "Sequence[Receipt]", seconds: float) -> None:
+        self._progress.update(self._task, visible=False)
+        print_stage(self.name, receipts, seconds)
+
+    def _show(self) -> None:
+        self._progress.update(self._task, completed=self.done, note=self.note, visible=True)
 
 
-def run_shown(job: "Job", stage: Callable) -> "list[Receipt]":
-    """Run one stage of a job with a bar, and print what became of it."""
-    import time
+def run_shown(job: "Job", *stages: Callable) -> None:
+    """Bring a job's slides through the stages with a bar for each, and print what became of them."""
+    from jobs.run import stage_name
 
-    from jobs.run import Watcher, stage_name
-
-    started = time.monotonic()
-    name = stage_name(stage)
-    with bar(name, len(job.records) - len(job.failed())) as show:
-
-        def watch(name: str, total: int) -> "Watcher":
-            view = StageView(name, total, show)
-            return Watcher(view.receipt, view.tiles)
-
+    names = [stage_name(stage) for stage in stages]
+    with bars(names, len(job.records) - len(job.failed())) as views:
         try:
-            receipts = job.do(stage, watch)
+            job.do(*stages, watch=lambda name, total: views[name].watcher(total))
         except KeyboardInterrupt:
             err.print("stopped; the same command goes on from here")
             raise
-    print_stage(name, receipts, time.monotonic() - started)
-    return receipts
 
 
 def print_stage(name: str, receipts: "Sequence[Receipt]", seconds: float) -> None:
@@ -130,10 +151,16 @@ def print_stage(name: str, receipts: "Sequence[Receipt]", seconds: float) -> Non
 
 
 def print_failures(job: "Job") -> int:
-    """List the failed slides with their remedy; returns the exit code, 1 if there are any."""
+    """List the failed slides with their remedy, and what ended the run early; returns the exit code, 1 if there is
+    anything to list."""
     failed = list(job.failed().values())
+    if job.halted is not None:
+        out.print("\n[bold red]The run was ended early[/]: ", end="")
+        out.print(f"{job.halted.why}", markup=False)
+        out.print(f"    → {job.halted.remedy}", markup=False, style="dim")
+        say(f"  {job.left()} slides were not brought to their end; the same command goes on from here")
     if not failed:
-        return 0
+        return int(job.halted is not None)
     out.print(f"\n[bold red]{len(failed)} of {len(job.records)} slides failed[/]")
     for receipt in failed[:MOST_FAILURES]:
         out.print(f"  [bold]{receipt.slide_id}[/] ({receipt.stage}): ", end="")

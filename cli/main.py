@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import backbones, convert, demo, doctor, encode, evaluate, finetune, info, run, stages, train, zero_shot
+from . import backbones, convert, demo, doctor, encode, evaluate, finetune, info, run, stages, status, train, zero_shot
 
 app = typer.Typer(
     name="wsi",
@@ -41,6 +41,7 @@ def _main(
 
 for command, panel in (
     (run.run, "The whole road"),
+    (status.status, "The whole road"),
     (demo.demo, "The whole road"),
     (info.info, "One step"),
     (stages.tile, "One step"),
@@ -61,7 +62,7 @@ app.add_typer(backbones.app, rich_help_panel="This machine")
 
 def main() -> None:
     """Entry point: an error that the engine raised on purpose is a line and exit code 2."""
-    from jobs.interrupt import listen
+    from jobs.interrupt import Terminated, listen
     from wsi.errors import EngineError
 
     if threading.current_thread() is threading.main_thread():
@@ -77,5 +78,7 @@ def main() -> None:
         err.print("[bold red]error[/] ", end="")
         err.print(str(error), markup=False)
         sys.exit(2)
+    except Terminated:
+        sys.exit(143)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -62,8 +62,7 @@ def work(job: "Job") -> int:
 
     facts = run_facts(command_line(), settings_of(job))
     write_run(job.folder, facts, ended=False)
-    for stage in (tile_slide, embed_slide, *((predict_slide, heatmap_slide) if job.spec.model else ())):
-        run_shown(job, stage)
+    run_shown(job, tile_slide, embed_slide, *((predict_slide, heatmap_slide) if job.spec.model else ()))
     if all(receipt.status == "skipped" for receipts in job.receipts.values() for receipt in receipts):
         out.print("Nothing to do: all of it was already there.")
     if job.spec.model:

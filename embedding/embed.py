@@ -56,12 +56,15 @@ def embed_chunks(
     extractor: Extractor,
     dtype: str = "float16",
     stain: nn.Module | None = None,
+    rows: slice | None = None,
 ) -> Iterator[Chunk]:
     """The embeddings of `grid`'s patches, in order and each row once, as they are ready: memory does not grow with n.
 
+    rows  of the grid, that `patches` are of; None for all
     Raises BackboneError, naming tiles, for an embedding that is not finite, or is not in `dtype`.
     """
-    views, row_shape, done = extractor.plan.views, extractor.embedder.backbone.row_shape, 0
+    views, row_shape = extractor.plan.views, extractor.embedder.backbone.row_shape
+    done, end = (0, len(grid)) if rows is None else (rows.start, rows.stop)
     stain = None if stain is None else stain.to(extractor.device)
     with extractor.lane(grid.spec.tile_px, stain) as lane:
         for places, found in lane.run(patches):
@@ -71,8 +74,8 @@ def embed_chunks(
             chunk.vectors[places - done], chunk.ok[places - done] = found, True
             done = stop
             yield chunk
-    if done < len(grid):
-        yield _empty(len(grid) - done, views, row_shape, dtype)
+    if done < end:
+        yield _empty(end - done, views, row_shape, dtype)
 
 
 def _empty(rows: int, views: int, row_shape: tuple[int, ...], dtype: str) -> Chunk:
@@ -99,18 +102,22 @@ def _named(places: NDArray[np.int64], grid: TileGrid) -> str:
     return f"{len(places)} tiles: {first}{', …' if len(places) > 5 else ''}"
 
 
-def stored_patches(store: PatchStore, threads: int = 2, memory: int = MEMORY_BYTES) -> Iterator[PatchBatch]:
-    """The patches that a PatchStore keeps, in order, read ahead by threads, in at most `memory` bytes."""
+def stored_patches(
+    store: PatchStore, threads: int = 2, memory: int = MEMORY_BYTES, rows: slice | None = None
+) -> Iterator[PatchBatch]:
+    """The patches that a PatchStore keeps, all or of these rows, in order, read ahead by threads, in at most `memory`
+    bytes."""
     ok = store.array("ok").astype(bool)
+    first, end = (0, len(ok)) if rows is None else (rows.start, rows.stop)
     size = store.grid.spec.tile_px
     count = min(batch_tiles(size), store.shards.per_shard)
     threads = max(1, min(threads, memory // (count * size * size * 3) - 2))
 
     def read(start: int) -> PatchBatch:
-        part = ok[start : start + count]
+        part = ok[start : min(start + count, end)]
         return PatchBatch(start, store.read_patches(start, start + len(part)), part)
 
-    starts = deque(range(0, len(ok), count))
+    starts = deque(range(first, end, count))
     with ThreadPoolExecutor(threads, "read") as pool:
         ahead: deque[Future[PatchBatch]] = deque()
         try:

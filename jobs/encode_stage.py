@@ -15,9 +15,9 @@ from .config import RunSpec
 from .features import choices, contracts_in, several_fit
 from .folder import RunFolder
 from .manifest import SlideRecord
+from .outcome import Outcome
 from .progress import busy
 from .receipts import DONE, EMPTY, SKIPPED
-from .run import Outcome
 from .stages import open_unchanged
 from .stored import find_stored
 

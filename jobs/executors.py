@@ -14,13 +14,19 @@ from pathlib import Path
 
 from wsi.errors import SpecError
 
+EXECUTORS = ("serial", "processes", "dask")
+_LEAST = {"workers": 1, "threads": 1, "deadline_s": 1, "read_mib": 256, "memory_mib": 256, "shard_tiles": 1,
+          "lease_s": 1, "stage_gib": 0.001, "max_failures": 0}  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class ExecSpec:
-    """How work is spread over this machine.
+    """How work is spread over this machine, or over a cluster.
 
     executor    processes: slides are read in worker processes, so a decoder that crashes, hangs or eats memory costs
-                one slide; serial: here, unprotected
+                one slide; serial: here, unprotected; dask: in worker processes of the workers of a Dask cluster
+    scheduler   address of a Dask scheduler that is there already; cluster: recipe of one to start (a YAML file, or the
+                name of one that ships); with neither, dask starts workers on this machine
     workers     processes that tile and draw; None is one a core, at most one a slide. Embedding runs in one a device
     threads     reading threads per slide
     deadline_s  a slide of which no tile gets done for so long is given up, None for never; loading and running a model
@@ -29,6 +35,13 @@ class ExecSpec:
                 the two slides that an embedding process works on share it
     memory_mib  memory that a worker may take to tile a slide, beyond what it has when it starts, None for any amount
                 (Linux). Not for embedding, which needs what its model needs
+    shard_tiles a slide of more tiles is embedded in parts of about so many, each of which is kept when it is done
+    lease_s     a process that gave no sign of life for so long has lost what it was at to others; its own machine
+                sees at once that it ended
+    stage_to    folder on a local disk to which slides are copied ahead of reading; stage_gib: of at most so much
+    max_failures  the run ends when more slides than these have failed, None for never
+    retry_failed  also try slides again that crashed, hung or took too much memory in an earlier run, and are unchanged
+    metrics     file that is kept up to date with the run's figures as OpenMetrics text
     """
 
     executor: str = "processes"
@@ -37,11 +50,24 @@ class ExecSpec:
     deadline_s: float | None = 120.0
     read_mib: int = 1024
     memory_mib: int | None = 4096
+    scheduler: str | None = None
+    cluster: str | None = None
+    shard_tiles: int = 1024
+    lease_s: float = 120.0
+    stage_to: str | None = None
+    stage_gib: float = 100.0
+    max_failures: int | None = None
+    retry_failed: bool = False
+    metrics: str | None = None
 
     def __post_init__(self) -> None:
-        if self.executor not in ("serial", "processes"):
-            raise SpecError("jobs.executor", f"{self.executor!r} is unknown", "choose serial or processes")
-        for name, least in (("workers", 1), ("threads", 1), ("deadline_s", 1), ("read_mib", 256), ("memory_mib", 256)):
+        if self.executor not in EXECUTORS:
+            raise SpecError("jobs.executor", f"{self.executor!r} is unknown", "choose serial, processes or dask")
+        if self.executor != "dask" and (self.scheduler or self.cluster):
+            raise SpecError("jobs.executor", f"{self.executor} takes no cluster", "add --executor dask")
+        if self.scheduler and self.cluster:
+            raise SpecError("jobs.cluster", "a scheduler is given, too", "give --scheduler or --cluster")
+        for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and not value >= least:  # so that NaN is refused, too
                 raise SpecError(f"jobs.{name}", f"{value} is out of range", f"give at least {least}")

@@ -1,12 +1,13 @@
 """What the embedding stage needs of this process: the model, where pixels come from, and the slide's stains."""
 
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,9 @@ from .config import RunSpec
 from .executors import ExecSpec, cpu_count
 from .folder import RunFolder
 from .manifest import SlideRecord
-from .progress import busy
-from .run import EMBED_SLOTS
+from .pools import EMBED_SLOTS
+from .parts import Rows
+from .progress import advance, busy
 from .tile_stage import open_record
 from .workers import worker_number
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 STAIN_TILES = 64  # of a slide, evenly spread over its grid, on which its stains are fitted
 TILE_AGAIN = "run `wsi tile` again"
 
+_log = logging.getLogger(__name__)
 _turn = threading.Lock()
 _kept: tuple[tuple[EmbedSpec, str, str | None], "Extractor"] | None = None  # of these settings and these digests
 
@@ -132,11 +135,39 @@ def choice(spec: EmbedSpec) -> str:
     )
 
 
+def embed_rows(
+    record: SlideRecord, spec: RunSpec, folder: RunFolder, store: PatchStore, contract: dict[str, Any], rows: slice
+) -> Rows:
+    """Embeddings of consecutive tiles of a slide, in memory; signs of life count these tiles only.
+
+    Raises SlideError where the slide is not the one that was tiled, BackboneError for what the model cannot do.
+    """
+    from embedding.embed import embed_chunks
+
+    embed, total = spec.embed, rows.stop - rows.start
+    vectors = np.zeros((total, embed.views, *embed.entry().row_shape), embed.dtype)
+    ok, done, problem = np.zeros(total, np.bool_), 0, ""
+    with pixels_of(record, spec, store, rows) as pixels:
+        extractor = load_extractor(embed, folder, contract["weights_sha256"], contract.get("adapter"))
+        stain = stain_of(embed.stain, store.grid, pixels)
+        if stain is not None and stain.problem:
+            problem = stain.problem
+            if rows.start == 0:  # once a slide
+                _log.warning("%s keeps its colours: %s", record.slide_id, problem)
+        advance(0, total)
+        for chunk in embed_chunks(pixels.stream, store.grid, extractor, embed.dtype, stain, rows):
+            part = slice(done, done + len(chunk.ok))
+            vectors[part], ok[part] = chunk.vectors, chunk.ok
+            done = part.stop
+            advance(done, total)
+    return Rows(vectors, ok, problem)
+
+
 @dataclass(frozen=True)
 class Pixels:
     """Where the patches of a tiled slide come from.
 
-    stream  all of them, in the grid's order, read ahead of whoever takes them
+    stream  those of consecutive tiles, in the grid's order, read ahead of whoever takes them
     sample  those of the given rows of the grid, as far as they can be read: uint8 (k, t, t, 3)
     """
 
@@ -145,30 +176,36 @@ class Pixels:
 
 
 @contextmanager
-def pixels_of(record: SlideRecord, spec: RunSpec, store: PatchStore, grid: TileGrid) -> Iterator[Pixels]:
-    """The patches that the slide's store keeps, else those of the slide itself.
+def pixels_of(record: SlideRecord, spec: RunSpec, store: PatchStore, rows: slice) -> Iterator[Pixels]:
+    """The patches that the slide's store keeps, else those of the slide itself; the stream is of `rows` of its grid.
 
     Raises SlideError where the slide is not the one that was tiled, or, at the end, changed meanwhile.
     """
     if slide_identity(record.path) != store.identity:
         raise SlideError(record.path, "it is not the slide that was tiled: its content differs", TILE_AGAIN)
-    memory, threads = reading_bytes(spec.jobs), spec.jobs.thread_count()
+    memory, threads, grid = reading_bytes(spec.jobs), spec.jobs.thread_count(), store.grid
     if store.has_patches:
         from embedding.embed import stored_patches
 
         ok = store.array("ok")
-        yield Pixels(stored_patches(store, threads, memory), lambda rows: store.read_at(rows[ok[rows]]))
+        yield Pixels(stored_patches(store, threads, memory, rows), lambda few: store.read_at(few[ok[few]]))
         return
     # pixels as they were tiled: the colours are the store's, whatever this command was told
     with open_record(record, replace(spec, tile=grid.spec)) as slide:
 
-        def sample(rows: NDArray[np.intp]) -> NDArray[np.uint8]:
-            few = replace(grid, xy=grid.xy[rows], tissue=grid.tissue[rows])
-            return np.concatenate([group.patches[group.ok] for group in iter_patches(slide, few, threads, memory)])
+        def sample(few: NDArray[np.intp]) -> NDArray[np.uint8]:
+            found = iter_patches(slide, _of(grid, few), threads, memory)
+            return np.concatenate([group.patches[group.ok] for group in found])
 
-        yield Pixels(iter_patches(slide, grid, threads, memory), sample)
+        stream = iter_patches(slide, _of(grid, rows), threads, memory)
+        # tiles are called by their places in the whole grid: what is random about them depends on these
+        yield Pixels((replace(group, start=group.start + rows.start) for group in stream), sample)
     if slide_identity(record.path) != store.identity:
         raise SlideError(record.path, "it changed while it was read", "run again when it is no longer written to")
+
+
+def _of(grid: TileGrid, rows: slice | NDArray[np.intp]) -> TileGrid:
+    return replace(grid, xy=grid.xy[rows], tissue=grid.tissue[rows])
 
 
 def reading_bytes(jobs: ExecSpec) -> int:

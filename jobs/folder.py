@@ -129,7 +129,7 @@ def write_run(folder: RunFolder, facts: dict[str, Any], ended: bool = True) -> N
 
 
 def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def command_line() -> str:

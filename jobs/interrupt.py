@@ -1,27 +1,40 @@
-"""Ctrl-C that is not lost: what is raised while a library is imported, or in a destructor, may be swallowed."""
+"""Ctrl-C that is not lost: what is raised while a library is imported, or in a destructor, may be swallowed.
 
+A batch system that wants its node back sends SIGTERM, and some seconds later SIGKILL: it is heeded as Ctrl-C is.
+"""
+
+import os
 import signal
 from types import FrameType
 
-_asked = False
+_asked: type[KeyboardInterrupt] | None = None
+_times = 0
+
+
+class Terminated(KeyboardInterrupt):
+    """Somebody asked this process to end."""
 
 
 def _ask(number: int, frame: FrameType | None) -> None:
-    global _asked
-    _asked = True
-    raise KeyboardInterrupt
+    global _asked, _times
+    _times += 1
+    if _times > 1 and number == signal.SIGINT:
+        os._exit(130)  # who asks twice does not want to wait for what is tidied up
+    _asked = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    raise _asked
 
 
 def listen() -> None:
     """From now on remember an interrupt, beside raising it where the program is. For a command's main thread."""
-    global _asked
-    _asked = False
+    global _asked, _times
+    _asked, _times = None, 0
     signal.signal(signal.SIGINT, _ask)
+    signal.signal(signal.SIGTERM, _ask)
 
 
 def heed() -> None:
-    """Raise KeyboardInterrupt if there was one, whatever became of it then."""
+    """Raise what was asked for, if anything was, whatever became of it then."""
     global _asked
-    if _asked:
-        _asked = False
-        raise KeyboardInterrupt
+    asked, _asked = _asked, None
+    if asked is not None:
+        raise asked

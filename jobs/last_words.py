@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
+from .receipts import CRASH, KILLED, MEMORY, TIMEOUT
+
 _FRAME = re.compile(r'^  File "(?P<file>[^"]*)", line \d+ in (?P<name>\S+)', re.MULTILINE)
 _NO_MEMORY = re.compile(r"^.*(failed to allocate|bad_alloc|MemoryError|annot allocate memory|ut of memory).*$", re.M)
 _COMPILED = {"openslide": "openslide-bin"}  # package → the distribution that holds its compiled library
@@ -19,12 +21,14 @@ class Death:
 
     problem  one clause; remedy: what to do; trace: the worker's last words, for the maintainers
     seconds  since it had begun
+    cause    as in a receipt
     """
 
     problem: str
     remedy: str
     trace: str
     seconds: float = 0.0
+    cause: str = ""
 
 
 def out_of_memory(words: str, memory_mib: int | None) -> str:
@@ -38,16 +42,17 @@ def explain_death(code: int | None, said: str, memory_mib: int | None, problem: 
     allocation = _NO_MEMORY.search(said)
     if problem:
         remedy = f"see that the slide's disk answers; raise jobs.deadline_s where it is only slow; {_CHECK}"
-        return Death(problem + place, remedy, said)
+        return Death(problem + place, remedy, said, cause=TIMEOUT)
     if allocation:
         words = re.sub(r"^.*?:\d+: |\(process:\d+\): ", "", allocation.group().strip())  # GLib names its source file
-        return Death(out_of_memory(words, memory_mib) + place, MORE_MEMORY, said)
+        return Death(out_of_memory(words, memory_mib) + place, MORE_MEMORY, said, cause=MEMORY)
     if code == -getattr(signal, "SIGKILL", 9):
         remedy = "give the machine more memory or the run fewer workers"
-        return Death("killed: SIGKILL from outside, as the system does when memory runs out", remedy, said)
+        problem = "killed: SIGKILL from outside, as the system does when memory runs out"
+        return Death(problem, remedy, said, cause=KILLED)
     if code is not None and code < 0:
-        return Death(f"crashed: {_signal_name(-code)}{place}", _CHECK, said)
-    return Death(f"crashed: its process ended with exit code {code}{place}", _CHECK, said)
+        return Death(f"crashed: {_signal_name(-code)}{place}", _CHECK, said, cause=CRASH)
+    return Death(f"crashed: its process ended with exit code {code}{place}", _CHECK, said, cause=CRASH)
 
 
 def _signal_name(number: int) -> str:

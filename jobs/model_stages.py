@@ -22,8 +22,8 @@ from .config import RunSpec
 from .folder import RunFolder
 from .gallery import export_extremes
 from .manifest import SlideRecord
+from .outcome import Outcome
 from .receipts import DONE, EMPTY, SKIPPED
-from .run import Outcome
 
 if TYPE_CHECKING:
     from mil.bag import Bag

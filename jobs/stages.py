@@ -1,10 +1,13 @@
 """The embedding stage: one tiled slide in, its embeddings out."""
 
-import logging
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from embedding.spec import EmbedSpec
 from tiling.codecs import QUALITY
@@ -17,28 +20,128 @@ from wsi.source import is_url
 
 from .checks import check_native
 from .config import RunSpec
-from .extraction import TILE_AGAIN, check_unread, choice, load_extractor, pixels_of, precision_of, stain_of
+from .extraction import TILE_AGAIN, check_unread, choice, embed_rows, precision_of
 from .folder import RunFolder
 from .manifest import SlideRecord
-from .progress import advance, busy
+from .outcome import Outcome, Split
+from .parts import Rows, clear_parts, part_tiles, read_part, write_part
+from .progress import busy
 from .receipts import DONE, EMPTY, SKIPPED
-from .run import Outcome
-from .stored import find_stored
+from .stored import Stored, find_stored
 
 if TYPE_CHECKING:
     from embedding.slide_store import SlideStore
     from embedding.store import EmbeddingStore
 
-_log = logging.getLogger(__name__)
 FEATURE_FILES = (".h5", ".pt", ".npz", ".h5ad")
 AS_JPEG = f"jpeg, quality {QUALITY}"
 EMBED_VERSION = 2  # raised when the same settings begin to give other results
 
 
-def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
-    """Embeddings of one tiled slide → embeddings/<contract>/<slide_id>.zarr."""
-    from embedding.contract import contract_name, off_native
-    from embedding.store import open_embeddings
+def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome | Split:
+    """Embeddings of one tiled slide → embeddings/<contract>/<slide_id>.zarr; a slide of many tiles is to be split."""
+    asked = _asked(record, spec, folder)
+    there = asked.there()
+    if there is not None:
+        return Outcome(SKIPPED, asked.mark, there.tiles, there.failed)
+    tiles, size = len(asked.store.grid), asked.part_tiles
+    if tiles > size:
+        clear_parts(asked.parts)
+        return Split(asked.parts, -(-tiles // size), tiles, embed_part, join_parts)
+    return asked.publish([lambda: embed_rows(record, spec, folder, asked.store, asked.contract, slice(0, tiles))])
+
+
+def embed_part(record: SlideRecord, spec: RunSpec, folder: RunFolder, number: int) -> tuple[int, int]:
+    """One part of a slide; returns its tiles, and how many of them could not be read."""
+    asked = _asked(record, spec, folder)
+    size = asked.part_tiles
+    rows = slice(number * size, min(len(asked.store.grid), (number + 1) * size))
+    if asked.there() is None:
+        found = embed_rows(record, spec, folder, asked.store, asked.contract, rows)
+        write_part(asked.parts / Split.name_of(number), found)
+        return len(found.ok), int((~found.ok).sum())
+    return rows.stop - rows.start, 0
+
+
+def join_parts(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
+    """The embeddings of a slide from those of its parts."""
+    asked = _asked(record, spec, folder)
+    there = asked.there()
+    if there is None:
+        count = -(-len(asked.store.grid) // asked.part_tiles)
+        names = [asked.parts / Split.name_of(number) for number in range(count)]
+        outcome = asked.publish([partial(read_part, name) for name in names])
+    else:
+        outcome = Outcome(SKIPPED, asked.mark, there.tiles, there.failed)
+    rmtree(asked.parts, ignore_errors=True)
+    return outcome
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is to be made of one slide: `store` are its tiles, `mark` the fingerprint of the result at `path`."""
+
+    record: SlideRecord
+    spec: RunSpec
+    store: PatchStore
+    contract: dict[str, Any]
+    mark: str
+    path: Path
+
+    @property
+    def parts(self) -> Path:
+        """The folder of its parts: of other settings' it is another."""
+        return self.path.with_name(f".parts-{self.mark}-{self.part_tiles}-{self.record.slide_id}")
+
+    @property
+    def part_tiles(self) -> int:
+        embed = self.spec.embed
+        row_bytes = int(np.prod(embed.entry().row_shape)) * embed.views * np.dtype(embed.dtype).itemsize
+        return part_tiles(self.store.grid.spec.tile_px, self.spec.jobs.shard_tiles, row_bytes)
+
+    def there(self) -> Stored | None:
+        from embedding.store import open_embeddings
+
+        return find_stored(self.path, self.mark, self.spec.tile.max_failed_tiles, open_embeddings)
+
+    def publish(self, parts: Sequence[Callable[[], Rows]]) -> Outcome:
+        """Write the embeddings, which appear when all are there and enough tiles could be read."""
+        from embedding.contract import off_native
+        from embedding.store import write_embeddings
+
+        embed, grid, total = self.spec.embed, self.store.grid, len(self.store.grid)
+        facts = {
+            "slide_id": self.record.slide_id,
+            "fingerprint": self.mark,
+            "identity": self.store.identity,
+            "grid_fingerprint": self.store.attrs["grid_fingerprint"],
+            "contract": self.contract,
+            "span_px": grid.span_px,
+            "mpp": grid.mpp,
+            "mpp_source": self.store.attrs["slide"]["mpp_source"],
+            "off_native": off_native(embed.entry(), grid.spec),
+        }
+        failed = 0
+        try:
+            with write_embeddings(self.path, total, embed.entry().row_shape, embed.dtype, embed.views) as writer:
+                for part in parts if total else ():
+                    found = part()
+                    writer.write(found.vectors, found.ok)
+                    facts |= {"stain_problem": found.stain_problem} if found.stain_problem else {}
+                # the limit is today's, not the one the slide was tiled under
+                failed = check_unread(self.record, writer.ok, self.spec.tile.max_failed_tiles) if total else 0
+                writer.finish(grid.xy, facts)
+        except OSError:
+            there = self.there()
+            if there is None:
+                raise
+            return Outcome(SKIPPED, self.mark, there.tiles, there.failed)  # another process published it meanwhile
+        return Outcome(DONE if total else EMPTY, self.mark, total, failed)
+
+
+def _asked(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> _Asked:
+    """Raises StoreError or SlideError where the slide is not the one that was tiled, or not tiled so."""
+    from embedding.contract import contract_name
 
     store = open_patches(folder.tiles(record.slide_id))
     tiled_mpp = store.attrs["slide"]["mpp"]
@@ -50,57 +153,7 @@ def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcom
         contract = contract_of(spec.embed, store.grid.spec, lossy_pixels(store))
     mark = fingerprint(EMBED_VERSION, contract["hash"], store.attrs["grid_fingerprint"])
     path = folder.embeddings(contract_name(contract), record.slide_id)
-    there = find_stored(path, mark, spec.tile.max_failed_tiles, open_embeddings)
-    if there is not None:
-        return Outcome(SKIPPED, mark, there.tiles, there.failed)
-    facts = {
-        "slide_id": record.slide_id,
-        "fingerprint": mark,
-        "identity": store.identity,
-        "grid_fingerprint": store.attrs["grid_fingerprint"],
-        "contract": contract,
-        "span_px": store.grid.span_px,
-        "mpp": store.grid.mpp,
-        "mpp_source": store.attrs["slide"]["mpp_source"],
-        "off_native": off_native(spec.embed.entry(), store.grid.spec),
-    }
-    try:
-        failed = _embed(record, spec, folder, path, facts)
-    except OSError:
-        there = find_stored(path, mark, spec.tile.max_failed_tiles, open_embeddings)
-        if there is None:
-            raise
-        return Outcome(SKIPPED, mark, there.tiles, there.failed)  # another process published the same meanwhile
-    return Outcome(DONE if len(store.grid) else EMPTY, mark, len(store.grid), failed)
-
-
-def _embed(record: SlideRecord, spec: RunSpec, folder: RunFolder, path: Path, facts: dict[str, Any]) -> int:
-    """Embed the slide into a store that appears at `path`; returns the number of its tiles that cannot be read."""
-    from embedding.store import write_embeddings
-
-    store, embed = open_patches(folder.tiles(record.slide_id)), spec.embed
-    # the limit is today's, not the one the slide was tiled under
-    limited = replace(store.grid.spec, max_failed_tiles=spec.tile.max_failed_tiles)
-    grid, total, done, failed = replace(store.grid, spec=limited), len(store.grid), 0, 0
-    with write_embeddings(path, total, embed.entry().row_shape, embed.dtype, embed.views) as writer:
-        if total:
-            from embedding.embed import embed_chunks
-
-            with pixels_of(record, spec, store, grid) as pixels:
-                contract = facts["contract"]
-                extractor = load_extractor(embed, folder, contract["weights_sha256"], contract.get("adapter"))
-                stain = stain_of(embed.stain, grid, pixels)
-                if stain is not None and stain.problem:
-                    _log.warning("%s keeps its colours: %s", record.slide_id, stain.problem)
-                    facts = {**facts, "stain_problem": stain.problem}
-                advance(0, total)
-                for chunk in embed_chunks(pixels.stream, grid, extractor, embed.dtype, stain):
-                    writer.write(chunk.vectors, chunk.ok)
-                    done += len(chunk.ok)
-                    advance(done, total)
-            failed = check_unread(record, writer.ok, limited.max_failed_tiles)
-        writer.finish(store.grid.xy, facts)
-    return failed
+    return _Asked(record, spec, store, contract, mark, path)
 
 
 def contract_of(spec: EmbedSpec, tile: TileSpec, pixels: str | None = None) -> dict[str, Any]:

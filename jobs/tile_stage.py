@@ -36,9 +36,9 @@ from .convert import export_slide, remove_stale_exports
 from .folder import RunFolder
 from .look import look_at_tissue, why_empty
 from .manifest import SlideRecord
+from .outcome import Outcome
 from .progress import advance, alive, busy
 from .receipts import DONE, EMPTY, SKIPPED
-from .run import Outcome
 from .stored import Stored, find_stored
 
 TILE_VERSION = 3  # raised when the same settings begin to give other results

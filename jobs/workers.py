@@ -101,8 +101,11 @@ class Workers:
     def busy(self) -> int:
         return sum(len(worker.at_work) for worker in self._workers)
 
-    def submit(self, key: str, *arguments: object) -> None:
-        """Give a task to the worker that has least to do. There must be fewer than `room` tasks at work."""
+    def submit(self, key: str, *arguments: object, alone: bool = False) -> None:
+        """Give a task to the worker that has least to do. There must be fewer than `room` tasks at work.
+
+        alone  nothing here: who asks for it waits until nothing else is at work
+        """
         while self._workers:
             worker = min(self._workers, key=lambda worker: len(worker.at_work))
             if worker.at_work and len(self._workers) < self.count:
@@ -115,10 +118,10 @@ class Workers:
         if not self._give(self._start(), key, arguments):
             raise RuntimeError("a worker process ended before it began")
 
-    def results(self) -> list[tuple[str, Any]]:
+    def results(self, wait_s: float = _POLL_S) -> list[tuple[str, Any]]:
         """Wait a moment; (key, what `work` returned, or a Death) of each task that ended meanwhile."""
         at_work = [worker for worker in self._workers if worker.at_work]
-        ready = wait([worker.pipe for worker in at_work], _POLL_S)
+        ready = wait([worker.pipe for worker in at_work], wait_s)
         found = [result for worker in at_work if worker.pipe in ready for result in self._take(worker)]
         return found + [late for worker in at_work for late in self._overdue(worker)]
 
@@ -134,10 +137,13 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close(kind is not None)
+
+    def close(self, kill: bool) -> None:
         workers, self._workers = self._workers, []
         for worker in workers:
             worker.pipe.close()  # an idle worker ends by itself
-            if kind is not None or worker.at_work:
+            if kill or worker.at_work:
                 worker.process.kill()  # stores are published whole, so nothing half is left
         for worker in workers:
             worker.process.join(_END_S)

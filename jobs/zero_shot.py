@@ -28,9 +28,9 @@ from .config import RunSpec, Settings
 from .features import choose_features, contracts_in, features_table
 from .folder import RunFolder
 from .manifest import SlideRecord
+from .outcome import Outcome
 from .prediction_table import as_cell, table_rows
 from .receipts import DONE, EMPTY, FAILED, SKIPPED
-from .run import Outcome
 from .stages import open_unchanged
 
 if TYPE_CHECKING:

@@ -94,7 +94,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     settings = {"jobs": {"executor": "serial"}, "train": {"folds": 2, "epochs": 3}}
     job = Job(read_manifest(manifest), resolve(settings), RunFolder(folder / "run"))
     for stage in (tile_slide, embed_slide):
-        job.do(stage, lambda name, total: Watcher())
+        job.do(stage, watch=lambda name, total: Watcher())
     assert not job.failed()
     train_model(job.records, job.spec, job.folder, "tumor")
     return Trained(manifest, job.folder.root, job.folder.model("tumor"))

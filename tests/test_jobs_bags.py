@@ -46,7 +46,7 @@ def pair(job):
 
 
 def done(job, stage):
-    return job.do(stage, lambda name, total: Watcher())
+    return job.do(stage, watch=lambda name, total: Watcher())
 
 
 def rows_of(job, model):

@@ -8,7 +8,7 @@ from jobs.interrupt import heed, listen
 
 
 def test_an_interrupt_that_a_library_swallowed_is_heeded_later():
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     try:
         listen()
         heed()
@@ -18,4 +18,5 @@ def test_an_interrupt_that_a_library_swallowed_is_heeded_later():
             heed()
         heed()
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])

@@ -181,10 +181,17 @@ def test_tasks_share_a_process_and_its_death_but_not_their_progress(tmp_path, ki
         assert all(isinstance(death, Death) and re.search(problem, death.problem) for death in found.values())
 
 
-def test_a_failed_slide_is_tried_again_by_the_next_run(tmp_path):
+def test_a_slide_that_crashed_is_tried_again_only_when_something_changed_or_it_is_asked_for(tmp_path):
+    for settings, begun in (({}, 2), ({}, 2), ({"retry_failed": True}, 4), ({"memory_mib": 512}, 6)):
+        found = act(tmp_path, "exit", **settings)["exit"]
+        assert (found.status, found.cause, len(starts(tmp_path, "exit"))) == ("failed", "crash", begun)
+    assert "--retry-failed" in act(tmp_path, "exit", memory_mib=512)["exit"].remedy
+
+
+def test_a_slide_that_was_refused_or_killed_from_outside_is_tried_again_by_the_next_run(tmp_path):
     for _ in range(2):
-        assert act(tmp_path, "exit")["exit"].status == "failed"
-    assert len(starts(tmp_path, "exit")) == 4
+        assert act(tmp_path, "killed")["killed"].status == "failed"
+    assert len(starts(tmp_path, "killed")) == 4
 
 
 @pytest.mark.parametrize("settings", [{"deadline_s": 0.0}, {"deadline_s": float("nan")}, {"memory_mib": 10}])

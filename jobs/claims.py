@@ -1,0 +1,109 @@
+"""Claims on units of work: of all sessions on a run folder, one at a time is at a unit.
+
+A claim is the file claims/<stage>/<unit>~<number> with the session's id in it. It holds for as long as the session
+lives. Where it does not, another session makes the file of the next number: files are only ever made where there was
+none, which every file system does for one process only, and the highest number counts. No clock and no lock is needed.
+
+A file is made by a hard link to one that has the content already: atomic on NFS since its second version. Where there
+are no hard links it is created exclusively and then written.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .outcome import Unit
+from .sessions import Session
+
+_NOBODY = ""
+
+
+@dataclass
+class Claims:
+    """The claims of one session.
+
+    root  the folder claims/ of the run
+    """
+
+    root: Path
+    session: Session
+    _mine: dict[Unit, Path] = field(default_factory=dict)
+    _ready: set[Path] = field(default_factory=set)
+    _links: bool = True
+
+    @property
+    def _token(self) -> Path:
+        return self.root / f".{self.session.id}"
+
+    def take(self, unit: Unit) -> str | None:
+        """Claim the unit: None where it is this session's now, else the id of the session that is at it."""
+        if unit in self._mine:
+            return None
+        folder = self._prepare(unit.stage)
+        number, before = 0, None
+        while True:
+            path = folder / f"{unit.name}~{number}"
+            if self._make(path):
+                if before is not None and _holder(before[0]) != before[1]:
+                    path.unlink()  # the file below was taken away meanwhile: whoever comes now begins with it again
+                    number, before = 0, None
+                    continue
+                self._mine[unit] = path
+                return None
+            holder = _holder(path)
+            if holder == self.session.id:  # made by a call whose answer was lost on the network
+                self._mine[unit] = path
+                return None
+            if holder is None:  # it was given up just now
+                number, before = 0, None
+                continue
+            if self.session.lives(holder):
+                return holder
+            number, before = number + 1, (path, holder)
+
+    def free(self, unit: Unit) -> None:
+        """Give the unit up: it is done, or will not be done here."""
+        path = self._mine.pop(unit, None)
+        if path is None:
+            return
+        name, _, number = path.name.rpartition("~")
+        for below in range(int(number) + 1):  # the lowest first: who comes then sees this one or begins with the first
+            (path.parent / f"{name}~{below}").unlink(missing_ok=True)
+
+    def free_all(self) -> None:
+        for unit in list(self._mine):
+            self.free(unit)
+        self._token.unlink(missing_ok=True)
+
+    def _prepare(self, stage: str) -> Path:
+        folder = self.root / stage
+        if folder not in self._ready:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._token.write_text(self.session.id, encoding="utf-8")
+            self._ready.add(folder)
+        return folder
+
+    def _make(self, path: Path) -> bool:
+        """Make the claim's file; False where it is there already."""
+        if self._links:
+            try:
+                os.link(self._token, path)
+                return True
+            except FileExistsError:
+                return False
+            except OSError:  # no hard links here, or too many of this file: the other way shows what else is wrong
+                self._links = False
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(self.session.id)
+            return True
+        except FileExistsError:
+            return False
+
+
+def _holder(path: Path) -> str | None:
+    """Id of the session in a claim's file, None where the file is gone."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None

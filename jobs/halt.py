@@ -1,0 +1,87 @@
+"""What ends a run early, with its slides left as they are: where more of it would fail for the same reason."""
+
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsi.source import is_url
+
+from .attempt import explain_os_error
+from .lines import Line
+from .manifest import SlideRecord
+from .receipts import FAILED, FULL, IO, MISSING, Receipt
+
+IN_A_ROW = 5  # slides that cannot be reached, before it is the disk that is asked about and not the slides
+ALIKE = 20  # slides in a row that fail for one reason, before that is said aloud
+_PROBES = 3
+
+
+@dataclass
+class Halt:
+    """Judges failures as they come.
+
+    why           what ended the run, None while it goes on; remedy: what to do
+    warning       what should be said aloud, once
+    max_failures  of slides, after which it ends; None for never
+    """
+
+    max_failures: int | None = None
+    why: str | None = None
+    remedy: str = ""
+    warning: str | None = None
+    _lost: int = 0
+    _failed: int = 0
+    _alike: tuple[str, int] = ("", 0)
+
+    def stop(self, why: str, remedy: str) -> None:
+        if self.why is None:
+            self.why, self.remedy = why, remedy
+
+    def stop_for(self, error: OSError) -> None:
+        """The run's own books cannot be kept."""
+        problem, remedy, _ = explain_os_error(error)
+        self.stop(problem, remedy)
+
+    def judge(self, receipt: Receipt, record: SlideRecord, lines: Sequence[Line]) -> None:
+        """Learn of one more slide."""
+        if receipt.status != FAILED:
+            self._lost, self._alike = 0, ("", 0)
+            return
+        self._failed += 1
+        if receipt.cause == FULL:
+            self.stop(receipt.problem, receipt.remedy)
+        self._lost = self._lost + 1 if receipt.cause in (IO, MISSING) else 0
+        if self._lost >= IN_A_ROW and not _others_are_there(record, lines[0]):
+            problem = f"the slides cannot be reached: {self._lost} in a row, the last {receipt.problem}"
+            self.stop(problem, f"see that the disk of {_place(record)} is mounted and answers, then run again")
+        self._count_alike(receipt)
+        if self.max_failures is not None and self._failed > self.max_failures:
+            self.stop(
+                f"{self._failed} slides failed, more than max_failures allows", "mend their cause, then run again"
+            )
+
+    def _count_alike(self, receipt: Receipt) -> None:
+        reason = _reason(receipt)
+        self._alike = (reason, self._alike[1] + 1) if reason == self._alike[0] else (reason, 1)
+        if self._alike[1] == ALIKE:
+            self.warning = f"{ALIKE} slides in a row failed for one reason: {receipt.problem}"
+
+
+def _reason(receipt: Receipt) -> str:
+    """What failed, without the numbers and names that differ between slides."""
+    return receipt.cause or receipt.problem.partition(":")[0].partition("(")[0]
+
+
+def _place(record: SlideRecord) -> str:
+    return str(record.path) if is_url(record.path) else str(Path(record.path).parent)
+
+
+def _others_are_there(record: SlideRecord, line: Line) -> bool:
+    """Whether slides that were not tried yet can be found: then those that cannot are gone, and the disk is not."""
+    later = [line.records[unit.slide_id] for unit in list(line.waiting)[:1000]]
+    for other in random.Random(record.slide_id).sample(later, min(_PROBES, len(later))):
+        if is_url(other.path) or not os.path.exists(other.path):
+            return False
+    return bool(later)

@@ -1,0 +1,179 @@
+"""Who is at work on a run folder: every command that works there is a session, with a sign of life others can see.
+
+A session's file is replaced every few seconds, by whatever file system the folder is on; its time of change is the sign
+of life. Ages are differences between times that this one file system gave, so the clocks of hosts do not matter. A
+session of the same machine is dead as soon as its process is.
+"""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from wsi.errors import SpecError
+from wsi.machine import is_alive, machine_id, process_start
+from wsi.publish import fingerprint, write_json
+
+from .config import RunSpec
+from .executors import ExecSpec
+from .folder import RunFolder, command_line, now
+
+BEATS = 8  # in the time of a lease: some may come late or be lost
+_LONGEST_BEAT_S = 10.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a session works for; sessions of the same `all` share their results.
+
+    all   fingerprint of every setting but how the work is spread
+    tile  of those that decide what is in tiles/
+    """
+
+    all: str
+    tile: str
+
+    @classmethod
+    def of(cls, spec: RunSpec) -> Self:
+        plain = replace(spec, jobs=ExecSpec())
+        return cls(fingerprint(plain), fingerprint(spec.tile, spec.patches, spec.coords))
+
+
+class Session:
+    """This process at work on `folder`. As a context manager it says so at its start and at its end."""
+
+    def __init__(self, folder: RunFolder, spec: RunSpec, stages: tuple[str, ...] = ()):
+        self.root, self.lease_s, self.asked = folder.root / "sessions", spec.jobs.lease_s, Asked.of(spec)
+        begun = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+        self.id = f"{begun[:-3].replace('.', '')}-{machine_id()}-{os.getpid()}"
+        self.facts: dict[str, Any] = {
+            "session": self.id,
+            "host": socket.gethostname(),
+            "machine": machine_id(),
+            "pid": os.getpid(),
+            "start": process_start(os.getpid()),
+            "command": command_line(),
+            "started": now(),
+            "ended": None,
+            "exit": None,
+            "lease_s": self.lease_s,
+            "executor": spec.jobs.executor,
+            "dashboard": None,
+            "halted": None,
+            "asked": self.asked.all,
+            "tile": self.asked.tile if "tile" in stages else None,
+            "stages": {},
+            "running": [],
+        }
+        self._over, self._turn = threading.Event(), threading.Lock()
+        self._beat_at, self._beat_mtime = 0.0, 0.0
+        self._seen: dict[str, tuple[float, dict[str, Any]]] = {}  # session → (time of change, what it says)
+
+    @property
+    def path(self) -> Path:
+        return self.root / f"{self.id}.json"
+
+    def __enter__(self) -> Self:
+        self.beat()
+        self._refuse_conflict()
+        self._thread = threading.Thread(target=self._live, name="session", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+        self.tell(ended=now(), running=[])
+        self._try_beat()
+
+    def tell(self, **facts: Any) -> None:
+        """What the next sign of life says."""
+        with self._turn:
+            self.facts = {**self.facts, **facts}
+
+    def beat(self) -> None:
+        """A sign of life. Raises OSError where nothing can be written."""
+        with self._turn:
+            facts = self.facts
+        write_json(self.path, facts)
+        self._note()
+
+    def ids(self) -> list[str]:
+        """Of all other sessions that the folder has seen, oldest first."""
+        names = sorted(name for name in os.listdir(self.root) if name.endswith(".json") and name[0] != ".")
+        return [name.removesuffix(".json") for name in names if name != self.path.name]
+
+    def lives(self, session: str) -> bool:
+        """Whether the session is at work: it has not ended, its process is there as far as that can be seen, and its
+        last sign of life is not older than its lease."""
+        if session == self.id:
+            return True
+        facts = self.read(session)
+        if facts is None or facts.get("ended"):
+            return False
+        if facts.get("machine") == machine_id() and not is_alive(int(facts["pid"]), str(facts.get("start", ""))):
+            return False
+        return self._now() - self._seen[session][0] <= float(facts.get("lease_s", self.lease_s))
+
+    def _now(self) -> float:
+        """Time by the clock of the file system."""
+        return self._beat_mtime + (time.monotonic() - self._beat_at)
+
+    def read(self, session: str) -> dict[str, Any] | None:
+        """What a session says of itself; None where its file is gone or damaged."""
+        path = self.root / f"{session}.json"
+        try:
+            with path.open(encoding="utf-8") as file:  # opened, as a network disk then asks its server how it is
+                changed = os.fstat(file.fileno()).st_mtime
+                known = self._seen.get(session)
+                if known is not None and known[0] == changed:
+                    return known[1]
+                facts = json.load(file)
+        except (OSError, ValueError):
+            return None
+        if not isinstance(facts, dict) or "pid" not in facts:
+            return None
+        self._seen[session] = changed, facts
+        return facts
+
+    def _live(self) -> None:
+        pause = min(_LONGEST_BEAT_S, self.lease_s / BEATS)
+        while not self._over.wait(pause):
+            self._try_beat()
+
+    def _try_beat(self) -> None:
+        try:
+            self.beat()
+        except OSError as error:
+            try:
+                os.utime(self.path)  # on a full disk there is no room for a new file, but for a new time there is
+                self._note()
+            except OSError:
+                _log.warning("no sign of life could be given in %s: %s", self.root, error)
+
+    def _note(self) -> None:
+        self._beat_at = time.monotonic()
+        self._beat_mtime = self.path.stat().st_mtime
+
+    def _refuse_conflict(self) -> None:
+        """Two sessions that cut the same slides in two ways would each undo what the other did."""
+        for session in self.ids() if self.facts["tile"] else ():
+            facts = self.read(session)
+            if facts is not None and facts.get("tile") not in (None, self.asked.tile) and self.lives(session):
+                self.path.unlink(missing_ok=True)
+                who = f"process {facts['pid']} on {facts['host']} is at work there since {facts['started']}"
+                raise SpecError(
+                    self.root.parent,
+                    f"{who}, and tiles the slides in another way ({facts['command']})",
+                    "wait for it, give the same settings to share its work, or give another --out",
+                )
