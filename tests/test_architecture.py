@@ -70,7 +70,7 @@ def test_whatever_a_slide_throws_is_caught_in_one_place_only():
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or (isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")))
     ]
-    assert broad == ["jobs/run.py"]
+    assert broad == ["jobs/attempt.py"]
 
 
 def loaded_after(code: str, tmp_path: Path) -> set[str]:

@@ -127,10 +127,11 @@ def test_a_run_killed_while_it_writes_goes_on_to_the_same_bytes(cohort, run, exp
 
 
 @pytest.mark.skipif(os.name != "posix", reason="limits of file sizes")
-def test_a_full_disk_fails_the_slides_says_so_and_leaves_nothing_half(cohort, run):
+def test_a_full_disk_ends_the_run_says_so_and_leaves_nothing_half(cohort, run):
     full = start(cohort, run, "full")
     lines = (full.communicate()[0]).splitlines()
-    assert [line.split()[0] for line in lines] == ["failed"] * 3
+    assert {line.split()[0] for line in lines} == {"failed"}  # what was not tried is not called failed
+    assert 1 <= len(lines) <= 2
     assert all("nothing more can be written: File too large" in line for line in lines)
     assert not [path for path in (run / "embeddings").rglob("*") if path.is_file()]
 
