@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 _WIDE = 110  # columns from which there is room for bars
 _MOST = 12  # sessions, and kinds of failures, that are listed
+_NEWEST = 5  # failed slides that are shown in full
 _DIED = 3  # dead sessions that are listed
+_SLOW, _LONG_S = 3, 30  # a unit that takes so many times the median, and so long, is shown as slow
 _DULL, _LOUD = "dim", "bold red"
 
 
@@ -99,11 +101,13 @@ def _shown(found: "Status", width: int) -> "Group":
         yield ""
         if found.stages:
             yield _stages(found, width)
+            yield ""
         if found.limits:
             yield _fact("limits", f"{found.limits[0]}: {found.limits[1]}")
         yield from _sessions(found)
         yield from _slow(found)
         yield from _failures(found)
+        yield from _missing(found)
         for words in found.notes:
             yield Text(f"note: {words}", style="yellow")
         yield ""
@@ -152,7 +156,7 @@ def _stages(found: "Status", width: int) -> "Table":
         left = "" if not live else "?" if stage.remaining_s is None else span(stage.remaining_s) if stage.left else "–"
         table.add_row(
             Text(stage.stage, style="bold"),
-            *([ProgressBar(max(1, stage.total), stage.settled, width=20)] if wide else []),
+            *([ProgressBar(max(1, stage.total), stage.settled, width=20, complete_style="cyan")] if wide else []),
             count(stage.total),
             count(stage.done, "green"),
             count(stage.empty),
@@ -223,7 +227,11 @@ def _slow(found: "Status") -> "Iterator[RenderableType]":
             words += f", {ratio:.1f} × the median"
         if one.of:
             words += f", {one.tiles:,} of {one.of:,} tiles"
-        yield _fact("" if place else "longest", f"{words}, on {one.host}", "yellow" if ratio >= 3 else "")
+        yield _fact(
+            "" if place else "longest",
+            f"{words}, on {one.host}",
+            "yellow" if ratio >= _SLOW and one.seconds >= _LONG_S else "",
+        )
 
 
 def _failures(found: "Status") -> "Iterator[RenderableType]":
@@ -239,13 +247,25 @@ def _failures(found: "Status") -> "Iterator[RenderableType]":
         yield Padding(Text(f"{number:>5,} × {kind}"), (0, 0, 0, 2))
     if len(found.causes) > _MOST:
         yield Padding(Text(f"and {len(found.causes) - _MOST} kinds more"), (0, 0, 0, 10))
-    more = sum(found.causes.values()) - len(found.failures)
-    yield Text("the newest:" if more > 0 else "", style=_DULL) if more > 0 else ""
-    for failure in found.failures:
+    more = sum(found.causes.values()) - _NEWEST
+    if more > 0:
+        yield Text("the newest:", style=_DULL)
+    told = set()
+    for failure in found.failures[:_NEWEST]:
         words = Text.assemble((failure.slide_id, "bold"), f" ({failure.stage}): {failure.problem}")
         yield Padding(words, (0, 0, 0, 2))
-        if failure.remedy:
+        if failure.remedy and failure.kind not in told:  # once for all that failed in the same way
             yield Padding(Text(f"→ {failure.remedy}", style=_DULL), (0, 0, 0, 4))
+        told.add(failure.kind)
+    if more > 0:
+        yield Text(f"all of them: {Path(found.folder) / 'receipts'}", style=_DULL)
+
+
+def _missing(found: "Status") -> "Iterator[RenderableType]":
+    if found.missing:
+        more = found.slides["missing"] - _MOST
+        words = ", ".join(found.missing[:_MOST]) + (f" and {more:,} more" if more > 0 else "")
+        yield _fact("missing", words, "yellow")
 
 
 def span(seconds: float) -> str:

@@ -17,6 +17,7 @@ from uuid import uuid4
 from wsi.machine import is_alive, machine_id
 
 from .receipts import DONE, SKIPPED
+from .slide_list import read_list
 
 AT_WORK, ENDED, LOST = "at work", "ended", "lost"
 RECENT_S = 600.0  # what is meant by the rate of work now
@@ -111,6 +112,7 @@ class Follower:
     notes: list[str] = field(default_factory=list)
     now: float = 0.0
     _files: dict[str, _File] = field(default_factory=lambda: defaultdict(_File))
+    _lists: dict[str, frozenset[str] | None] = field(default_factory=dict)
     _told: dict[str, tuple[float, dict[str, Any]]] = field(default_factory=dict)
 
     def look(self) -> None:
@@ -125,6 +127,12 @@ class Follower:
     def is_run(self) -> bool:
         """Whether anything of a run is there."""
         return bool(self.sessions or self.latest or (self.root / "run.json").is_file())
+
+    def slides(self, name: str) -> frozenset[str] | None:
+        """Ids of a list of slides that a session named, None where it is not there."""
+        if name and self._lists.get(name) is None:
+            self._lists[name] = read_list(self.root, name)
+        return self._lists.get(name)
 
     def _read_receipts(self, path: Path) -> None:
         stage, _, session = path.name.removesuffix(".jsonl").partition(".")

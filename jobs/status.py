@@ -9,11 +9,12 @@ from typing import Any
 
 from wsi.publish import write_json
 
-from .follow import AT_WORK, Follower, Line, Seen, number, text
+from .follow import Follower, Line, Seen, number, text
 from .receipts import FAILED
-from .status_figures import StageFigures, figures, group_of, latest_of, limiting, slowest
+from .status_figures import Group, StageFigures, figures, limiting, slowest
 
 SCHEMA = "status/1"
+NAMED = 1000  # slides without a result that are named
 NEWEST = 10  # failed slides that are listed; the receipts have all
 _SHORT, _LONG = 40, 70  # characters
 _CAUSES = {
@@ -84,6 +85,7 @@ class Status:
     slides    total, done (or empty, which is a result), failed, missing
     limits    the stage that limits, and why; eta_s: seconds until all is done, None where that is not known
               of every stage
+    missing   ids of slides without a result, where nobody is at work any more: at most the first 1,000
     verdict   one line that says whether anything is missing
     """
 
@@ -98,6 +100,7 @@ class Status:
     slow: list[Slow] = field(default_factory=list)
     causes: dict[str, int] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     written: str = ""
     schema: str = SCHEMA
@@ -116,12 +119,16 @@ def read_status(follower: Follower) -> Status:
     folder, written = str(follower.root), datetime.now(UTC).isoformat(timespec="milliseconds")
     if not follower.is_run:
         return Status(folder, "absent", "no run there", notes=follower.notes, written=written)
-    group = group_of(follower.sessions)
+    group = Group.of(follower)
     stages = figures(follower, group)
-    live = any(session.state == AT_WORK for session in group)
-    failures = _failures(follower, group, [stage.stage for stage in stages])
+    names = [stage.stage for stage in stages]
+    failures = _failures(follower, group, names)
     slides = _slides(stages, len({failure.slide_id for failure in failures}))
-    state = "running" if live else "incomplete" if slides["missing"] or not stages else "complete"
+    missing = None if group.live else group.missing(follower, names)
+    if missing is not None:
+        done = slides["total"] - slides["failed"] - len(missing)
+        slides = {**slides, "done": done, "missing": len(missing)}
+    state = "running" if group.live else "incomplete" if slides["missing"] or not stages else "complete"
     times = [stage.remaining_s for stage in stages]
     return Status(
         folder=folder,
@@ -129,13 +136,14 @@ def read_status(follower: Follower) -> Status:
         verdict=_verdict(state, slides),
         slides=slides,
         stages=stages,
-        limits=limiting(stages, group) if live else None,
-        eta_s=max(time for time in times if time is not None) if live and times and None not in times else None,
+        limits=limiting(stages, group) if group.live else None,
+        eta_s=max(time for time in times if time is not None) if group.live and times and None not in times else None,
         sessions=[_session(seen) for seen in follower.sessions],
-        slow=[Slow(**unit) for unit in slowest(follower, group)] if live else [],
+        slow=[Slow(**unit) for unit in slowest(follower, group)] if group.live else [],
         causes=dict(Counter(failure.kind for failure in failures).most_common()),
         failures=failures[:NEWEST],
-        notes=follower.notes,
+        missing=(missing or [])[:NAMED],
+        notes=follower.notes + _doubts(follower),
         written=written,
     )
 
@@ -158,8 +166,8 @@ def as_plain(status: Status) -> dict[str, Any]:
 def _slides(stages: list[StageFigures], failed: int) -> dict[str, int]:
     """Slides of the whole run. A slide that failed at a stage does not come to the next, so none is counted twice."""
     total = max((stage.total for stage in stages), default=0)
-    missing = max((stage.left for stage in stages), default=0)
-    failed = max([failed, *(stage.failed for stage in stages)])
+    failed = min(total, max(failed, sum(stage.failed for stage in stages)))
+    missing = min(max((stage.left for stage in stages), default=0), total - failed)
     return {"total": total, "done": max(0, total - missing - failed), "failed": failed, "missing": missing}
 
 
@@ -176,11 +184,18 @@ def _verdict(state: str, slides: dict[str, int]) -> str:
     return f"not complete: {words}, {slides['missing']:,} missing; the same command goes on from here"
 
 
-def _failures(follower: Follower, group: list[Seen], stages: list[str]) -> list[Failure]:
+def _doubts(follower: Follower) -> list[str]:
+    """What cannot be told of this run."""
+    if follower.sessions:
+        return []
+    return ["no command that worked here said so: of slides that were never begun nothing is known"]
+
+
+def _failures(follower: Follower, group: Group, stages: list[str]) -> list[Failure]:
     """Slides whose last receipt at a stage says that they failed, newest first."""
     failed = []
     for stage in stages:
-        for line in latest_of(follower, group, stage).values():
+        for line in group.latest(follower, stage).values():
             if line.status == FAILED:
                 what = _kind(line), line.problem, line.remedy
                 failed.append((line.ended, Failure(line.slide_id, stage, *what, _utc(line.ended), line.worker)))

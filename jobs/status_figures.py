@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from .follow import AT_WORK, RECENT_S, Follower, Line, Seen, number, text
-from .receipts import DONE, EMPTY, FAILED, SKIPPED
+from .receipts import DONE, EMPTY, FAILED, SKIPPED, STATUSES
 
 ORDER = ("tile", "embed", "encode", "zero_shot", "predict", "heatmap")
 SLOWEST = 5  # units at work that are listed
@@ -49,28 +49,59 @@ class StageFigures:
         return max(0, self.total - self.settled)
 
 
-def group_of(sessions: Sequence[Seen]) -> list[Seen]:
-    """The sessions that the newest one belongs to, oldest first: those that asked for the same, and all at work."""
-    if not sessions:
-        return []
-    asked = sessions[-1].facts.get("asked")
-    return [one for one in sessions if one.facts.get("asked") == asked or one.state == AT_WORK]
+@dataclass(frozen=True)
+class Group:
+    """The sessions that the newest one belongs to, oldest first: those that asked for the same, and all at work.
+
+    live    those at work
+    slides  ids that the newest of them work for, None where that is not known; lists: how many lists these are of
+    """
+
+    sessions: tuple[Seen, ...]
+    live: tuple[Seen, ...]
+    slides: frozenset[str] | None = None
+    lists: int = 0
+
+    @classmethod
+    def of(cls, follower: Follower) -> "Group":
+        seen = follower.sessions
+        if not seen:
+            return cls((), ())
+        newest = seen[-1]
+        asked = newest.facts.get("asked")
+        group = tuple(one for one in seen if one.facts.get("asked") == asked or one.state == AT_WORK)
+        live = tuple(one for one in group if one.state == AT_WORK)
+        # of an array of jobs, each with slides of its own, all but the last may have ended
+        last = live or tuple(one for one in group if one is newest or one.changed >= newest.begun > 0)
+        names = {text(one.facts, "list") for one in last}
+        lists = [follower.slides(name) for name in names]
+        known = [ids for ids in lists if ids is not None]
+        complete = len(known) == len(lists)
+        return cls(group, live, frozenset().union(*known) if complete else None, len(lists))
+
+    def latest(self, follower: Follower, stage: str) -> dict[str, Line]:
+        """slide_id → its last receipt at a stage from these sessions; from all where a run knows no sessions."""
+        wanted = {session.id for session in self.sessions}
+        found: dict[str, Line] = {}
+        for (session, name), lines in follower.latest.items():
+            if name != stage or (self.sessions and session not in wanted):
+                continue
+            for slide_id, line in lines.items():
+                if slide_id not in found or found[slide_id].ended <= line.ended:
+                    found[slide_id] = line
+        return found if self.slides is None else {key: line for key, line in found.items() if key in self.slides}
+
+    def missing(self, follower: Follower, stages: Sequence[str]) -> list[str] | None:
+        """Ids of slides that neither came through the last stage nor failed at one; None where no list is known."""
+        if self.slides is None or not stages:
+            return None
+        lines = {stage: self.latest(follower, stage) for stage in stages}
+        have = set(lines[stages[-1]])
+        have |= {key for found in lines.values() for key, line in found.items() if line.status == FAILED}
+        return sorted(self.slides - have)
 
 
-def latest_of(follower: Follower, group: Sequence[Seen], stage: str) -> dict[str, Line]:
-    """slide_id → its last receipt at a stage from these sessions; from all where a run knows no sessions."""
-    wanted = {session.id for session in group}
-    found: dict[str, Line] = {}
-    for (session, name), lines in follower.latest.items():
-        if name != stage or (group and session not in wanted):
-            continue
-        for slide_id, line in lines.items():
-            if slide_id not in found or found[slide_id].ended <= line.ended:
-                found[slide_id] = line
-    return found
-
-
-def figures(follower: Follower, group: Sequence[Seen]) -> list[StageFigures]:
+def figures(follower: Follower, group: Group) -> list[StageFigures]:
     """One for each stage, in the order of work."""
     found: list[StageFigures] = []
     for stage in _stages(follower, group):
@@ -78,28 +109,23 @@ def figures(follower: Follower, group: Sequence[Seen]) -> list[StageFigures]:
     return found
 
 
-def _stages(follower: Follower, group: Sequence[Seen]) -> list[str]:
-    names: set[str] = {name for name in (name for _, name in follower.latest)} if not group else set()
-    for session in group:
+def _stages(follower: Follower, group: Group) -> list[str]:
+    names = set() if group.sessions else {name for _, name in follower.latest}
+    for session in group.sessions:
         stages = session.facts.get("stages")
         names |= stages.keys() if isinstance(stages, dict) else set()
     return sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
 
 
-def _figures(follower: Follower, group: Sequence[Seen], stage: str, lost: int) -> StageFigures:
+def _figures(follower: Follower, group: Group, stage: str, lost: int) -> StageFigures:
     """lost: slides that failed at a stage before, and do not come to this one."""
-    lines = latest_of(follower, group, stage)
-    live = [session for session in group if session.state == AT_WORK]
-    total, counts = _counts(lines, group, live, stage)
+    lines = group.latest(follower, stage)
+    total, counts = _counts(lines, group, stage)
     settled = counts.total()
     total = max(settled, total - lost)
-    at_work = {text(unit, "slide_id") for _, unit in units(live) if unit.get("stage") == stage}
+    at_work = {text(unit, "slide_id") for _, unit in units(group.live) if unit.get("stage") == stage}
     running = min(len(at_work), total - settled)
-    if live:
-        tiles_per_s, slides_per_s = _recent(follower, live, stage)
-    else:
-        tiles_per_s, slides_per_s = _average(group, lines, stage)
-    rates = (tiles_per_s, slides_per_s)
+    rates = _recent(follower, group, stage) if group.live else _average(group, lines, stage)
     return StageFigures(
         stage=stage,
         total=total,
@@ -108,34 +134,33 @@ def _figures(follower: Follower, group: Sequence[Seen], stage: str, lost: int) -
         failed=counts[FAILED],
         running=running,
         queued=total - settled - running,
-        tiles=int(sum(number(session.stage(stage), "tiles") for session in group)),
-        tiles_per_s=tiles_per_s,
-        slides_per_s=slides_per_s,
-        remaining_s=_remaining(follower, lines, live, (stage, total - settled), rates) if live else None,
-        busy=_busy(live or group, stage),
-        room=int(sum(number(session.stage(stage), "room") for session in live)),
+        tiles=int(sum(number(session.stage(stage), "tiles") for session in group.sessions)),
+        tiles_per_s=rates[0],
+        slides_per_s=rates[1],
+        remaining_s=_remaining(follower, lines, group, (stage, total - settled), rates) if group.live else None,
+        busy=_busy(group.live or group.sessions, stage),
+        room=int(sum(number(session.stage(stage), "room") for session in group.live)),
     )
 
 
-def _counts(
-    lines: dict[str, Line], group: Sequence[Seen], live: Sequence[Seen], stage: str
-) -> tuple[int, Counter[str]]:
+def _counts(lines: dict[str, Line], group: Group, stage: str) -> tuple[int, Counter[str]]:
     """(slides in all, slides by what became of them).
 
-    Of the sessions at work, the one that knows of most results is right. Where none is, receipts may know more than
-    what the last one said before it died.
+    Of the sessions at work, the one that knows of most results is right. Where none is, or where they have different
+    slides, receipts know more.
     """
     written = Counter(line.status for line in lines.values())
-    live = [session for session in live if session.stage(stage)]
-    asked = [session.stage(stage) for session in live or group if session.stage(stage)]
+    live = [session for session in group.live if session.stage(stage)]
+    asked = [session.stage(stage) for session in live or group.sessions if session.stage(stage)]
+    if group.slides is not None and (not live or group.lists > 1):
+        return len(group.slides), written
     if not asked:
         return len(lines), written
-    told = [Counter({status: int(number(one, status)) for status in (DONE, EMPTY, SKIPPED, FAILED)}) for one in asked]
-    best = max(range(len(told)), key=lambda place: told[place].total()) if live else -1
-    total = max(int(number(one, "total")) for one in asked) if live else int(number(asked[-1], "total"))
-    if live or written.total() < told[best].total():
-        return total, told[best]
-    return max(total, written.total()), written
+    told = [Counter({status: int(number(one, status)) for status in STATUSES}) for one in asked]
+    if live:
+        return max(int(number(one, "total")) for one in asked), max(told, key=Counter.total)
+    total = int(number(asked[-1], "total"))
+    return (max(total, written.total()), written) if written.total() >= told[-1].total() else (total, told[-1])
 
 
 def units(sessions: Iterable[Seen]) -> list[tuple[Seen, dict[str, Any]]]:
@@ -147,10 +172,10 @@ def units(sessions: Iterable[Seen]) -> list[tuple[Seen, dict[str, Any]]]:
     return found
 
 
-def _recent(follower: Follower, live: Sequence[Seen], stage: str) -> tuple[float, float]:
+def _recent(follower: Follower, group: Group, stage: str) -> tuple[float, float]:
     """(tiles, slides) per second in the last minutes: the work of a unit is spread over the time that it took."""
     tiles = slides = 0.0
-    for session in live:
+    for session in group.live:
         window = min(RECENT_S, max(1.0, number(session.stage(stage), "active_s")))
         for unit in follower.work:
             if unit.session != session.id or unit.stage != stage:
@@ -167,9 +192,9 @@ def _recent(follower: Follower, live: Sequence[Seen], stage: str) -> tuple[float
     return tiles, slides
 
 
-def _average(group: Sequence[Seen], lines: dict[str, Line], stage: str) -> tuple[float | None, float | None]:
+def _average(group: Group, lines: dict[str, Line], stage: str) -> tuple[float | None, float | None]:
     """(tiles, slides) per second over the last session's time at the stage."""
-    last = group[-1].stage(stage) if group else {}
+    last = group.sessions[-1].stage(stage) if group.sessions else {}
     active = number(last, "active_s")
     if not active:
         return None, None
@@ -180,7 +205,7 @@ def _average(group: Sequence[Seen], lines: dict[str, Line], stage: str) -> tuple
 def _remaining(
     follower: Follower,
     lines: dict[str, Line],
-    live: Sequence[Seen],
+    group: Group,
     to_do: tuple[str, int],
     rates: tuple[float | None, float | None],
 ) -> float | None:
@@ -192,7 +217,7 @@ def _remaining(
     known = [line.tiles for line in lines.values() if line.status != FAILED]
     mean = sum(known) / len(known) if known else 0.0
     if tiles_per_s and mean:
-        begun = sum(number(unit, "tiles") for _, unit in units(live) if unit.get("stage") == stage)
+        begun = sum(number(unit, "tiles") for _, unit in units(group.live) if unit.get("stage") == stage)
         parts = (parts for (name, slide), parts in follower.split.items() if name == stage and slide not in lines)
         begun += sum(sum(tiles.values()) for tiles in parts)
         return max(0.0, left * mean - begun) / tiles_per_s
@@ -205,7 +230,7 @@ def _busy(sessions: Sequence[Seen], stage: str) -> float | None:
     return min(1.0, sum(number(one, "busy_s") for one in stages) / possible) if possible else None
 
 
-def limiting(stages: Sequence[StageFigures], group: Sequence[Seen]) -> tuple[str, str] | None:
+def limiting(stages: Sequence[StageFigures], group: Group) -> tuple[str, str] | None:
     """(the stage that limits, why); None where nothing is left to do.
 
     All stages work at the same time, so those behind the slowest have as much time left as it has: of the stages with
@@ -215,10 +240,9 @@ def limiting(stages: Sequence[StageFigures], group: Sequence[Seen]) -> tuple[str
     if not left:
         return None
     first = left[0]
-    live = [session for session in group if session.state == AT_WORK]
     if not any(stage.room for stage in left):
         return first.stage, "waiting for workers"
-    held = sum(number(session.stage(first.stage), "held") for session in live)
+    held = sum(number(session.stage(first.stage), "held") for session in group.live)
     if held and not any(stage.running for stage in left):
         return first.stage, "waiting for other sessions"
     timed = [(stage.remaining_s, stage) for stage in left if stage.remaining_s is not None]
@@ -231,11 +255,11 @@ def limiting(stages: Sequence[StageFigures], group: Sequence[Seen]) -> tuple[str
     return slowest.stage, f"{words}and it has the longest time left".removeprefix("and ")
 
 
-def slowest(follower: Follower, group: Sequence[Seen]) -> list[dict[str, Any]]:
+def slowest(follower: Follower, group: Group) -> list[dict[str, Any]]:
     """The units at work that take longest, against the median of their like: parts, joins, or whole slides."""
     found = []
     medians: dict[tuple[str, bool, bool], float | None] = {}
-    for session, unit in units(session for session in group if session.state == AT_WORK):
+    for session, unit in units(group.live):
         stage, slide_id, part = text(unit, "stage"), text(unit, "slide_id"), unit.get("part")
         like = stage, isinstance(part, int), (stage, slide_id) in follower.split
         if like not in medians:
