@@ -21,7 +21,8 @@ MAY_IMPORT = {
 ONLY_IN = {
     "torch": {"embedding", "mil", "jobs/doctor.py", "wsi/_compat.py"},
     "timm": {"embedding", "jobs/doctor.py"},
-    "dask": {"tiling/patches.py"},
+    "dask": {"tiling/patches.py", "jobs/cluster"},
+    "distributed": {"jobs/cluster"},
     "typer": {"cli"},
     "rich": {"cli"},
     "tifffile": {"wsi"},

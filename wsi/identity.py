@@ -34,9 +34,21 @@ def slide_identity(path: str | Path) -> str:
         if not isinstance(place, Path):
             return _of_remote(source)
         digest = _of_file(source)
-    for name, length in sorted(_companions(place)):
+    base = place.with_suffix("") if place.suffix.lower() == ".mrxs" else place.parent
+    lengths = [(file.relative_to(base).as_posix(), file.stat().st_size) for file in _companions(place)]
+    for name, length in sorted(lengths):
         digest.update(f"{name}\0{length}\n".encode())
     return digest.hexdigest()
+
+
+def slide_files(path: Path) -> list[Path]:
+    """All files that a slide on this machine consists of, the one it is named by first; of a folder, what is in it.
+
+    Raises OSError where they cannot be looked at.
+    """
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    return [path, *_companions(path)]
 
 
 def _of_remote(source: ByteSource) -> str:
@@ -77,22 +89,20 @@ def _of_folder(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _companions(path: Path) -> list[tuple[str, int]]:
-    """(name, bytes) of the other files of the slide."""
+def _companions(path: Path) -> list[Path]:
+    """The other files of the slide."""
     suffix = path.suffix.lower()
     if suffix == ".mrxs":
         folder = path.with_suffix("")
-        files = [file for file in folder.rglob("*") if file.is_file()] if folder.is_dir() else []
-        return [(file.relative_to(folder).as_posix(), file.stat().st_size) for file in files]
+        return [file for file in folder.rglob("*") if file.is_file()] if folder.is_dir() else []
     siblings = [file for file in _files_in(path.parent) if file.name != path.name]
     if suffix in (".vms", ".vmu"):
         text = path.read_text("latin-1")
-        return [(file.name, file.stat().st_size) for file in siblings if file.name in text]
+        return [file for file in siblings if file.name in text]
     if not _is_dicom(path):
         return []
     series = _series(path)
-    same = [file for file in siblings if _is_dicom(file) and _series(file) == series]
-    return [(file.name, file.stat().st_size) for file in same]
+    return [file for file in siblings if _is_dicom(file) and _series(file) == series]
 
 
 def _files_in(folder: Path) -> list[Path]:
