@@ -1,14 +1,16 @@
 """Stages over many slides, in one flow."""
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
 from wsi.publish import draft_of
 
-from .attempt import problem_of
+from .attempt import problem_of, run_there
 from .config import RunSpec
 from .flow import Flow, Watcher
 from .folder import RunFolder
@@ -16,12 +18,14 @@ from .halt import Halt
 from .lines import Line
 from .manifest import SlideRecord
 from .outcome import Outcome, Stage, stage_name
-from .pools import Pool, open_pool
+from .pools import EMBED_SLOTS, Pool, limits_of, open_pool
 from .receipts import Receipt
 from .record import Record
 from .sessions import Session
 
 __all__ = ["Outcome", "Stage", "Watcher", "problem_of", "run_stage", "run_stages", "stage_name"]
+
+_log = logging.getLogger(__name__)
 
 
 def run_stage(
@@ -43,34 +47,47 @@ def run_stages(
     spec: RunSpec,
     folder: RunFolder,
     watchers: Sequence[Watcher],
-    begun: Callable[[Session], None] = lambda session: None,
 ) -> Halt:
     """Bring all slides of the first line through the stages; what became of them is in the lines.
 
-    begun  is told the session when it is at work
-    Raises SpecError where another session is tiling the same slides in another way.
+    Raises SpecError where another session is tiling the same slides in another way, ClusterError where there is no
+    cluster to work on.
     """
     halt = Halt(spec.jobs.max_failures)
     if not any(line.records for line in lines):
         return halt
     with Session(folder, spec, tuple(line.name for line in lines)) as session, _notes(folder.root) as notes:
         with ExitStack() as stack:
-            pools, phased = _pools(spec, folder, notes, stack)
-            begun(session)
-            flow = Flow(lines, pools, Record.of(session, spec, folder), halt, watchers, phased)
-            flow.run()
+            # here the stages take turns: they share processors. On a cluster each has workers of its own
+            if spec.jobs.executor == "dask":
+                pools, phased = _on_cluster(spec, folder, session, stack), False
+            else:
+                pools, phased = partial(_here, spec, folder, notes), True
+            Flow(lines, pools, Record.of(session, spec, folder), halt, watchers, phased).run()
+        session.tell(exit=int(halt.why is not None or any(line.has_failed for line in lines)))
         if any(line.tried for line in lines):
             folder.prepare()  # clears what workers that died had begun to write
     return halt
 
 
-def _pools(spec: RunSpec, folder: RunFolder, notes: Path, stack: ExitStack) -> tuple[Callable[[Line], Pool], bool]:
-    """(what opens the pool of a line, whether the stages take turns): here they share processors."""
+def _here(spec: RunSpec, folder: RunFolder, notes: Path, line: Line) -> Pool:
+    return open_pool(line.stage, len(line.records), spec, folder, notes)
 
-    def open_here(line: Line) -> Pool:
-        return open_pool(line.stage, len(line.records), spec, folder, notes)
 
-    return open_here, True
+def _on_cluster(spec: RunSpec, folder: RunFolder, session: Session, stack: ExitStack) -> Callable[[Line], Pool]:
+    """What opens the pool of a line on the workers of a Dask cluster."""
+    from .cluster.connection import open_cluster
+
+    connection = stack.enter_context(open_cluster(spec.jobs, folder))
+    _log.info("%s", connection.describe())
+    session.tell(dashboard=connection.dashboard)
+
+    def open_there(line: Line) -> Pool:
+        slots = EMBED_SLOTS if line.name == "embed" else 1
+        work = partial(run_there, Path.cwd(), line.stage, spec, RunFolder(folder.root.resolve()))
+        return connection.pool(line.name, work, limits_of(line.name, spec), slots)
+
+    return open_there
 
 
 @contextmanager
