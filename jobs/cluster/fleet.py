@@ -72,7 +72,11 @@ class Fleet:
         options = {"port": spec.port, "protocol": protocol, "security": self.security, **place,
                    "dashboard": spec.dashboard is not None, "dashboard_address": spec.dashboard}  # fmt: skip
         self.cluster = SpecCluster(
-            workers={}, scheduler={"cls": Scheduler, "options": options}, security=self.security, name="wsi"
+            workers={},
+            scheduler={"cls": Scheduler, "options": options},
+            security=self.security,
+            name="wsi",
+            silence_logs=logging.WARNING,
         )
 
     def scale(self, wanted: Mapping[str, int], workers: Mapping[str, Mapping[str, Any]]) -> None:
