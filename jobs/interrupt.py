@@ -15,6 +15,13 @@ class Terminated(KeyboardInterrupt):
     """Somebody asked this process to end."""
 
 
+def exit_code(error: BaseException) -> int:
+    """Of a command that this ended, as shells expect it."""
+    if isinstance(error, Terminated):
+        return 143
+    return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
 def _ask(number: int, frame: FrameType | None) -> None:
     global _asked, _times
     _times += 1

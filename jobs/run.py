@@ -58,16 +58,27 @@ def run_stages(
         return halt
     with Session(folder, spec, tuple(line.name for line in lines)) as session, _notes(folder.root) as notes:
         with ExitStack() as stack:
-            # here the stages take turns: they share processors. On a cluster each has workers of its own
             if spec.jobs.executor == "dask":
-                pools, phased = _on_cluster(spec, folder, session, stack), False
+                pools = _on_cluster(spec, folder, session, stack)
             else:
-                pools, phased = partial(_here, spec, folder, notes), True
-            Flow(lines, pools, Record.of(session, spec, folder), halt, watchers, phased).run()
+                pools = partial(_here, spec, folder, notes)
+            Flow(lines, pools, Record.of(session, spec, folder), halt, watchers, _take_turns(lines, spec)).run()
         session.tell(exit=int(halt.why is not None or any(line.has_failed for line in lines)))
         if any(line.tried for line in lines):
             folder.prepare()  # clears what workers that died had begun to write
     return halt
+
+
+def _take_turns(lines: Sequence[Line], spec: RunSpec) -> bool:
+    """Whether a stage waits until the ones before have nothing left to begin, as they would share processors.
+
+    On a cluster each has workers of its own, and a GPU should not wait until the last slide is tiled.
+    """
+    if spec.jobs.executor != "processes" or len(lines) == 1 or "embed" not in {line.name for line in lines}:
+        return spec.jobs.executor != "dask"
+    from embedding.devices import find_devices
+
+    return "cpu" in find_devices(spec.embed.device)
 
 
 def _here(spec: RunSpec, folder: RunFolder, notes: Path, line: Line) -> Pool:

@@ -24,6 +24,7 @@ from wsi.publish import fingerprint, write_json
 from .config import RunSpec
 from .executors import ExecSpec
 from .folder import RunFolder, command_line, now
+from .interrupt import exit_code
 
 BEATS = 8  # in the time of a lease: some may come late or be lost
 _LONGEST_BEAT_S = 10.0
@@ -93,6 +94,8 @@ class Session:
     ) -> None:
         self._over.set()
         self._thread.join()
+        if value is not None:
+            self.tell(exit=exit_code(value))
         self.tell(ended=now(), running=[])
         self._try_beat()
 
