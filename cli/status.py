@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _WIDE = 110  # columns from which there is room for bars
 _MOST = 12  # sessions, and kinds of failures, that are listed
 _NEWEST = 5  # failed slides that are shown in full
+_LENGTH = 240  # characters of a problem
 _DIED = 3  # dead sessions that are listed
 _SLOW, _LONG_S = 3, 30  # a unit that takes so many times the median, and so long, is shown as slow
 _DULL, _LOUD = "dim", "bold red"
@@ -126,7 +127,8 @@ def _head(found: "Status") -> "RenderableType":
     words = [{"running": "at work", "complete": "ended", "incomplete": "nobody is at work"}[found.state]]
     if live:
         words[0] = "1 command at work" if len(live) == 1 else f"{len(live)} commands at work"
-        words.append(f"{sum(one.room for one in live)} units at a time")
+        room = sum(one.room for one in live)
+        words.append(f"{room} units at a time" if room else "starting")
         known = [stage.remaining_s for stage in found.stages if stage.remaining_s]
         if found.eta_s is not None:
             words.append(f"about {span(found.eta_s)} left")
@@ -153,6 +155,7 @@ def _stages(found: "Status", width: int) -> "Table":
         return Text(f"{number:,}", style=style if number else _DULL)
 
     for stage in found.stages:
+        is_going = stage.left > 0 or not live
         left = "" if not live else "?" if stage.remaining_s is None else span(stage.remaining_s) if stage.left else "–"
         table.add_row(
             Text(stage.stage, style="bold"),
@@ -163,7 +166,7 @@ def _stages(found: "Status", width: int) -> "Table":
             count(stage.failed, _LOUD),
             count(stage.running, "cyan"),
             count(stage.queued),
-            f"{stage.tiles_per_s:,.0f}" if stage.tiles_per_s else Text("–", style=_DULL),
+            f"{stage.tiles_per_s:,.0f}" if stage.tiles_per_s and is_going else Text("–", style=_DULL),
             Text("–", style=_DULL) if stage.busy is None else f"{stage.busy:.0%}",
             left,
         )
@@ -227,11 +230,8 @@ def _slow(found: "Status") -> "Iterator[RenderableType]":
             words += f", {ratio:.1f} × the median"
         if one.of:
             words += f", {one.tiles:,} of {one.of:,} tiles"
-        yield _fact(
-            "" if place else "longest",
-            f"{words}, on {one.host}",
-            "yellow" if ratio >= _SLOW and one.seconds >= _LONG_S else "",
-        )
+        is_slow = ratio >= _SLOW and one.seconds >= _LONG_S
+        yield _fact("" if place else "longest", f"{words}, on {one.host}", "yellow" if is_slow else "")
 
 
 def _failures(found: "Status") -> "Iterator[RenderableType]":
@@ -252,13 +252,17 @@ def _failures(found: "Status") -> "Iterator[RenderableType]":
         yield Text("the newest:", style=_DULL)
     told = set()
     for failure in found.failures[:_NEWEST]:
-        words = Text.assemble((failure.slide_id, "bold"), f" ({failure.stage}): {failure.problem}")
+        words = Text.assemble((failure.slide_id, "bold"), f" ({failure.stage}): {_cut(failure.problem)}")
         yield Padding(words, (0, 0, 0, 2))
         if failure.remedy and failure.kind not in told:  # once for all that failed in the same way
             yield Padding(Text(f"→ {failure.remedy}", style=_DULL), (0, 0, 0, 4))
         told.add(failure.kind)
     if more > 0:
         yield Text(f"all of them: {Path(found.folder) / 'receipts'}", style=_DULL)
+
+
+def _cut(words: str) -> str:
+    return words if len(words) <= _LENGTH else f"{words[:_LENGTH].rstrip()} …"
 
 
 def _missing(found: "Status") -> "Iterator[RenderableType]":

@@ -122,7 +122,7 @@ def read_status(follower: Follower) -> Status:
     group = Group.of(follower)
     stages = figures(follower, group)
     names = [stage.stage for stage in stages]
-    failures = _failures(follower, group, names)
+    failures = _failures(follower, group, stages)
     slides = _slides(stages, len({failure.slide_id for failure in failures}))
     missing = None if group.live else group.missing(follower, names)
     if missing is not None:
@@ -191,14 +191,16 @@ def _doubts(follower: Follower) -> list[str]:
     return ["no command that worked here said so: of slides that were never begun nothing is known"]
 
 
-def _failures(follower: Follower, group: Group, stages: list[str]) -> list[Failure]:
+def _failures(follower: Follower, group: Group, stages: list[StageFigures]) -> list[Failure]:
     """Slides whose last receipt at a stage says that they failed, newest first."""
     failed = []
     for stage in stages:
-        for line in group.latest(follower, stage).values():
-            if line.status == FAILED:
-                what = _kind(line), line.problem, line.remedy
-                failed.append((line.ended, Failure(line.slide_id, stage, *what, _utc(line.ended), line.worker)))
+        lines = [line for line in group.latest(follower, stage.stage).values() if line.status == FAILED]
+        lines.sort(key=lambda line: line.ended, reverse=True)
+        # where it is not known which slides were asked for, older ones may be of slides that no longer are
+        for line in lines if group.slides is not None else lines[: stage.failed]:
+            what = line.slide_id, stage.stage, _kind(line), line.problem, line.remedy
+            failed.append((line.ended, Failure(*what, _utc(line.ended), line.worker)))
     return [failure for _, failure in sorted(failed, key=lambda one: one[0], reverse=True)]
 
 
@@ -208,8 +210,8 @@ def _kind(line: Line) -> str:
         return _CAUSES[line.cause]
     head, colon, _ = line.problem.partition(": ")
     words = head if colon and len(head) <= _SHORT else line.problem
-    words = re.sub(r"\S*[/\\]\S+", "…", words)  # paths
-    words = re.sub(r"\d[\d.,]*", "n", words)
+    words = re.split(r" \(|; |, ", words)[0]
+    words = re.sub(r"\S*[/\\]\S+|\d[\d.,]*", "…", words)  # paths, numbers
     return words if len(words) <= _LONG else f"{words[:_LONG].rstrip()} …"
 
 

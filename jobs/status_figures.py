@@ -160,7 +160,7 @@ def _counts(lines: dict[str, Line], group: Group, stage: str) -> tuple[int, Coun
     if live:
         return max(int(number(one, "total")) for one in asked), max(told, key=Counter.total)
     total = int(number(asked[-1], "total"))
-    return (max(total, written.total()), written) if written.total() >= told[-1].total() else (total, told[-1])
+    return total, written if told[-1].total() <= written.total() <= total else told[-1]
 
 
 def units(sessions: Iterable[Seen]) -> list[tuple[Seen, dict[str, Any]]]:
@@ -214,7 +214,8 @@ def _remaining(
     tiles_per_s, slides_per_s = rates
     if left <= 0:
         return 0.0
-    known = [line.tiles for line in lines.values() if line.status != FAILED]
+    like = [lines] if lines else follower.latest.values()  # while none came through, as at the stages before
+    known = [line.tiles for found in like for line in found.values() if line.status != FAILED]
     mean = sum(known) / len(known) if known else 0.0
     if tiles_per_s and mean:
         begun = sum(number(unit, "tiles") for _, unit in units(group.live) if unit.get("stage") == stage)

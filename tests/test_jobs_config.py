@@ -6,7 +6,7 @@ from jobs.config import load_recipe, resolve, set_option
 from wsi import BackboneError, SpecError
 
 RECIPES = sorted(entry.name[:-5] for entry in files("configs").iterdir() if entry.name.endswith(".yaml"))
-RUNS = [name for name in RECIPES if not name.startswith("cluster-")]  # those: tests/test_jobs_dask.py
+RUNS = [name for name in RECIPES if not name.startswith("cluster-")]  # those: tests/test_jobs_cluster.py
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from wsi.publish import OLD, _host, appear, appear_file, append_line, clear_drafts, fingerprint, read_lines, write_json
+from wsi.machine import machine_id
+from wsi.publish import OLD, appear, appear_file, append_line, clear_drafts, fingerprint, read_lines, write_json
 
-DEAD, HOST = 999_999_999, _host()
+DEAD, HERE = 999_999_999, machine_id()
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
@@ -36,16 +37,16 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
 
 
 def test_what_a_killed_process_put_aside_takes_its_name_again(tmp_path):
-    (tmp_path / f".draft-{HOST}-{DEAD}-{OLD}-my-slide.zarr").mkdir()
-    (tmp_path / f".draft-{HOST}-{DEAD}-{OLD}-other.zarr").mkdir()
+    (tmp_path / f".draft-{HERE}-{DEAD}-{OLD}-my-slide.zarr").mkdir()
+    (tmp_path / f".draft-{HERE}-{DEAD}-{OLD}-other.zarr").mkdir()
     (tmp_path / "other.zarr").mkdir()
-    (tmp_path / f".draft-{HOST}-{DEAD}-ab12cd-new.zarr").mkdir()
-    (tmp_path / f".draft-{HOST}-{DEAD}-ab12cd-table.csv").write_text("half")
-    (tmp_path / f".draft-{HOST}-{os.getpid()}-ab12cd-mine.zarr").mkdir()
+    (tmp_path / f".draft-{HERE}-{DEAD}-ab12cd-new.zarr").mkdir()
+    (tmp_path / f".draft-{HERE}-{DEAD}-ab12cd-table.csv").write_text("half")
+    (tmp_path / f".draft-{HERE}-{os.getpid()}-ab12cd-mine.zarr").mkdir()
     (tmp_path / f".draft-elsewhere-{DEAD}-ab12cd-theirs.zarr").mkdir()  # another host's process may well live
     assert clear_drafts(tmp_path) == 4
     left = {path.name for path in tmp_path.iterdir()} - {f".draft-elsewhere-{DEAD}-ab12cd-theirs.zarr"}
-    assert left == {"my-slide.zarr", "other.zarr", f".draft-{HOST}-{os.getpid()}-ab12cd-mine.zarr"}
+    assert left == {"my-slide.zarr", "other.zarr", f".draft-{HERE}-{os.getpid()}-ab12cd-mine.zarr"}
 
 
 def test_a_fingerprint_is_stable_and_sees_every_value():
@@ -69,7 +70,7 @@ def test_lines_survive_kills_and_odd_names(tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_the_draft_of_a_process_that_ended_but_was_not_waited_for_is_cleared(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", "pass"])
-    draft = tmp_path / f".draft-{_host()}-{process.pid}-ab-s.zarr"
+    draft = tmp_path / f".draft-{HERE}-{process.pid}-ab-s.zarr"
     draft.mkdir()
     until = time.monotonic() + 30
     while draft.exists() and time.monotonic() < until:

@@ -16,13 +16,12 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-import zarr
 from numpy.typing import ArrayLike, NDArray
-from zarr.codecs import Crc32cCodec
 
 from wsi.errors import StoreError
 from wsi.publish import appear_file
 
+from .arrays import write_statement
 from .codecs import JPEG, JpegCodec, decode_patch
 
 ABSENT = 2**64 - 1
@@ -34,24 +33,25 @@ _CODECS = {"bytes": "raw", JPEG: "jpeg"}
 Chunk = bytes | NDArray[np.uint8]
 
 
-def create_patches(group: zarr.Group, shape: tuple[int, int], per_shard: int, codec: JpegCodec | None) -> Path:
-    """Declare the array `patches` uint8 (n, t, t, 3) of a local group, without data: returns its folder.
+def create_patches(store: Path, shape: tuple[int, int], per_shard: int, codec: JpegCodec | None) -> Path:
+    """Declare the array `patches` uint8 (n, t, t, 3) of the store in that folder, without data: returns its folder.
 
     shape  (n, t); one patch is one chunk, `per_shard` of them a file; codec None stores the pixels as they are
     """
-    count, side = shape
-    options: dict[str, Any] = {} if codec is None else {"serializer": codec}
-    array = group.create_array(
-        "patches",
-        shape=(count, side, side, 3),
-        chunks=(1, side, side, 3),
-        shards=(per_shard, side, side, 3),
-        dtype="uint8",
-        compressors=(Crc32cCodec(),),  # H&E pixels do not compress without loss; without a checksum bits flip unseen
-        **options,
-    )
-    assert isinstance(array.store_path.store, zarr.storage.LocalStore)
-    return array.store_path.store.root / array.store_path.path
+    (count, side), little = shape, {"name": "bytes", "configuration": {"endian": "little"}}
+    patch: dict[str, Any] = {"name": "bytes"} if codec is None else codec.to_dict()
+    sharding = {
+        "chunk_shape": [1, side, side, 3],
+        # H&E pixels do not compress without loss; without a checksum bits flip unseen
+        "codecs": [patch, {"name": "crc32c"}],
+        "index_codecs": [little, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    folder = store / "patches"
+    folder.mkdir(parents=True)
+    codecs = [{"name": "sharding_indexed", "configuration": sharding}]
+    write_statement(folder, (count, side, side, 3), "uint8", (per_shard, side, side, 3), codecs)
+    return folder
 
 
 def write_shard(folder: Path, number: int, per_shard: int, chunks: Sequence[Chunk | None]) -> None:
