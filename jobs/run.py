@@ -22,9 +22,12 @@ from .pools import EMBED_SLOTS, Pool, limits_of, open_pool
 from .receipts import Receipt
 from .record import Record
 from .sessions import Session
+from .staged_pool import READING, StagedPool, cache_of, run_copied
+from .stager import Stager
 
 __all__ = ["Outcome", "Stage", "Watcher", "problem_of", "run_stage", "run_stages", "stage_name"]
 
+COPIES_AHEAD = 4  # of slides, where they are copied to a local disk
 _log = logging.getLogger(__name__)
 
 
@@ -61,7 +64,7 @@ def run_stages(
             if spec.jobs.executor == "dask":
                 pools = _on_cluster(spec, folder, session, stack)
             else:
-                pools = partial(_here, spec, folder, notes)
+                pools = _here(spec, folder, notes, stack)
             Flow(lines, pools, Record.of(session, spec, folder), halt, watchers, _take_turns(lines, spec)).run()
         session.tell(exit=int(halt.why is not None or any(line.has_failed for line in lines)))
         if any(line.tried for line in lines):
@@ -72,8 +75,11 @@ def run_stages(
 def _take_turns(lines: Sequence[Line], spec: RunSpec) -> bool:
     """Whether a stage waits until the ones before have nothing left to begin, as they would share processors.
 
-    On a cluster each has workers of its own, and a GPU should not wait until the last slide is tiled.
+    On a cluster each has workers of its own; a GPU should not wait until the last slide is tiled; and a slide that was
+    copied should be read again while the copy is there.
     """
+    if spec.jobs.stage_to is not None:
+        return False
     if spec.jobs.executor != "processes" or len(lines) == 1 or "embed" not in {line.name for line in lines}:
         return spec.jobs.executor != "dask"
     from embedding.devices import find_devices
@@ -81,8 +87,15 @@ def _take_turns(lines: Sequence[Line], spec: RunSpec) -> bool:
     return "cpu" in find_devices(spec.embed.device)
 
 
-def _here(spec: RunSpec, folder: RunFolder, notes: Path, line: Line) -> Pool:
-    return open_pool(line.stage, len(line.records), spec, folder, notes)
+def _here(spec: RunSpec, folder: RunFolder, notes: Path, stack: ExitStack) -> Callable[[Line], Pool]:
+    """What opens the pool of a line on this machine."""
+    stager = None if spec.jobs.stage_to is None else stack.enter_context(Stager(cache_of(spec.jobs), COPIES_AHEAD))
+
+    def open_here(line: Line) -> Pool:
+        pool = open_pool(line.stage, len(line.records), spec, folder, notes)
+        return pool if stager is None or line.name not in READING else StagedPool(pool, stager, COPIES_AHEAD)
+
+    return open_here
 
 
 def _on_cluster(spec: RunSpec, folder: RunFolder, session: Session, stack: ExitStack) -> Callable[[Line], Pool]:
@@ -95,7 +108,8 @@ def _on_cluster(spec: RunSpec, folder: RunFolder, session: Session, stack: ExitS
 
     def open_there(line: Line) -> Pool:
         slots = EMBED_SLOTS if line.name == "embed" else 1
-        work = partial(run_there, Path.cwd(), line.stage, spec, RunFolder(folder.root.resolve()))
+        run = run_copied if spec.jobs.stage_to is not None and line.name in READING else run_there
+        work = partial(run, Path.cwd(), line.stage, spec, RunFolder(folder.root.resolve()))
         return connection.pool(line.name, work, limits_of(line.name, spec), slots)
 
     return open_there
