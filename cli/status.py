@@ -206,10 +206,10 @@ def _sessions(found: "Status") -> "Iterator[RenderableType]":
 
 
 def _died(found: "Status") -> "Iterator[RenderableType]":
-    """Sessions that died without saying so: all that a later command that ended well has not made up for."""
+    """Sessions that died without saying so, where no later command has made up for it."""
     dead = []
     for one in reversed(found.sessions):
-        if one.state == "ended" and not one.halted and one.exit in (0, 1):
+        if found.state == "complete" or (one.state == "ended" and one.exit in (0, 1)):
             break
         if one.state == "lost":
             dead.append(one)

@@ -11,7 +11,7 @@ from wsi.publish import write_json
 
 from .follow import Follower, Line, Seen, number, text
 from .receipts import FAILED
-from .status_figures import Group, StageFigures, figures, limiting, slowest
+from .status_figures import Group, Slow, StageFigures, figures, limiting, slowest
 
 SCHEMA = "status/1"
 NAMED = 1000  # slides without a result that are named
@@ -47,20 +47,6 @@ class SessionStatus:
     exit: int | None
     halted: str | None
     dashboard: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Slow:
-    """A unit at work; part: its number, None for a slide; median_s of its like, None where none has ended."""
-
-    slide_id: str
-    stage: str
-    part: int | None
-    seconds: float
-    median_s: float | None
-    tiles: int
-    of: int
-    host: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +125,7 @@ def read_status(follower: Follower) -> Status:
         limits=limiting(stages, group) if group.live else None,
         eta_s=max(time for time in times if time is not None) if group.live and times and None not in times else None,
         sessions=[_session(seen) for seen in follower.sessions],
-        slow=[Slow(**unit) for unit in slowest(follower, group)] if group.live else [],
+        slow=slowest(follower, group) if group.live else [],
         causes=dict(Counter(failure.kind for failure in failures).most_common()),
         failures=failures[:NEWEST],
         missing=(missing or [])[:NAMED],
