@@ -14,16 +14,20 @@ from .attempt import problem_of, run_there
 from .config import RunSpec
 from .flow import Flow, Watcher
 from .folder import RunFolder
+from .follow import Follower
 from .halt import Halt
 from .lines import Line
 from .manifest import SlideRecord
+from .metrics import write_metrics
 from .outcome import Outcome, Stage, stage_name
 from .pools import EMBED_SLOTS, Pool, limits_of, open_pool
 from .receipts import Receipt
 from .record import Record
 from .sessions import Session
+from .slide_list import keep_list
 from .staged_pool import READING, StagedPool, cache_of, run_copied
 from .stager import Stager
+from .status import write_status
 
 __all__ = ["Outcome", "Stage", "Watcher", "problem_of", "run_stage", "run_stages", "stage_name"]
 
@@ -59,7 +63,9 @@ def run_stages(
     halt = Halt(spec.jobs.max_failures)
     if not any(line.records for line in lines):
         return halt
-    with Session(folder, spec, tuple(line.name for line in lines)) as session, _notes(folder.root) as notes:
+    names, keep_status = tuple(line.name for line in lines), _StatusKeeper(folder.root, spec.jobs.metrics)
+    with Session(folder, spec, names, keep_status) as session, _notes(folder.root) as notes:
+        session.tell(slides=keep_list(folder.root, lines[0].records))
         with ExitStack() as stack:
             if spec.jobs.executor == "dask":
                 pools = _on_cluster(spec, folder, session, stack)
@@ -70,6 +76,21 @@ def run_stages(
         if any(line.tried for line in lines):
             folder.prepare()  # clears what workers that died had begun to write
     return halt
+
+
+class _StatusKeeper:
+    """Keeps status.json, and a file of metrics, up to date; of several sessions the oldest does."""
+
+    def __init__(self, root: Path, metrics: str | None):
+        self._follower, self._metrics = Follower(root), metrics
+
+    def __call__(self, session: Session) -> None:
+        if self._metrics is None and not session.is_first:
+            return
+        self._follower.look()
+        status = write_status(self._follower)
+        if self._metrics is not None:
+            write_metrics(status, Path(self._metrics))
 
 
 def _take_turns(lines: Sequence[Line], spec: RunSpec) -> bool:
