@@ -218,6 +218,17 @@ class Follower:
         return Seen(facts, changed, age, exact or facts.get("machine") == machine_id(), state)
 
 
+def session_age(path: Path, now: float) -> float:
+    """Age of a session's last sign of life in leases; infinite where it ended or its file cannot be read."""
+    try:
+        facts, changed = _object(path.read_bytes()), path.stat().st_mtime
+    except OSError:
+        facts, changed = None, 0.0
+    if facts is None or facts.get("ended"):
+        return float("inf")
+    return (now - changed) / (number(facts, "lease_s") or _LEASE_S)
+
+
 def file_clock(folder: Path) -> float | None:
     """Seconds since 1970 by the clock of the file system that `folder` is on; None where nothing can be written."""
     probe = folder / f".probe-{os.getpid()}-{uuid4().hex[:6]}"
