@@ -78,22 +78,26 @@ def _look(follower: "Follower", openmetrics: Path | None) -> "Status":
 
 def _watch(follower: "Follower", found: "Status", every: float, openmetrics: Path | None) -> "Status":
     """Show it anew in its place until the run ends, or the reader has seen enough."""
+    from rich.console import Console
     from rich.live import Live
 
     from .console import out
 
+    console = Console(highlight=False)  # not `out`, whose lines are not broken
     try:
-        with Live(_shown(found, out.width), console=out, auto_refresh=False, vertical_overflow="visible") as live:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
             while found.state == "running":
+                live.update(_shown(found, console.width, brief=True), refresh=True)
                 time.sleep(every)
                 found = _look(follower, openmetrics)
-                live.update(_shown(found, out.width), refresh=True)
     except KeyboardInterrupt:
         pass
+    out.print(_shown(found, out.width), soft_wrap=False)
     return found
 
 
-def _shown(found: "Status", width: int) -> "Group":
+def _shown(found: "Status", width: int, brief: bool = False) -> "Group":
+    """All of it; brief: what fits on a terminal, where it is shown in its place."""
     from rich.console import Group
     from rich.text import Text
 
@@ -107,15 +111,13 @@ def _shown(found: "Status", width: int) -> "Group":
             yield _fact("limits", f"{found.limits[0]}: {found.limits[1]}")
         yield from _sessions(found)
         yield from _slow(found)
-        yield from _failures(found)
+        yield from _failures(found, brief)
         yield from _missing(found)
         for words in found.notes:
             yield Text(f"note: {words}", style="yellow")
         yield ""
-        good = found.state != "incomplete" and not found.slides["failed"]
-        yield Text(
-            found.verdict, style="bold green" if good else "bold yellow" if found.state != "incomplete" else _LOUD
-        )
+        fine = "bold yellow" if found.slides["failed"] else "bold green"
+        yield Text(found.verdict, style=_LOUD if found.state == "incomplete" else fine)
 
     return Group(*parts())
 
@@ -234,7 +236,7 @@ def _slow(found: "Status") -> "Iterator[RenderableType]":
         yield _fact("" if place else "longest", f"{words}, on {one.host}", "yellow" if is_slow else "")
 
 
-def _failures(found: "Status") -> "Iterator[RenderableType]":
+def _failures(found: "Status", brief: bool) -> "Iterator[RenderableType]":
     from rich.padding import Padding
     from rich.text import Text
 
@@ -247,6 +249,8 @@ def _failures(found: "Status") -> "Iterator[RenderableType]":
         yield Padding(Text(f"{number:>5,} × {kind}"), (0, 0, 0, 2))
     if len(found.causes) > _MOST:
         yield Padding(Text(f"and {len(found.causes) - _MOST} kinds more"), (0, 0, 0, 10))
+    if brief:
+        return
     more = sum(found.causes.values()) - _NEWEST
     if more > 0:
         yield Text("the newest:", style=_DULL)

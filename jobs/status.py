@@ -183,8 +183,7 @@ def _failures(follower: Follower, group: Group, stages: list[StageFigures]) -> l
     for stage in stages:
         lines = [line for line in group.latest(follower, stage.stage).values() if line.status == FAILED]
         lines.sort(key=lambda line: line.ended, reverse=True)
-        # where it is not known which slides were asked for, older ones may be of slides that no longer are
-        for line in lines if group.slides is not None else lines[: stage.failed]:
+        for line in lines[: stage.failed]:  # older ones are of slides no longer asked for, or tried again just now
             what = line.slide_id, stage.stage, _kind(line), line.problem, line.remedy
             failed.append((line.ended, Failure(*what, _utc(line.ended), line.worker)))
     return [failure for _, failure in sorted(failed, key=lambda one: one[0], reverse=True)]

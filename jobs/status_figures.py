@@ -94,9 +94,10 @@ class Group:
         complete = len(known) == len(lists)
         return cls(group, live, last, frozenset().union(*known) if complete else None, len(lists))
 
-    def latest(self, follower: Follower, stage: str) -> dict[str, Line]:
-        """slide_id → its last receipt at a stage from these sessions; from all where a run knows no sessions."""
-        wanted = {session.id for session in self.sessions}
+    def latest(self, follower: Follower, stage: str, of_live: bool = False) -> dict[str, Line]:
+        """slide_id → its last receipt at a stage from these sessions, or those at work; from all where a run knows no
+        sessions."""
+        wanted = {session.id for session in (self.live if of_live else self.sessions)}
         found: dict[str, Line] = {}
         for (session, name), lines in follower.latest.items():
             if name != stage or (self.sessions and session not in wanted):
@@ -135,10 +136,10 @@ def _stages(follower: Follower, group: Group) -> list[str]:
 def _figures(follower: Follower, group: Group, stage: str, lost: int) -> StageFigures:
     """lost: slides that failed at a stage before, and do not come to this one."""
     lines = group.latest(follower, stage)
-    total, counts = _counts(lines, group, stage)
+    total, counts = _counts(follower, lines, group, stage)
     settled = counts.total()
     total = max(settled, total - lost)
-    at_work = {text(unit, "slide_id") for _, unit in units(group.live) if unit.get("stage") == stage}
+    at_work = {text(unit, "slide_id") for _, unit in units(follower, group.live) if unit.get("stage") == stage}
     running = min(len(at_work), total - settled)
     rates = _recent(follower, group, stage) if group.live else _average(group, stage)
     return StageFigures(
@@ -158,11 +159,11 @@ def _figures(follower: Follower, group: Group, stage: str, lost: int) -> StageFi
     )
 
 
-def _counts(lines: dict[str, Line], group: Group, stage: str) -> tuple[int, Counter[str]]:
+def _counts(follower: Follower, lines: dict[str, Line], group: Group, stage: str) -> tuple[int, Counter[str]]:
     """(slides in all, slides by what became of them).
 
-    Of the sessions at work, the one that knows of most results is right. Where none is, or where they have different
-    slides, receipts know more.
+    Of the sessions at work, the one that knows of most results is right, but for what they wrote since their last sign
+    of life. Where none is, or where they have different slides, receipts know more.
     """
     written = Counter(line.status for line in lines.values())
     live = [session for session in group.live if session.stage(stage)]
@@ -173,18 +174,27 @@ def _counts(lines: dict[str, Line], group: Group, stage: str) -> tuple[int, Coun
         return len(lines), written
     told = [Counter({status: int(number(one, status)) for status in STATUSES}) for one in asked]
     if live:
-        return max(int(number(one, "total")) for one in asked), max(told, key=Counter.total)
+        since = Counter(line.status for line in group.latest(follower, stage, of_live=True).values())
+        return max(int(number(one, "total")) for one in asked), max([*told, since], key=Counter.total)
     total = int(number(asked[-1], "total"))
     return total, written if told[-1].total() <= written.total() <= total else told[-1]
 
 
-def units(sessions: Iterable[Seen]) -> list[tuple[Seen, dict[str, Any]]]:
-    """What these sessions are at."""
+def units(follower: Follower, sessions: Iterable[Seen]) -> list[tuple[Seen, dict[str, Any]]]:
+    """What these sessions are at: what they said they were, without what they have ended since."""
     found = []
     for session in sessions:
         running = session.facts.get("running")
-        found += [(session, unit) for unit in running if isinstance(unit, dict)] if isinstance(running, list) else []
+        for unit in running if isinstance(running, list) else []:
+            if isinstance(unit, dict) and not _has_ended(follower, session, unit):
+                found.append((session, unit))
     return found
+
+
+def _has_ended(follower: Follower, session: Seen, unit: dict[str, Any]) -> bool:
+    stage, slide_id = text(unit, "stage"), text(unit, "slide_id")
+    ended = slide_id in follower.latest.get((session.id, stage), ())
+    return ended or unit.get("part") in follower.split.get((stage, slide_id), ())
 
 
 def _recent(follower: Follower, group: Group, stage: str) -> tuple[float, float]:
@@ -200,7 +210,7 @@ def _recent(follower: Follower, group: Group, stage: str) -> tuple[float, float]
         is_part, is_split = line.part is not None, (stage, line.slide_id) in follower.split
         tiles += line.tiles * share / window if is_part or not is_split else 0.0
         slides += 0.0 if is_part else share / window
-    for seen, unit in units(group.live):
+    for seen, unit in units(follower, group.live):
         if unit.get("stage") == stage:
             window = windows[seen.id]
             share = min(1.0, window / max(window, number(unit, "seconds")))
@@ -234,7 +244,7 @@ def _remaining(
     known = [line.tiles for found in like for line in found.values() if line.status != FAILED]
     mean = sum(known) / len(known) if known else 0.0
     if tiles_per_s and mean:
-        begun = sum(number(unit, "tiles") for _, unit in units(group.live) if unit.get("stage") == stage)
+        begun = sum(number(unit, "tiles") for _, unit in units(follower, group.live) if unit.get("stage") == stage)
         parts = (parts for (name, slide), parts in follower.split.items() if name == stage and slide not in lines)
         begun += sum(sum(tiles.values()) for tiles in parts)
         return max(0.0, left * mean - begun) / tiles_per_s
@@ -276,7 +286,7 @@ def slowest(follower: Follower, group: Group) -> list[Slow]:
     """The units at work that take longest, against the median of their like: parts, or whole slides."""
     found = []
     medians: dict[tuple[str, bool, bool], float | None] = {}
-    for session, unit in units(group.live):
+    for session, unit in units(follower, group.live):
         stage, slide_id, part = text(unit, "stage"), text(unit, "slide_id"), unit.get("part")
         like = stage, isinstance(part, int), (stage, slide_id) in follower.split
         if like not in medians:

@@ -60,20 +60,41 @@ def test_the_rate_is_of_all_sessions_and_of_what_is_at_work(tmp_path):
     assert found.remaining_s == pytest.approx((5 * 200 - 100) / 105, rel=0.02)
 
 
+def test_what_ended_since_the_last_sign_of_life_is_known_from_receipts(tmp_path):
+    one = Writer(tmp_path, "one").write_many("tile", IDS[:3]).write("embed", "big", "done", part=0)
+    at_work = [{"stage": "tile", "slide_id": slide, "part": None, "seconds": 9.0} for slide in IDS[1:4]]
+    parts = [{"stage": "embed", "slide_id": "big", "part": part, "seconds": 9.0} for part in (0, 1)]
+    tile = stage(10, done=1, running=3, queued=6, room=3, active_s=9)
+    one.say(ago_s=9, stages={"tile": tile, "embed": stage(10, running=2)}, running=at_work + parts)
+    found = look(tmp_path)
+    assert (found.stages[0].done, found.stages[0].running, found.stages[0].queued) == (3, 1, 6)
+    assert {(unit.slide_id, unit.part) for unit in found.slow} == {("s03", None), ("big", 1)}
+
+
+def test_a_slide_that_failed_before_and_is_tried_again_is_to_come(tmp_path):
+    old = Writer(tmp_path, "old").write_many("tile", IDS[:9]).write("tile", IDS[9], "failed")
+    ended(old, stages={"tile": stage(10, done=9, failed=1)}, started=at(time.time() - 9000))
+    again = {"tile": stage(10, skipped=9, queued=1, room=1)}
+    Writer(tmp_path, "new").say(stages=again, list=keep_list(tmp_path, IDS))
+    found = look(tmp_path)
+    assert (found.slides["done"], found.slides["failed"], found.slides["missing"]) == (9, 0, 1)
+
+
 def test_parts_count_as_tiles_and_not_as_slides(tmp_path):
     one = Writer(tmp_path, "one")
     for part in range(4):
         one.write("embed", "big", "done", ago_s=4 - part, tiles=1000, seconds=1.0, part=part)
     one.write("embed", "big", "done", tiles=4000, seconds=4.2)
     parts = {"stage": "embed", "slide_id": "next", "part": 3, "seconds": 4.0, "tiles": 0, "of": 1000}
-    join = {"stage": "embed", "slide_id": "big", "part": None, "seconds": 1.0, "tiles": 0, "of": 0}
-    embed = stage(2, done=1, running=2, tiles=4000, active_s=10, busy_s=10, room=2)
+    one.write("embed", "joined", "done", ago_s=99, seconds=1.0, part=0)
+    join = {"stage": "embed", "slide_id": "joined", "part": None, "seconds": 1.0, "tiles": 0, "of": 0}
+    embed = stage(3, done=1, running=2, tiles=4000, active_s=10, busy_s=10, room=2)
     one.say(stages={"embed": embed}, running=[parts, join])
     found = look(tmp_path)
     assert found.stages[0].tiles_per_s == pytest.approx(400, rel=0.02)
     slow = {unit.slide_id: unit for unit in found.slow}
     assert slow["next"].median_s == 1.0
-    assert slow["big"].median_s is None  # of joins no time is known: a receipt has that of the parts in it
+    assert slow["joined"].median_s is None  # of joins no time is known: a receipt has that of the parts in it
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ record with a checksum of each array is written last, and only then does the sto
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,20 +13,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi.errors import StoreError
-from wsi.publish import appear, flush_tree
+from wsi.publish import UNSEALED, appear, flush_tree, seal
 
 from .arrays import ArrayWriter, Layout, digest, read_array, read_layout, write_array
 
 if TYPE_CHECKING:
     import zarr
-
-_RECORD = re.compile(rb'("record": ")([0-9a-f]{8})("\}\}|"[,}])')
-_NO_RECORD = "00000000"
 
 
 @dataclass(frozen=True)
@@ -106,12 +101,11 @@ class StoreWriter:
         if self._written:
             raise StoreError(self.draft, f"its array {next(iter(self._written))} is gone", "check the disk")
         flush_tree(self.draft)
-        complete = {"tiles": tiles, "failed": failed, "files": files, "crc32c": sums, "record": _NO_RECORD}
+        complete = {"tiles": tiles, "failed": failed, "files": files, "crc32c": sums, "checksum": UNSEALED}
         attributes = {"schema": schema, **facts, "complete": complete}
-        text = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}).encode()
-        text = _RECORD.sub(rb"\g<1>%08x\g<3>" % google_crc32c.value(text), text)
+        record = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
         with (self.draft / "zarr.json").open("wb") as stream:
-            stream.write(text)
+            stream.write(seal(json.dumps(record).encode()))
             stream.flush()
             os.fsync(stream.fileno())
         self.finished = True
@@ -142,15 +136,6 @@ def open_complete(path: Path, schema: str, maker: str) -> dict[str, Any]:
     if not isinstance(complete, dict) or complete.get("files") != count_files(path):
         raise StoreError(path, "it is not complete", f"delete it and run `{maker}` again")
     return dict(attrs)
-
-
-def record_fits(text: bytes) -> bool | None:
-    """Whether a store's zarr.json is as it was written; None of an older store, which has no checksum there."""
-    found = list(_RECORD.finditer(text))
-    if not found:
-        return None
-    plain = _RECORD.sub(rb"\g<1>%s\g<3>" % _NO_RECORD.encode(), text)
-    return len(found) == 1 and int(found[0][2], 16) == google_crc32c.value(plain)
 
 
 def count_files(path: Path) -> dict[str, int]:

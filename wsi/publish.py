@@ -16,9 +16,11 @@ from uuid import uuid4
 
 from .machine import is_alive, machine_id
 
-OLD = "old"
+OLD, UNSEALED = "old", "00000000"
 _FLUSHERS = 4  # more are not faster
 _NOT_FOR_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # what some network file systems answer
+_SEAL = re.compile(rb'"checksum": "([0-9a-f]{8})"')
+_NEARLY_SEAL = re.compile(rb'".{8}":.".{8}"\s*\}+\s*$', re.DOTALL)
 _CHECKED = re.compile(rb', "crc": "([0-9a-f]{8})"\}$')
 _NEARLY = re.compile(rb',."...":.".{8}"\}$', re.DOTALL)  # the same, damaged
 
@@ -70,10 +72,28 @@ def appear_file(target: Path, flush: bool = True) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def write_json(target: Path, content: object) -> None:
+def write_json(target: Path, content: object, sealed: bool = False) -> None:
+    """sealed: an object gets `checksum` as its last member, a checksum of the file: see `seal_fits`."""
+    if sealed and isinstance(content, dict):
+        content = {**content, "checksum": UNSEALED}
+    text = (json.dumps(content, indent=2, default=str, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
     with appear_file(target) as draft:
-        text = json.dumps(content, indent=2, default=str, ensure_ascii=False) + "\n"
-        draft.write_text(text, encoding="utf-8", errors="backslashreplace")
+        draft.write_bytes(seal(text) if sealed else text)
+
+
+def seal(text: bytes) -> bytes:
+    """JSON whose last `checksum` is UNSEALED, with the crc32c of the whole text there."""
+    before, mark, after = text.rpartition(b'"checksum": "%s"' % UNSEALED.encode())
+    return before + mark.replace(UNSEALED.encode(), b"%08x" % _crc32c(text)) + after if mark else text
+
+
+def seal_fits(text: bytes) -> bool | None:
+    """Whether JSON is as it was sealed; None where it was not."""
+    found = list(_SEAL.finditer(text))
+    if not found:
+        return False if _NEARLY_SEAL.search(text) else None
+    start, end = found[-1].span(1)
+    return int(found[-1][1], 16) == _crc32c(text[:start] + UNSEALED.encode() + text[end:])
 
 
 def append_line(target: Path, content: dict[str, Any], checked: bool = False) -> None:
