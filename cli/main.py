@@ -62,7 +62,7 @@ app.add_typer(backbones.app, rich_help_panel="This machine")
 
 def main() -> None:
     """Entry point: an error that the engine raised on purpose is a line and exit code 2."""
-    from jobs.interrupt import exit_code, listen
+    from jobs.interrupt import exit_code, listen, was_terminated
     from wsi.errors import EngineError
 
     if threading.current_thread() is threading.main_thread():
@@ -80,3 +80,7 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt as error:
         sys.exit(exit_code(error))
+    except SystemExit as end:
+        if end.code == 130 and was_terminated():  # typer says so of whatever interrupts a command
+            sys.exit(143)
+        raise
