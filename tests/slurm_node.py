@@ -161,8 +161,8 @@ MinJobAge=600
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
 JobRequeue=1
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory_mib}
-PartitionName=low Nodes={host} Default=YES MaxTime=1:00:00 State=UP PriorityTier=1
-PartitionName=high Nodes={host} MaxTime=1:00:00 State=UP PriorityTier=10
+PartitionName=low Nodes={host} Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=high Nodes={host} MaxTime=INFINITE State=UP PriorityTier=10
 """
     path = folder / "slurm.conf"
     path.write_text(text)

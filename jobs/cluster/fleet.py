@@ -69,8 +69,9 @@ class Fleet:
         self._change: Future[None] | None = None
         protocol = "tls://" if spec.security else "tcp://"
         place = {"interface": spec.interface} if spec.interface else {"host": "127.0.0.1"}
+        dashboard = spec.dashboard or "127.0.0.1:0"  # without one, the scheduler still answers after its health there
         options = {"port": spec.port, "protocol": protocol, "security": self.security, **place,
-                   "dashboard": spec.dashboard is not None, "dashboard_address": spec.dashboard or "127.0.0.1:0"}  # fmt: skip
+                   "dashboard": spec.dashboard is not None, "dashboard_address": dashboard}  # fmt: skip
         self.cluster = SpecCluster(
             workers={},
             scheduler={"cls": Scheduler, "options": options},
