@@ -134,7 +134,7 @@ def write_run(folder: RunFolder, facts: dict[str, Any], ended: bool = True) -> N
     write_json(folder.root / "run.json", facts)
     if ended:
         folder.clear()  # again: a worker killed just before this run began may have been dying then
-        append_line(folder.receipts("commands"), facts)
+        append_line(folder.receipts("commands"), facts, checked=True)
 
 
 def now() -> str:

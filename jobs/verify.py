@@ -264,6 +264,7 @@ def _damage_of_vector(path: Path, marks: dict[str, str]) -> Iterator[str]:
     shape, dtype = rows_of(path, "vector")
     if dtype != "float32" or shape not in ((0, attrs["contract"]["dim"]), (1, attrs["contract"]["dim"])):
         yield f"its vector is {dtype} {shape}"
+    yield from _strays(path, attrs)
     made_from = marks.get(str(attrs["contract"]["tiles"]["hash"]))
     if made_from is not None and made_from != attrs.get("embeddings"):
         yield "its slide has been embedded anew since"
@@ -281,6 +282,12 @@ def _misfits(path: Path, attrs: dict[str, Any], dtypes: dict[str, str]) -> Itera
     missing = sorted({"xy", *attrs.get("extra", ())} - set(names))
     if missing:
         yield f"its array {missing[0]} is gone"
+    yield from _strays(path, attrs)
+
+
+def _strays(path: Path, attrs: dict[str, Any]) -> Iterator[str]:
+    if attrs.get("slide_id") != path.name.removesuffix(".zarr"):
+        yield f"it is of another slide, {attrs.get('slide_id')}"
     if not attrs.get("fingerprint"):
         yield "it has no fingerprint"
 

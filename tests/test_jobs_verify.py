@@ -146,6 +146,10 @@ def test_results_that_do_not_belong_together_are_found(made):
     assert [stage for stage, _ in faults(run, record)] == ["encode", "predict"]
     assert {problem for _, problem in faults(run, record)} == {"its slide has been embedded anew since"}
     embed(run, record)
+    for store in run.root.rglob("a.zarr"):
+        shutil.copytree(store, store.with_name("b.zarr"))
+    other = SlideRecord("b", record.path, "b", "b")
+    assert faults(run, other) == [(stage, "it is of another slide, a") for stage in ("tile", "embed", "encode")]
     path = run.root / "predictions" / "model" / "a.json"
     said = json.loads(path.read_text())
     write_json(path, {**said, "fingerprint": "another"}, sealed=True)
@@ -153,8 +157,7 @@ def test_results_that_do_not_belong_together_are_found(made):
     write_json(path, {**said, "slide_id": "b"}, sealed=True)
     assert faults(run, record) == [("predict", "it says not whose it is, or from what it was made")]
     write_json(path, said, sealed=True)
-    other = resolve({"jobs": {"executor": "serial"}, "tile": {"tile_px": 128}})
-    run_stage(tile_slide, [record], other, run)
+    run_stage(tile_slide, [record], resolve({"jobs": {"executor": "serial"}, "tile": {"tile_px": 128}}), run)
     assert faults(run, record) == [("embed", "its tiles have been made anew since")]
 
 
@@ -208,7 +211,8 @@ def test_changed_lines_of_receipts_are_named_and_taken_out_where_nobody_writes(m
     path = run.root / "receipts" / f"embed.{SESSION}.jsonl"
     for name in ("a", "b", "c"):
         append_line(path, {"slide_id": name, "stage": "embed", "status": DONE}, checked=True)
-    append_receipt(run.receipts("embed"), Receipt("old", "embed", DONE))  # of an older version, without a checksum
+    append_receipt(run.receipts("embed"), Receipt("mine", "embed", DONE))
+    append_line(run.receipts("embed"), {"slide_id": "old", "stage": "embed", "status": DONE})  # without a checksum
     assert faults(run, record) == []
     path.write_bytes(path.read_bytes().replace(b'"b"', b'"x"')[:-9])
     (fault,) = verify_run([record], SPEC, run)
@@ -221,7 +225,7 @@ def test_changed_lines_of_receipts_are_named_and_taken_out_where_nobody_writes(m
     assert '"x"' in kept
     assert '"c"' in kept
     append_line(path, {"slide_id": "d", "stage": "embed", "status": DONE}, checked=True)
-    assert {receipt.slide_id for receipt in read_receipts(run.receipts("embed"))} == {"a", "d", "old"}
+    assert {receipt.slide_id for receipt in read_receipts(run.receipts("embed"))} == {"a", "d", "mine", "old"}
 
 
 def test_a_slide_that_was_changed_since_takes_all_its_results_with_it(made):
