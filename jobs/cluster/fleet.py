@@ -104,7 +104,8 @@ class Fleet:
         for name in ending:
             names.pop(name, None)
         if self._change is None and set(names) != set(self.cluster.workers):
-            self._change = asyncio.run_coroutine_threadsafe(self._correct(), self.cluster.loop.asyncio_loop)
+            loop = self.cluster.loop.asyncio_loop  # type: ignore[union-attr]
+            self._change = asyncio.run_coroutine_threadsafe(self._correct(), loop)
 
     def settle(self) -> None:
         """Wait until what was asked for has been started, or handed to the batch system."""
