@@ -113,10 +113,10 @@ def write_pixels(
 def check_pixels(slide: Slide, grid: TileGrid, request: PatchRequest) -> None:
     """Raise SpecError where native pixels are asked for that the grid does not allow."""
     if request.pixels == "native":
-        _check_native(slide, grid)
+        check_native(slide, grid)
 
 
-def _check_native(slide: Slide, grid: TileGrid) -> None:
+def check_native(slide: Slide, grid: TileGrid) -> None:
     """Raise SpecError unless the tiles of `grid` are stored in the slide as JPEG tiles of their own."""
     level = slide.levels[grid.level]
     corner = grid.xy.max(axis=0, initial=0) + grid.span_px
