@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from jobs import tile_stage
 from jobs.config import RunSpec, resolve
 from jobs.folder import RunFolder
 from jobs.manifest import SlideRecord
@@ -278,6 +279,24 @@ def test_what_comes_late_changes_nothing(slide, tmp_path, whole):
     assert len(open_patches(folder.tiles("s")).grid) == TILES
     assert join_tiles(record_of(slide), spec, folder).status == "skipped"
     assert tile_part(record_of(slide), spec, folder, 1) == (0, 0)
+    assert content(tmp_path) == whole("native")
+
+
+@pytest.mark.parametrize(("step", "counted"), [("open_plan", 0), ("write_ok", 16)])
+def test_a_part_that_others_join_while_it_is_written_leaves_nothing(slide, tmp_path, whole, monkeypatch, step, counted):
+    spec, folder = spec_of(), RunFolder(tmp_path)
+    found, took = split(slide, tmp_path, spec), getattr(tile_stage, step)
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(tile_stage, step, took)
+        known = [took(*arguments)] if step == "open_plan" else []
+        for number in range(found.parts):
+            tile_part(record_of(slide), spec, folder, number)
+        join_tiles(record_of(slide), spec, folder)
+        return known[0] if known else took(*arguments)
+
+    monkeypatch.setattr(tile_stage, step, meanwhile)
+    assert tile_part(record_of(slide), spec, folder, 1) == (counted, 0)
     assert content(tmp_path) == whole("native")
 
 
