@@ -23,6 +23,8 @@ MOST_FAILURES = 30  # listed on the terminal
 WORDS = {"done": "done", "empty": "empty", "skipped": "already there", "failed": "failed"}
 VERBS = {
     "make": "Making slides",
+    "verify": "Verifying",
+    "inputs": "Reading slides",
     "tile": "Tiling",
     "embed": "Embedding",
     "encode": "Encoding",

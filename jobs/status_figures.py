@@ -88,7 +88,7 @@ class Group:
         live = tuple(one for one in group if one.state == AT_WORK)
         # of an array of jobs, each with slides of its own, all but the last may have ended
         last = live or tuple(one for one in group if one is newest or one.changed >= newest.begun > 0)
-        names = {text(one.facts, "list") for one in last}
+        names = {text(one.facts, "slides") for one in last}
         lists = [follower.slides(name) for name in names]
         known = [ids for ids in lists if ids is not None]
         complete = len(known) == len(lists)

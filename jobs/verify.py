@@ -33,9 +33,9 @@ class Fault:
 
     slide_id  "" where it is of no slide
     stage     tile, embed, encode, predict or heatmap, whose result it is; receipts; inputs for a slide that was changed
-    path      the store or file concerned
+    path      the store or file concerned; of inputs the slide, which stays where it is
     problem   what is wrong, one clause
-    with_it   further files that go with it
+    with_it   further files that go with it; of inputs all results of the slide
     lines     numbers, from 1, of the lines concerned, in a file of lines
     seen      of a slide that was changed: what is to be known of it from now on
     """
@@ -96,10 +96,9 @@ def verify_inputs(
                 append_line(book, {**line, "seen": now()}, checked=True)
             elif digest and before is not None and before.get("sha256") != digest:
                 problem = f"the slide was changed since {before.get('seen', 'it was first seen')}"
-                faults += [
-                    Fault(record.slide_id, "inputs", path, problem, beside, seen=tuple(line.items()))
-                    for path, beside in places.results(record.slide_id)
-                ] or [Fault(record.slide_id, "inputs", book, problem, seen=tuple(line.items()))]
+                results = tuple(places.results(record.slide_id))
+                slide = Path(record.path)
+                faults.append(Fault(record.slide_id, "inputs", slide, problem, results, seen=tuple(line.items())))
             progress(number, len(sums))
     return faults
 
@@ -118,21 +117,17 @@ def quarantine(
     kept = folder.root / "quarantine" / time
     if fault.stage == "receipts":
         return _move_lines(fault, folder, kept, lives)
-    if fault.seen:
-        book = folder.root / _BOOK
-        if [line for line in read_lines(book) if line.get("slide_id") == fault.slide_id][-1:] != [dict(fault.seen)]:
-            append_line(book, {**dict(fault.seen), "seen": now()}, checked=True)
     moved = None
-    for path in (fault.path, *fault.with_it) if fault.path != folder.root / _BOOK else ():
+    for path in fault.with_it if fault.stage == "inputs" else (fault.path, *fault.with_it):
         target = kept / path.relative_to(folder.root)
-        if not path.exists():  # another fault of the same result, or another session, moved it
-            continue
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.rename(path, target)
-        except FileNotFoundError:
+        except FileNotFoundError:  # another fault of the same result, or another session, moved it
             continue
         moved = moved or target
+    if fault.stage == "inputs":  # now, and not before: a run that was killed meanwhile would not find it again
+        append_line(folder.root / _BOOK, {**dict(fault.seen), "seen": now()}, checked=True)
     return moved
 
 
@@ -161,18 +156,17 @@ class _Places:
             below("heatmaps"),
         )
 
-    def results(self, slide_id: str) -> Iterator[tuple[Path, tuple[Path, ...]]]:
-        """All results of a slide that are there, each with the files that go with it."""
-        for store in (place / f"{slide_id}.zarr" for place in (self.tiles, *self.embeddings, *self.vectors)):
-            if store.exists():
-                yield store, ()
-        for place in self.predictions:
-            if (place / f"{slide_id}.json").exists():
-                yield place / f"{slide_id}.json", ()
-        for place in self.heatmaps:
-            for score in self.scores(place, slide_id):
-                first, *others = _heatmap_files(place, slide_id, score)
-                yield first, tuple(others)
+    def results(self, slide_id: str) -> Iterator[Path]:
+        """All results of a slide that are there."""
+        stores = [place / f"{slide_id}.zarr" for place in (self.tiles, *self.embeddings, *self.vectors)]
+        said = [place / f"{slide_id}.json" for place in self.predictions]
+        drawn = [
+            file
+            for place in self.heatmaps
+            for score in self.scores(place, slide_id)
+            for file in _heatmap_files(place, slide_id, score)
+        ]
+        yield from (path for path in (*stores, *said, *drawn) if path.exists())
 
     def scores(self, place: Path, slide_id: str) -> list[str]:
         """Of the slide's heatmaps in a folder: "" for that of the prediction, else such as ".attention"."""
@@ -270,6 +264,7 @@ def _damage_of_vector(path: Path, marks: dict[str, str]) -> Iterator[str]:
     shape, dtype = rows_of(path, "vector")
     if dtype != "float32" or shape not in ((0, attrs["contract"]["dim"]), (1, attrs["contract"]["dim"])):
         yield f"its vector is {dtype} {shape}"
+    yield from _strays(path, attrs)
     made_from = marks.get(str(attrs["contract"]["tiles"]["hash"]))
     if made_from is not None and made_from != attrs.get("embeddings"):
         yield "its slide has been embedded anew since"
@@ -287,6 +282,12 @@ def _misfits(path: Path, attrs: dict[str, Any], dtypes: dict[str, str]) -> Itera
     missing = sorted({"xy", *attrs.get("extra", ())} - set(names))
     if missing:
         yield f"its array {missing[0]} is gone"
+    yield from _strays(path, attrs)
+
+
+def _strays(path: Path, attrs: dict[str, Any]) -> Iterator[str]:
+    if attrs.get("slide_id") != path.name.removesuffix(".zarr"):
+        yield f"it is of another slide, {attrs.get('slide_id')}"
     if not attrs.get("fingerprint"):
         yield "it has no fingerprint"
 

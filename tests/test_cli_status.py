@@ -168,6 +168,23 @@ def test_a_real_run_is_told_from_its_folder(tmp_path):
     assert found["slides"] == {"total": 3, "done": 2, "failed": 1, "missing": 0}
     assert found["failures"][0]["slide_id"] == "torn"
     assert found["stages"][0]["tiles"] > 0
+    assert json.loads((run / "status.json").read_text())["schema"] == found["schema"]
     (folder / "torn.svs").unlink()
     wsi("tile", folder, "--out", run)
     assert "complete: 2 of 2 slides have a result (2 done or empty, 0 failed)" in wsi("status", run)
+
+
+def test_slides_that_a_killed_run_left_are_named(tmp_path):
+    folder, run = slides(tmp_path / "slides", "a", "b"), tmp_path / "run"
+    recipe = tmp_path / "often.yaml"
+    recipe.write_text("jobs: {lease_s: 1}\n")  # a sign of life eight times a second
+    words = ["tile", str(folder), "--out", str(run), "--config", str(recipe)]
+    with subprocess.Popen([*PROGRAM, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as program:
+        while '"queued"' not in "".join(path.read_text() for path in run.glob("sessions/2*.json")):
+            assert program.poll() is None
+        program.kill()  # before its first worker has loaded its modules
+    text = " ".join(wsi("status", run, code=1).split())
+    assert "nobody is at work" in text
+    assert "died" in text
+    assert "missing a, b" in text
+    assert "not complete: 0 of 2 slides have a result" in text

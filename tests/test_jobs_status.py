@@ -75,7 +75,7 @@ def test_a_slide_that_failed_before_and_is_tried_again_is_to_come(tmp_path):
     old = Writer(tmp_path, "old").write_many("tile", IDS[:9]).write("tile", IDS[9], "failed")
     ended(old, stages={"tile": stage(10, done=9, failed=1)}, started=at(time.time() - 9000))
     again = {"tile": stage(10, skipped=9, queued=1, room=1)}
-    Writer(tmp_path, "new").say(stages=again, list=keep_list(tmp_path, IDS))
+    Writer(tmp_path, "new").say(stages=again, slides=keep_list(tmp_path, IDS))
     found = look(tmp_path)
     assert (found.slides["done"], found.slides["failed"], found.slides["missing"]) == (9, 0, 1)
 
@@ -87,11 +87,13 @@ def test_parts_count_as_tiles_and_not_as_slides(tmp_path):
     one.write("embed", "big", "done", tiles=4000, seconds=4.2)
     parts = {"stage": "embed", "slide_id": "next", "part": 3, "seconds": 4.0, "tiles": 0, "of": 1000}
     one.write("embed", "joined", "done", ago_s=99, seconds=1.0, part=0)
+    one.write("embed", "whole", "done", ago_s=99, seconds=3.0)
     join = {"stage": "embed", "slide_id": "joined", "part": None, "seconds": 1.0, "tiles": 0, "of": 0}
     embed = stage(3, done=1, running=2, tiles=4000, active_s=10, busy_s=10, room=2)
     one.say(stages={"embed": embed}, running=[parts, join])
     found = look(tmp_path)
     assert found.stages[0].tiles_per_s == pytest.approx(400, rel=0.02)
+    assert found.stages[0].slides_per_s == pytest.approx(0.1, rel=0.02)
     slow = {unit.slide_id: unit for unit in found.slow}
     assert slow["next"].median_s == 1.0
     assert slow["joined"].median_s is None  # of joins no time is known: a receipt has that of the parts in it
@@ -140,7 +142,7 @@ def test_sessions_that_died_are_told_from_those_at_work(tmp_path):
 
 def test_a_real_session_is_at_work_until_it_ends(tmp_path):
     with Session(RunFolder(tmp_path), resolve({}), ("tile",)) as session:
-        session.tell(stages={"tile": stage(3, queued=3)}, list=keep_list(tmp_path, "abc"))
+        session.tell(stages={"tile": stage(3, queued=3)}, slides=keep_list(tmp_path, "abc"))
         session.beat()
         found = look(tmp_path)
         assert [one.state for one in found.sessions] == [AT_WORK]
@@ -192,7 +194,7 @@ def test_after_a_kill_receipts_know_more_than_the_last_sign_of_life(tmp_path):
 def test_slides_without_a_result_are_named(tmp_path):
     one = Writer(tmp_path, "one").write_many("tile", IDS).write_many("embed", IDS[2:]).write("embed", IDS[0], "failed")
     stages = {"tile": stage(10, done=10), "embed": stage(10, done=10)}  # whatever it says of itself
-    ended(one, stages=stages, list=keep_list(tmp_path, IDS))
+    ended(one, stages=stages, slides=keep_list(tmp_path, IDS))
     found = look(tmp_path)
     assert found.missing == ["s01"]
     assert found.slides == {"total": 10, "done": 8, "failed": 1, "missing": 1}
@@ -202,7 +204,7 @@ def test_slides_without_a_result_are_named(tmp_path):
 def test_an_array_of_sessions_with_slides_of_their_own_is_one_run(tmp_path):
     for name, ids in (("one", IDS[:5]), ("two", IDS[5:])):
         writer = Writer(tmp_path, name).write_many("tile", ids)
-        ended(writer, stages={"tile": stage(5, done=5)}, list=keep_list(tmp_path, ids))
+        ended(writer, stages={"tile": stage(5, done=5)}, slides=keep_list(tmp_path, ids))
     assert look(tmp_path).verdict == "complete: 10 of 10 slides have a result (10 done or empty, 0 failed)"
 
 
@@ -220,6 +222,20 @@ def test_settings_that_changed_are_another_run(tmp_path):
     new = Writer(tmp_path, "new").write_many("tile", IDS[:2])
     ended(new, stages={"tile": stage(2, done=2)})
     assert look(tmp_path).slides == {"total": 2, "done": 2, "failed": 0, "missing": 0}
+
+
+def test_results_of_other_settings_are_none(tmp_path):
+    old = Writer(tmp_path, "old").write_many("tile", IDS)
+    ended(old, asked="other", stages={"tile": stage(10, done=10)}, started=at(time.time() - 9000))
+    new = Writer(tmp_path, "new").write_many("tile", IDS[:2])
+    new.say(ago_s=500, machine=AFAR, stages={"tile": stage(10, done=2)}, slides=keep_list(tmp_path, IDS))
+    assert look(tmp_path).missing == IDS[2:]
+
+
+def test_what_was_there_already_is_no_work(tmp_path):
+    one = Writer(tmp_path, "one").write("tile", "a", "skipped", tiles=900).write("tile", "b", "done", tiles=100)
+    one.say(stages={"tile": stage(10, done=1, skipped=1, active_s=10, room=1)})
+    assert look(tmp_path).stages[0].tiles_per_s == pytest.approx(10, rel=0.02)
 
 
 def test_damaged_files_are_left_out_and_said(tmp_path):
@@ -276,7 +292,9 @@ def test_only_what_was_added_is_read_again(tmp_path):
 def test_what_is_long_over_is_no_part_of_the_rate(tmp_path):
     one = Writer(tmp_path, "one").write("tile", "a", "done", ago_s=RECENT_S + 5, tiles=500, seconds=1.0)
     one.say(stages={"tile": stage(10, done=1, active_s=5000, busy_s=1, room=1)})
-    assert look(tmp_path).stages[0].tiles_per_s == 0
+    follower = Follower(tmp_path)
+    assert read_status(follower).stages[0].tiles_per_s == 0
+    assert follower.work == []  # so that a long run's is not kept
 
 
 def test_clocks_of_hosts_do_not_matter(tmp_path):
