@@ -123,11 +123,11 @@ class Session:
             return False
         if facts.get("machine") == machine_id() and not is_alive(int(facts["pid"]), str(facts.get("start", ""))):
             return False
-        return self._now() - self._seen[session][0] <= float(facts.get("lease_s", self.lease_s))
+        return self.age_s(self._seen[session][0]) <= float(facts.get("lease_s", self.lease_s))
 
-    def _now(self) -> float:
-        """Time by the clock of the file system."""
-        return self._beat_mtime + (time.monotonic() - self._beat_at)
+    def age_s(self, changed: float) -> float:
+        """Seconds since that time by the clock of the file system."""
+        return self._beat_mtime + (time.monotonic() - self._beat_at) - changed
 
     def read(self, session: str) -> dict[str, Any] | None:
         """What a session says of itself; None where its file is gone or damaged."""
