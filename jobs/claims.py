@@ -76,6 +76,17 @@ class Claims:
             self.free(unit)
         self._token.unlink(missing_ok=True)
 
+    def clear(self) -> None:
+        """Take away what sessions left here that are no more; each claim is taken first, as by who wants the unit."""
+        for token in self.root.glob(".*"):
+            if not self.session.lives(token.name[1:]):
+                token.unlink(missing_ok=True)
+        for path in self.root.glob("*/*~*"):
+            slide_id, _, part = path.name.rpartition("~")[0].partition("+")
+            unit = Unit(path.parent.name, slide_id, int(part) if part else None)
+            if unit not in self._mine and self.take(unit) is None:
+                self.free(unit)
+
     def _prepare(self, stage: str) -> Path:
         folder = self.root / stage
         if folder not in self._ready:

@@ -123,6 +123,8 @@ def _stage(stage: str, record: SlideRecord, folder: RunFolder) -> Outcome | Spli
 
 
 def _do_part(stage: str, record: SlideRecord, spec: object, folder: RunFolder, number: int) -> tuple[int, int]:
+    if (folder.root / stage / record.slide_id / "value").is_file():  # others joined it a moment ago
+        return 1, 0
     with _unit(stage, record, str(number)):
         value = _value(stage, record, number)
         path = folder.root / stage / f".parts-{record.slide_id}" / Split.name_of(number)
@@ -134,6 +136,8 @@ def _do_part(stage: str, record: SlideRecord, spec: object, folder: RunFolder, n
 def _join_parts(stage: str, record: SlideRecord, spec: object, folder: RunFolder) -> Outcome:
     target = folder.root / stage / record.slide_id
     parts = target.with_name(f".parts-{record.slide_id}")
+    if (target / "value").is_file():
+        return Outcome(SKIPPED, "mark", 1)
     with _unit(stage, record, "-"):
         values = [(parts / Split.name_of(number)).read_bytes() for number in range(int(_words(record)["parts"]))]
         with appear(target) as draft:
