@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -110,11 +111,12 @@ STAGES = {"read": read_slide, "draw": draw_slide}
 def _stage(stage: str, record: SlideRecord, folder: RunFolder) -> Outcome | Split:
     words = _words(record)
     target = folder.root / stage / record.slide_id
+    parts = target.with_name(f".parts-{record.slide_id}")
     if (target / "value").is_file():
+        shutil.rmtree(parts, ignore_errors=True)  # of a run that was killed when it had just joined them
         return Outcome(SKIPPED, "mark", 1)
     if "parts" in words:
         count = int(words["parts"])
-        parts = target.with_name(f".parts-{record.slide_id}")
         return Split(parts, count, count, partial(_do_part, stage), partial(_join_parts, stage))
     with _unit(stage, record, "-"):
         value = _value(stage, record, 0)
@@ -143,9 +145,7 @@ def _join_parts(stage: str, record: SlideRecord, spec: object, folder: RunFolder
         values = [(parts / Split.name_of(number)).read_bytes() for number in range(int(_words(record)["parts"]))]
         with appear(target) as draft:
             (draft / "value").write_bytes(b"".join(values))
-    for part in parts.glob("part-*"):
-        part.unlink()
-    parts.rmdir()
+    shutil.rmtree(parts)
     return Outcome(DONE, "mark", len(values))
 
 
@@ -322,20 +322,27 @@ def _run(
     return lines, run_stages(lines, resolve({"jobs": dict(jobs)}), folder, [Watcher() for _ in lines])
 
 
-def run_forked(cohort: Cohort, run: Path, *stages: str, dies_at: int | None = None) -> int:
-    """A serial run in a copy of this process, without the seconds that starting one takes; returns its exit code, -9
-    where it was killed as `die_at` says."""
+def fork(cohort: Cohort, run: Path, *stages: str, dies_at: int | None = None) -> int:
+    """A serial run in a copy of this process, without the seconds that starting one takes; returns its number.
+
+    dies_at  as `die_at`, for this process alone
+    """
     child = os.fork()
     if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return child
     code = 1
     try:
         os.setsid()
         if dies_at is not None:
-            die_at(dies_at, cohort.folder / f"moments-{dies_at}")
+            die_at(dies_at, cohort.folder / f"moments-{os.getpid()}")
         code = int(_run(cohort, RunFolder(run), stages, {"executor": "serial"})[1].why is not None)
     finally:
         os._exit(code)
+
+
+def end_of(child: int) -> int:
+    """Exit code of a forked run, -9 where it was killed."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def told(text: str) -> dict[str, Any]:
