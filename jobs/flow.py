@@ -148,9 +148,15 @@ class Flow:
             self.record.claims.free(unit)
             return False
         parted = line.parted.get(unit.slide_id)
-        if unit.part is not None and parted is not None and parted.split.has(unit.part):
+        if unit.part is None or parted is None:
+            return True
+        if parted.split.has(unit.part):
             self.record.claims.free(unit)
             line.part_done(unit)
+            return False
+        if parted.is_gone():  # another session joined the parts a moment ago, or threw them away
+            self.record.claims.free(unit)
+            line.again(unit.slide_id)
             return False
         return True
 

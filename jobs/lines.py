@@ -19,6 +19,13 @@ class Parted:
     split: Split
     missing: set[int]
     seconds: float = 0.0
+    _seen: bool = False
+
+    def is_gone(self) -> bool:
+        """Whether the folder of its parts was there and is no more."""
+        there = self.split.folder.is_dir()
+        self._seen = self._seen or there
+        return self._seen and not there
 
 
 @dataclass
@@ -98,6 +105,11 @@ class Line:
         for units in (self.held, self.suspects):
             for unit in [unit for unit in units if unit.slide_id == slide_id]:
                 del units[unit]
+
+    def again(self, slide_id: str) -> None:
+        """The slide is to be looked at as a whole again: its parts are no more."""
+        self.drop(slide_id)
+        self.waiting.appendleft(Unit(self.name, slide_id))
 
     def settle(self, receipt: Receipt) -> Receipt:
         """Keep what became of a slide; one that was done in parts took the time of all of them."""

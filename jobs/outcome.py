@@ -25,7 +25,7 @@ class Outcome:
 class Split:
     """What a stage says of a slide that is more than one unit of work: its parts may be done anywhere, in any order.
 
-    folder  where part `number` is when it is done: the file `name_of(number)`
+    folder  where part `number` is when it is done: the file `name_of(number)`. It is there until the parts are joined
     parts   how many there are
     tiles   of the whole slide
     part    importable: does one part, returns its number of tiles and of those that could not be read

@@ -48,6 +48,7 @@ def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcom
     tiles, size = len(asked.store.grid), asked.part_tiles
     if tiles > size:
         clear_parts(asked.parts)
+        asked.parts.mkdir(parents=True, exist_ok=True)
         return Split(asked.parts, -(-tiles // size), tiles, embed_part, join_parts)
     return asked.publish([lambda: embed_rows(record, spec, folder, asked.store, asked.contract, slice(0, tiles))])
 
@@ -61,7 +62,7 @@ def embed_part(record: SlideRecord, spec: RunSpec, folder: RunFolder, number: in
         found = embed_rows(record, spec, folder, asked.store, asked.contract, rows)
         write_part(asked.parts / Split.name_of(number), found)
         return len(found.ok), int((~found.ok).sum())
-    return rows.stop - rows.start, 0
+    return 0, 0  # others have joined the parts
 
 
 def join_parts(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
@@ -71,7 +72,11 @@ def join_parts(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome
     if there is None:
         count = -(-len(asked.store.grid) // asked.part_tiles)
         names = [asked.parts / Split.name_of(number) for number in range(count)]
-        outcome = asked.publish([partial(read_part, name) for name in names])
+        try:
+            outcome = asked.publish([partial(read_part, name) for name in names])
+        except SlideError:  # too many tiles could not be read: the next run reads them again
+            rmtree(asked.parts, ignore_errors=True)
+            raise
     else:
         outcome = Outcome(SKIPPED, asked.mark, there.tiles, there.failed)
     rmtree(asked.parts, ignore_errors=True)
