@@ -4,6 +4,7 @@ There is no list of tasks. A unit is begun when there is room for it, when its s
 when no other session is at it; what a run holds in memory is a name and a receipt for each slide.
 """
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ LOOK_S = 0.5  # between two looks at what other sessions hold
 TICK_S = 0.5  # between two words to those who watch
 _WAIT_S = 0.2
 _IDLE_S = 0.05
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,14 @@ class Flow:
         finally:
             for pool in self._open.values():
                 pool.close(kill)
-            self.record.claims.free_all()
+            self._free_all()
         self._tell(last=True)
+
+    def _free_all(self) -> None:
+        try:
+            self.record.claims.free_all()
+        except OSError as error:  # the run folder is gone, which is said already; this session ends, so they are void
+            _log.warning("claims could not be given up: %s", error)
 
     def step(self) -> None:
         """Begin what can be begun, and wait a moment for what ends."""
@@ -89,7 +97,7 @@ class Flow:
                     self._look_at_held(line)
         except OSError as error:  # of the books: what slides throw is in their receipts
             self.halt.stop_for(error)
-        except EngineError as error:  # of a cluster: it is gone, and what was at work there
+        except EngineError as error:  # of a pool: the cluster is gone, or no worker can be begun
             self.halt.stop(f"{error.args[0]}: {error.problem}", str(error.args[2]))
             for line in self.lines:
                 line.running.clear()
@@ -163,8 +171,9 @@ class Flow:
         if not busy and not any(line.waiting for line in self.lines):
             time.sleep(_IDLE_S)  # others are at what is left
         for line in busy:
-            for name, result in self._open[line.name].results(_WAIT_S / len(busy)):
-                unit, begun = line.running.pop(name)
+            results = self._open[line.name].results(_WAIT_S / len(busy))
+            # all of them are no longer at work, whatever happens when the first is recorded
+            for (unit, begun), result in [(line.running.pop(name), result) for name, result in results]:
                 line.busy_s += time.monotonic() - begun
                 self._take(line, unit, result)
 
@@ -172,7 +181,8 @@ class Flow:
         if isinstance(result, Split):
             line.part(unit.slide_id, result)
         elif isinstance(result, Death):
-            if unit not in line.tried:
+            has_failed = unit.slide_id in line.receipts  # another part of the slide did
+            if unit not in line.tried and not has_failed:
                 line.suspects[unit] = result
                 return  # still claimed: it is tried again here
             self._keep(line, self.record.post_mortem(unit, line.records[unit.slide_id], result))
@@ -190,6 +200,7 @@ class Flow:
             receipt = replace(receipt, part=None)
         if receipt.slide_id in line.receipts:
             return
+        self._give_up(line, receipt.slide_id)
         receipt = line.settle(receipt)
         self.record.append(receipt)
         self.halt.judge(receipt, line.records[receipt.slide_id], self.lines)
@@ -198,9 +209,16 @@ class Flow:
     def _settle(self, line: Line, receipt: Receipt) -> None:
         """What another says of a slide."""
         if receipt.slide_id not in line.receipts:
+            self._give_up(line, receipt.slide_id)
             line.drop(receipt.slide_id)
             status = SKIPPED if receipt.status == DONE else receipt.status
             self._pass_on(line, line.settle(replace(receipt, status=status)))
+
+    def _give_up(self, line: Line, slide_id: str) -> None:
+        """Parts that were to be tried again are not: others may want them."""
+        for unit in line.suspects:
+            if unit.slide_id == slide_id:
+                self.record.claims.free(unit)
 
     def _pass_on(self, line: Line, receipt: Receipt) -> None:
         """The slide goes to the next stage, and so do slides whose bag it is in, where they waited for it only."""

@@ -23,6 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from wsi.errors import EngineError
+
 from . import progress
 from .executors import start_worker
 from .last_words import Death, explain_death
@@ -32,8 +34,14 @@ _POLL_S = 0.2
 _END_S = 10  # for a worker to end when it is told so
 _log = logging.getLogger(__name__)
 
+_LIMITS = "see this machine's limits of processes, open files and memory, or give fewer --workers"
+
 # spawn: a forked child inherits locked locks of threads and a CUDA context that does not survive the fork
 _context = get_context("spawn")
+
+
+class WorkerError(EngineError):
+    """No process can be begun here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +113,7 @@ class Workers:
         """Give a task to the worker that has least to do. There must be fewer than `room` tasks at work.
 
         alone  nothing here: who asks for it waits until nothing else is at work
+        Raises WorkerError where no process can be begun.
         """
         while self._workers:
             worker = min(self._workers, key=lambda worker: len(worker.at_work))
@@ -115,8 +124,12 @@ class Workers:
             if worker.at_work:  # it died, which is seen when results are asked for: it is of the tasks at work, too
                 break
             self._bury(worker)  # it died idle: the system took it, no task did
-        if not self._give(self._start(), key, arguments):
-            raise RuntimeError("a worker process ended before it began")
+        try:
+            begun = self._give(self._start(), key, arguments)
+        except OSError as error:
+            raise WorkerError("workers", f"none can be begun ({error.strerror})", _LIMITS) from error
+        if not begun:
+            raise WorkerError("workers", "a process ended before it began", _LIMITS)
 
     def expect(self, waiting: int) -> None:
         """Nothing here: processes are as many as were asked for."""
