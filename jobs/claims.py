@@ -79,7 +79,8 @@ class Claims:
         folder = self.root / stage
         if folder not in self._ready:
             folder.mkdir(parents=True, exist_ok=True)
-            self._token.write_text(self.session.id, encoding="utf-8")
+            if not self._ready:  # once: every claim is a link to it, and would be empty while it is written again
+                self._token.write_text(self.session.id, encoding="utf-8")
             self._ready.add(folder)
         return folder
 

@@ -79,9 +79,8 @@ def _place(record: SlideRecord) -> str:
 
 
 def _others_are_there(record: SlideRecord, line: Line) -> bool:
-    """Whether slides that were not tried yet can be found: then those that cannot are gone, and the disk is not."""
-    later = [line.records[unit.slide_id] for unit in list(line.waiting)[:1000]]
-    for other in random.Random(record.slide_id).sample(later, min(_PROBES, len(later))):
-        if is_url(other.path) or not os.path.exists(other.path):
-            return False
-    return bool(later)
+    """Whether some slides that did not fail can be found: then those that cannot are gone, and the disk is not."""
+    failed = {receipt.slide_id for receipt in line.receipts.values() if receipt.status == FAILED}
+    others = [one.path for key, one in line.records.items() if key not in failed and not is_url(one.path)]
+    probes = random.Random(record.slide_id).sample(others, min(_PROBES, len(others)))
+    return any(os.path.exists(path) for path in probes)

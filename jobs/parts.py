@@ -1,9 +1,11 @@
 """Parts of a slide's embeddings: what one unit of work leaves for whoever joins them."""
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,19 +48,20 @@ def write_part(path: Path, rows: Rows) -> None:
 
 def read_part(path: Path) -> Rows:
     """Raises StoreError where it is damaged; it is removed then, so that the next run makes it again."""
-    from zipfile import BadZipFile
-
+    content = path.read_bytes()
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(BytesIO(content), allow_pickle=False) as arrays:
             return Rows(arrays["vectors"], arrays["ok"], str(arrays["stain_problem"]))
-    except (BadZipFile, ValueError, KeyError, EOFError) as error:
+    except (BadZipFile, ValueError, KeyError, EOFError, RuntimeError, OSError) as error:  # OSError: a place before it
         path.unlink(missing_ok=True)
         raise StoreError(path, f"this part of a slide is damaged ({error})", "run again: it is made anew") from error
 
 
-def clear_parts(folder: Path) -> None:
-    """Remove what is left of other parts of the slide: `folder` is .parts-<fingerprint>-<size>-<slide_id>."""
-    slide_id = folder.name.split("-", 3)[3]
-    for other in folder.parent.glob(f".parts-*-*-{slide_id}"):
-        if other != folder and other.name.split("-", 3)[3] == slide_id:
-            rmtree(other, ignore_errors=True)
+def parts_folder(result: Path, mark: str, size: int) -> Path:
+    """Where parts of so many tiles are kept until the slide's `result` with this fingerprint is made of them."""
+    return result.parent / ".parts" / result.stem / f"{mark}-{size}"
+
+
+def clear_parts(result: Path) -> None:
+    """Remove all parts of a slide whose result is there, whatever their size and fingerprint."""
+    rmtree(result.parent / ".parts" / result.stem, ignore_errors=True)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from .extraction import TILE_AGAIN, check_unread, choice, embed_rows, precision_
 from .folder import RunFolder
 from .manifest import SlideRecord
 from .outcome import Outcome, Split
-from .parts import Rows, clear_parts, part_tiles, read_part, write_part
+from .parts import Rows, clear_parts, part_tiles, parts_folder, read_part, write_part
 from .progress import busy
 from .receipts import DONE, EMPTY, SKIPPED
 from .stored import Stored, find_stored
@@ -43,12 +42,14 @@ def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcom
     asked = _asked(record, spec, folder)
     there = asked.there()
     if there is not None:
+        clear_parts(asked.path)  # of who was late
         return Outcome(SKIPPED, asked.mark, there.tiles, there.failed)
     tiles, size = len(asked.store.grid), asked.part_tiles
     if tiles > size:
-        clear_parts(asked.parts)
         return Split(asked.parts, -(-tiles // size), tiles, embed_part, join_parts)
-    return asked.publish([lambda: embed_rows(record, spec, folder, asked.store, asked.contract, slice(0, tiles))])
+    outcome = asked.publish([lambda: embed_rows(record, spec, folder, asked.store, asked.contract, slice(0, tiles))])
+    clear_parts(asked.path)  # of a run that split the slide
+    return outcome
 
 
 def embed_part(record: SlideRecord, spec: RunSpec, folder: RunFolder, number: int) -> tuple[int, int]:
@@ -73,7 +74,7 @@ def join_parts(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome
         outcome = asked.publish([partial(read_part, name) for name in names])
     else:
         outcome = Outcome(SKIPPED, asked.mark, there.tiles, there.failed)
-    rmtree(asked.parts, ignore_errors=True)
+    clear_parts(asked.path)
     return outcome
 
 
@@ -91,7 +92,7 @@ class _Asked:
     @property
     def parts(self) -> Path:
         """The folder of its parts: of other settings' it is another."""
-        return self.path.with_name(f".parts-{self.mark}-{self.part_tiles}-{self.record.slide_id}")
+        return parts_folder(self.path, self.mark, self.part_tiles)
 
     @property
     def part_tiles(self) -> int:
