@@ -78,18 +78,6 @@ def main() -> None:
         err.print("[bold red]error[/] ", end="")
         err.print(str(error), markup=False)
         sys.exit(2)
-    except OSError as error:
-        from jobs.attempt import explain_os_error
-        from jobs.receipts import FULL
-
-        from .console import err
-
-        problem, remedy, cause = explain_os_error(error)
-        if cause != FULL:
-            raise
-        err.print("[bold red]error[/] ", end="")
-        err.print(f"{problem}; {remedy}", markup=False)
-        sys.exit(1)
     except KeyboardInterrupt as error:
         sys.exit(exit_code(error))
     except SystemExit as end:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from .extraction import TILE_AGAIN, check_unread, choice, embed_rows, precision_
 from .folder import RunFolder
 from .manifest import SlideRecord
 from .outcome import Outcome, Split
-from .parts import Rows, clear_parts, part_tiles, parts_folder, read_part, write_part
+from .parts import Rows, clear_parts, part_tiles, read_part, write_part
 from .progress import busy
 from .receipts import DONE, EMPTY, SKIPPED
 from .stored import Stored, find_stored
@@ -42,14 +43,12 @@ def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcom
     asked = _asked(record, spec, folder)
     there = asked.there()
     if there is not None:
-        clear_parts(asked.path)  # of who was late
+        rmtree(asked.parts, ignore_errors=True)  # of a run that was killed when it had just joined them
         return Outcome(SKIPPED, asked.mark, there.tiles, there.failed)
     tiles, size = len(asked.store.grid), asked.part_tiles
     if tiles > size:
         return Split(asked.parts, -(-tiles // size), tiles, embed_part, join_parts)
-    outcome = asked.publish([lambda: embed_rows(record, spec, folder, asked.store, asked.contract, slice(0, tiles))])
-    clear_parts(asked.path)  # of a run that split the slide
-    return outcome
+    return asked.publish([lambda: embed_rows(record, spec, folder, asked.store, asked.contract, slice(0, tiles))])
 
 
 def embed_part(record: SlideRecord, spec: RunSpec, folder: RunFolder, number: int) -> tuple[int, int]:
@@ -74,7 +73,8 @@ def join_parts(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome
         outcome = asked.publish([partial(read_part, name) for name in names])
     else:
         outcome = Outcome(SKIPPED, asked.mark, there.tiles, there.failed)
-    clear_parts(asked.path)
+    clear_parts(asked.parts)  # not before: another session may make the slide of parts of another size
+    rmtree(asked.parts, ignore_errors=True)
     return outcome
 
 
@@ -92,7 +92,7 @@ class _Asked:
     @property
     def parts(self) -> Path:
         """The folder of its parts: of other settings' it is another."""
-        return parts_folder(self.path, self.mark, self.part_tiles)
+        return self.path.with_name(f".parts-{self.mark}-{self.part_tiles}-{self.record.slide_id}")
 
     @property
     def part_tiles(self) -> int:
