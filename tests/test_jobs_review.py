@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs import parts
 from jobs.claims import Claims
-from jobs.config import RunSpec
+from jobs.config import RunSpec, resolve
 from jobs.executors import ExecSpec
 from jobs.folder import RunFolder
 from jobs.lines import Line
@@ -22,7 +23,10 @@ from jobs.receipts import Receipt, append_receipt
 from jobs.record import Record
 from jobs.run import Watcher, run_stages
 from jobs.sessions import Session
+from jobs.stages import embed_slide
+from jobs.tile_stage import tile_slide
 from wsi import SlideError, StoreError
+from wsi.synthetic import SyntheticSpec, write_synthetic_slide
 
 
 def records(*names: str) -> dict[str, SlideRecord]:
@@ -203,3 +207,25 @@ def test_signs_of_life_go_on_when_what_is_called_after_them_fails_or_hangs(tmp_p
     assert len(signs) == 8
     assert called == [session.id]
     assert session.facts["ended"]
+
+
+def test_sessions_that_cut_a_slide_into_parts_of_two_sizes_leave_each_other_theirs(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "batch_tiles", lambda tile_px: 4)  # so that a small slide has parts
+    write_synthetic_slide(tmp_path / "s.svs", SyntheticSpec(width_px=1024, height_px=1024))
+    record, folder = SlideRecord("s", tmp_path / "s.svs", "s", "s"), RunFolder(tmp_path / "run")
+    first, second = (
+        resolve({"tile": {"tissue": {"method": "none"}}, "jobs": {"executor": "serial", "shard_tiles": tiles}})
+        for tiles in (4, 8)
+    )
+    assert tile_slide(record, first, folder).tiles == 16
+    mine = embed_slide(record, first, folder)
+    assert mine.parts == 4
+    mine.part(record, first, folder, 0)
+    theirs = embed_slide(record, second, folder)
+    assert theirs.parts == 2
+    assert mine.has(0)
+    for number in range(theirs.parts):
+        theirs.part(record, second, folder, number)
+    assert theirs.join(record, second, folder).status == "done"
+    assert mine.join(record, first, folder).status == "skipped"
+    assert not list((tmp_path / "run").rglob(".parts-*"))
