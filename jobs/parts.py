@@ -14,6 +14,7 @@ from tiling.stream import batch_tiles
 from wsi.errors import StoreError
 from wsi.publish import appear_file
 
+PARTS = ".parts"  # folder of slides that are half done, beside those that are done: it holds few
 _PART_BYTES = 64 << 20  # that a part holds in memory
 
 
@@ -84,8 +85,8 @@ def _load(path: Path, *names: str) -> dict[str, NDArray[Any]]:
 
 
 def clear_parts(folder: Path) -> None:
-    """Remove what is left of other parts of the slide: `folder` is .parts-<fingerprint>-<size>-<slide_id>."""
-    slide_id = folder.name.split("-", 3)[3]
-    for other in folder.parent.glob(f".parts-*-*-{slide_id}"):
-        if other != folder and other.name.split("-", 3)[3] == slide_id:
+    """Remove what is left of other parts of the slide: `folder` is .parts/<fingerprint>-<size>-<slide_id>."""
+    slide_id = folder.name.split("-", 2)[2]
+    for other in folder.parent.glob(f"*-*-{slide_id}"):
+        if other != folder and other.name.split("-", 2)[2] == slide_id:
             rmtree(other, ignore_errors=True)

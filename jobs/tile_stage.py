@@ -37,7 +37,7 @@ from .folder import RunFolder
 from .look import look_at_tissue, why_empty
 from .manifest import SlideRecord
 from .outcome import Outcome, Split
-from .parts import clear_parts, damaged_part, part_tiles, read_ok, write_ok
+from .parts import PARTS, clear_parts, damaged_part, part_tiles, read_ok, write_ok
 from .progress import advance, alive, busy
 from .receipts import DONE, EMPTY, SKIPPED
 from .stored import Stored, find_stored
@@ -136,7 +136,7 @@ class _Asked:
     @property
     def parts(self) -> Path:
         """The folder of its plan and its parts, of whatever size: of other settings' it is another."""
-        return self.path.with_name(f".parts-{self.mark}-plan-{self.record.slide_id}")
+        return self.path.parent / PARTS / f"{self.mark}-plan-{self.record.slide_id}"
 
     def request(self, **more: Any) -> PatchRequest:
         jobs, record = self.spec.jobs, self.record
