@@ -79,8 +79,10 @@ def _place(record: SlideRecord) -> str:
 
 
 def _others_are_there(record: SlideRecord, line: Line) -> bool:
-    """Whether some slides that did not fail can be found: then those that cannot are gone, and the disk is not."""
+    """Whether some slides that are still to come can be found: then those that cannot are gone, and the disk is not.
+    At the end of a list those that went well are asked about."""
     failed = {receipt.slide_id for receipt in line.receipts.values() if receipt.status == FAILED}
-    others = [one.path for key, one in line.records.items() if key not in failed and not is_url(one.path)]
+    later = {unit.slide_id for unit in line.waiting} or line.records.keys() - failed
+    others = sorted(str(line.records[key].path) for key in later if not is_url(line.records[key].path))
     probes = random.Random(record.slide_id).sample(others, min(_PROBES, len(others)))
     return any(os.path.exists(path) for path in probes)

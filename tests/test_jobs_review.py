@@ -228,4 +228,4 @@ def test_sessions_that_cut_a_slide_into_parts_of_two_sizes_leave_each_other_thei
         theirs.part(record, second, folder, number)
     assert theirs.join(record, second, folder).status == "done"
     assert mine.join(record, first, folder).status == "skipped"
-    assert not list((tmp_path / "run").rglob(".parts-*"))
+    assert not list((tmp_path / "run").rglob(Split.name_of(0)))
