@@ -93,8 +93,9 @@ def content(run: Path) -> dict[str, bytes]:
 
 
 def parts_done(run: Path) -> list[int]:
-    """Numbers of the parts that were done, in order."""
-    return [one.part for one in read_receipts(run / "receipts" / "tile.jsonl", parts=True) if one.part is not None]
+    """Numbers of the parts that were written, in order; a part that was found to be joined already counts no tiles."""
+    known = read_receipts(run / "receipts" / "tile.jsonl", parts=True)
+    return [one.part for one in known if one.part is not None and one.tiles]
 
 
 def split(slide: Path, run: Path, spec: RunSpec) -> Split:
