@@ -1,0 +1,151 @@
+"""What the parts of bench_cluster.py share: slides, a backbone that computes nothing, and clocks.
+
+Run as a program it is `wsi` with that backbone: `python benchmarks/cluster_common.py run SLIDES --backbone nothing ...`.
+Worker processes import the program's file when they start, so they know the backbone, too.
+"""
+
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+from embedding.backbones import BACKBONES, find_backbone  # noqa: E402
+from jobs import attempt  # noqa: E402
+
+NOTHING = "nothing"
+LOG = "BENCH_CLUSTER_LOG"  # names a file: a line for each unit that a worker begins
+SMALL_PX = 512  # side of a small slide: four tiles of 224 px
+
+
+def know_nothing() -> None:
+    """From now on this process knows the backbone `nothing`: one matrix of 8 numbers a tile, no layer."""
+    options = {"patch_size": 224, "img_size": 224, "embed_dim": 8, "depth": 0, "num_heads": 1, "num_classes": 0}
+    BACKBONES[NOTHING] = replace(
+        find_backbone("dinov2-s"),
+        name=NOTHING,
+        arch="vit_small_patch16_224",
+        weights="file:made by bench_cluster.py",
+        revision=None,
+        file=None,
+        dim=8,
+        variants={},
+        patch_px=224,
+        precision="fp32",
+        options=options,
+    )
+
+
+def log_starts() -> None:
+    """From now on this process writes a line for each unit that it begins, where the environment names a file."""
+    insist = attempt._insist
+
+    def logged(stage: Any, spec: Any, folder: Any, unit: Any, record: Any, split: Any) -> Any:
+        with open(os.environ[LOG], "ab", buffering=0) as file:
+            file.write(f"{unit.stage} {unit.name}{' join' if unit.join else ''} {os.getpid()}\n".encode())
+        return insist(stage, spec, folder, unit, record, split)
+
+    if LOG in os.environ:
+        attempt._insist = logged
+
+
+def starts(path: Path) -> list[str]:
+    """Of the units that were begun: "stage name" and " join" where it was that of parts; one a line that is whole."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line.rpartition(" ")[0] for line in lines]
+
+
+def weights_of_nothing(folder: Path) -> Path:
+    """A file with weights of `nothing`, random but always the same."""
+    import torch
+    from safetensors.torch import save_file
+
+    from embedding.networks import find_family
+
+    path = folder / "nothing.safetensors"
+    if not path.exists():
+        know_nothing()
+        torch.manual_seed(0)
+        state = find_family("timm").create(BACKBONES[NOTHING]).state_dict()
+        save_file({name: value.contiguous() for name, value in state.items()}, path)
+    return path
+
+
+def make_slides(folder: Path, count: int, side_px: int = SMALL_PX, prefix: str = "s") -> list[Path]:
+    """`count` SVS files, square, all tissue, of one picture but each with bytes of its own at its end: to the engine
+    they are different slides. Those that are there are kept."""
+    from tests.slides import tissue_like, write_svs
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model = folder.parent / f"model-{side_px}.svs"
+    if not model.exists():
+        write_svs(model, tissue_like(side_px, side_px))
+    content, paths = model.read_bytes(), [folder / f"{prefix}{number:05d}.svs" for number in range(count)]
+    for number, path in enumerate(paths):
+        if not path.exists():
+            path.write_bytes(content + f"{prefix}{number:08d}".encode())
+    return paths
+
+
+@dataclass(frozen=True)
+class Took:
+    """Seconds by the wall, and of processors: of this process and of the children that it waited for."""
+
+    wall_s: float
+    cpu_s: float
+
+
+def took(work: Callable[[], Any]) -> tuple[Took, Any]:
+    wall, cpu = time.perf_counter(), _cpu_s()
+    result = work()
+    return Took(time.perf_counter() - wall, _cpu_s() - cpu), result
+
+
+def _cpu_s() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def circumstances() -> dict[str, Any]:
+    """Of the machine, now: without these a figure says little."""
+    load = os.getloadavg()
+    return {"processors": len(os.sched_getaffinity(0)), "load": [round(one, 2) for one in load],
+            "system": platform.platform(terse=True), "python": platform.python_version()}  # fmt: skip
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """In Markdown, numbers to the right."""
+    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(map(_shown, row))} |" for row in rows)])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def keep(path: Path | None, part: str, found: dict[str, Any]) -> None:
+    """Add what a part found to the JSON file at `path`, beside that of the others."""
+    if path is None:
+        return
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**known, part: {**found, **circumstances()}}, indent=1) + "\n")
+
+
+if __name__ in ("__main__", "__mp_main__"):
+    know_nothing()
+    log_starts()
+
+if __name__ == "__main__":
+    from cli.main import main
+
+    main()
