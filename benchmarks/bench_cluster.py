@@ -5,39 +5,159 @@
 overhead  the engine beyond reading and computing, ms a slide and stage, on 1,000 small slides and a backbone that
           computes nothing; memory and processor time of the scheduler
 scaling   two workers against one
+simulate  10,000 slides in three shards each on 128 workers of which 2 % an hour are lost, under the real scheduler in
+          virtual time: one session, and four on one folder. Seconds of the work are those of `measure`, where they are
+          in --json
+measure   seconds of a tile stage and of a shard of about 1,024 tiles with the default backbone, and how they vary
+kills     kill -9 of random workers, and of whole runs, 20 times each, on 200 slides
+twins     two runs on one folder against one
+soak      600 slides through tile and embed with every process watched: memory and open files
+
+--small does each in seconds, to see that it works. --part-options are further options of `wsi run` for kills, twins and
+soak, such as "--executor dask".
 """
 
 import argparse
 import os
+import shlex
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import cluster_overhead
-from benchmarks.cluster_common import circumstances, keep, know_nothing
+from benchmarks import cluster_faults, cluster_overhead, cluster_simulate
+from benchmarks.cluster_common import circumstances, keep, know_nothing, known, table
 
 know_nothing()  # also in worker processes, which import this file when they start
 
+SLIDES, LARGE = 190, 10  # of the runs whose processes are killed
+FACTS = ("missing", "torn", "beyond", "duplicate_rows", "undone", "left", "kills", "killed", "extra", "again")
 
-def show_overhead(scratch: Path, small: bool, log: Path | None) -> None:
-    slides, rounds, executors = (20, 1, ("serial",)) if small else (1000, 3, ("serial", "processes"))
-    found = cluster_overhead.overhead(scratch, slides, executors, rounds)
-    memory = cluster_overhead.scheduler_memory(scratch, 50 if small else 10_000)
+
+@dataclass(frozen=True)
+class Given:
+    """What the user asked for."""
+
+    scratch: Path
+    small: bool
+    log: Path | None
+    rounds: int | None
+    options: Sequence[str]
+
+    def count(self, small: int, whole: int) -> int:
+        return small if self.small else whole
+
+    def rounds_of(self, whole: int) -> int:
+        return self.rounds or self.count(1, whole)
+
+
+def show_overhead(given: Given) -> None:
+    slides, rounds = given.count(20, 1000), given.rounds_of(3)
+    executors = ("serial",) if given.small else ("serial", "processes")
+    found = cluster_overhead.overhead(given.scratch, slides, executors, rounds)
+    memory = cluster_overhead.scheduler_memory(given.scratch, given.count(50, 10_000))
     print(f"\n{slides} slides, median of {rounds}\n\n{cluster_overhead.show_overhead(found, executors)}")
     print(f"\n{cluster_overhead.show_memory(memory)}")
-    keep(log, "overhead", {"slides": slides, "rounds": rounds, "stages": found, "scheduler": memory})
+    keep(given.log, "overhead", {"slides": slides, "rounds": rounds, "stages": found, "scheduler": memory})
 
 
-def show_scaling(scratch: Path, small: bool, log: Path | None) -> None:
-    found = cluster_overhead.scaling(scratch, 8 if small else 60, 1024 if small else 3072, 1 if small else 5)
-    print(f"\n2 workers against 1: {found['ratio']:.2f} x (needs 1.8), of {found['ratios']}")
+def show_scaling(given: Given) -> None:
+    slides, side = given.count(8, 60), given.count(1024, 3072)
+    found = cluster_overhead.scaling(given.scratch, slides, side, given.rounds_of(5))
+    ratios = ", ".join(f"{ratio:.2f}" for ratio in found["ratios"])
+    print(f"\n2 workers against 1: {found['ratio']:.2f} x (needs 1.8), median of {ratios}")
     print(f"two plain processes against one, in the same minutes: {found['plain_ratio']:.2f} x")
-    keep(log, "scaling", found)
+    keep(given.log, "scaling", found)
 
 
-PARTS = {"overhead": show_overhead, "scaling": show_scaling}
+def show_measure(given: Given) -> None:
+    found = cluster_overhead.measure(given.scratch, given.count(1, 4), given.count(1024, 6144))
+    print("\n" + table(("unit", "median s", "spread (sd of the logarithm)"), [(k, *v) for k, v in found.items()]))
+    keep(given.log, "measure", found)
+
+
+def show_simulate(given: Given) -> None:
+    measured = known(given.log).get("measure", {})
+    base = cluster_simulate.Cluster(slides=given.count(40, 10_000), workers=given.count(8, 128))
+    if measured:
+        spread = max(measured["tile"][1], measured["shard"][1])
+        seconds = {"tile_s": measured["tile"][0], "shard_s": measured["shard"][0], "small_s": measured["join"][0]}
+        base = replace(base, **seconds, spread=spread)
+    quarter = replace(base, workers=base.workers // 4, sessions=4)
+    cases = {
+        "one session": base,
+        "one session, durations spread twice as wide, 50 ms more of a slow disk a unit": replace(
+            base, spread=max(0.5, 2 * base.spread), files_s=0.05
+        ),
+        "four sessions on one folder": quarter,
+        "four sessions, of which half are lost in an hour": replace(quarter, session_preempted=0.5),
+    }
+    rows, found = [], {}
+    for name, asked in cases.items():
+        one = found[name] = cluster_simulate.simulate(asked, given.scratch / name.replace(" ", "-"))
+        keys = ("hours", "utilisation", "lost", "unfinished_units", "twice", "killed", "lost_sessions",
+                "scheduler_ms_per_unit")  # fmt: skip
+        rows.append((name, *(one[key] for key in keys)))
+        print(f"{name}: {one}", file=sys.stderr)
+    head = ("", "hours", "utilisation", "slides lost", "units not done", "done twice", "units killed", "sessions lost",
+            "scheduler, ms a unit")  # fmt: skip
+    print(f"\n{base}\n\n{table(head, rows)}")
+    keep(given.log, "simulate", found)
+
+
+def show_kills(given: Given) -> None:
+    rounds = given.rounds_of(20)
+    folder = cluster_faults.Folder.make(given.scratch, given.count(8, SLIDES), given.count(1, LARGE), given.options)
+    folder.learn()
+    kinds = {
+        "workers": cluster_faults.kill_workers(folder, rounds, given.count(1, 3)),
+        "whole runs": cluster_faults.kill_runs(folder, rounds),
+    }
+    rows = [(kind, len(found), *(sum(one[fact] for one in found) for fact in FACTS)) for kind, found in kinds.items()]
+    worst = [max(one["extra"] - one["killed"] for one in found) for found in kinds.values()]
+    units = folder.wanted.done().total()
+    print(f"\n{len(list(folder.slides.iterdir()))} slides, {units} units; sums over all rounds\n")
+    print(table(("killed", "rounds", *(fact.replace("_", " ") for fact in FACTS)), rows))
+    print(f"\nextra work less killed units, the worst round: {worst} (needs <= 0)")
+    keep(given.log, "kills", {"units": units, **kinds})
+
+
+def show_twins(given: Given) -> None:
+    folder = cluster_faults.Folder.make(given.scratch, given.count(8, 100), given.count(1, 10), given.options)
+    folder.learn()
+    found = cluster_faults.twins(folder, given.rounds_of(3))
+    rows = [(one["units"], one["extra"], one["undone"], one["torn"], " + ".join(map(str, one["shares"])),
+             *one["seconds"], one["seconds"][0] / one["seconds"][1]) for one in found]  # fmt: skip
+    print("\n" + table(("units of one run", "beyond these", "undone", "other bytes", "done by each", "one run, s",
+                        "two, s", "ratio"), rows))  # fmt: skip
+    keep(given.log, "twins", {"pairs": found})
+
+
+def show_soak(given: Given) -> None:
+    folder = cluster_faults.Folder.make(given.scratch, given.count(40, 540), given.count(2, 60), given.options)
+    found = cluster_faults.soak(folder)
+    facts = ("role", "units", "samples", "max_mib", "kib_per_unit", "grown_kib", "max_files", "files_per_unit")
+    print(f"\n{found['slides']} slides, {found['tiles']:,} tiles, {found['units']} units in {found['seconds']:.0f} s")
+    print("slopes by least squares over the second half of each process's life\n")
+    rows = [[one[fact] for fact in facts] for one in found["processes"]]
+    print(table(("process", "units meanwhile", "samples", "most MiB", "KiB a unit", "KiB, second half", "most files",
+                 "files a unit"), rows))  # fmt: skip
+    keep(given.log, "soak", found)
+
+
+PARTS: dict[str, Callable[[Given], Any]] = {
+    "overhead": show_overhead,
+    "scaling": show_scaling,
+    "measure": show_measure,
+    "simulate": show_simulate,
+    "kills": show_kills,
+    "twins": show_twins,
+    "soak": show_soak,
+}
 
 
 def main() -> None:
@@ -46,12 +166,14 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="in seconds, to see that it works: no figures")
     parser.add_argument("--json", type=Path, help="also add what was found to this file")
     parser.add_argument("--scratch", type=Path, help="where slides and runs are written; by default a temporary folder")
-    given = parser.parse_args()
-    if given.scratch is not None:
-        given.scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=given.scratch, prefix="bench-cluster-") as folder:
-        before = os.getloadavg()[0]
-        PARTS[given.part](Path(folder), given.small, given.json)
+    parser.add_argument("--rounds", type=int, help="instead of the usual number")
+    parser.add_argument("--part-options", default="", help="further options of `wsi run`")
+    said = parser.parse_args()
+    if said.scratch is not None:
+        said.scratch.mkdir(parents=True, exist_ok=True)
+    before = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory(dir=said.scratch, prefix="bench-cluster-") as folder:
+        PARTS[said.part](Given(Path(folder), said.small, said.json, said.rounds, shlex.split(said.part_options)))
     now = circumstances()
     print(f"\nload average {before:.1f} before, {now['load'][0]:.1f} after; {now['processors']} processors")
 

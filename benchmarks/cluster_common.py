@@ -10,6 +10,7 @@ import platform
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from embedding.backbones import BACKBONES, find_backbone  # noqa: E402
 from jobs import attempt  # noqa: E402
 
 NOTHING = "nothing"
-LOG = "BENCH_CLUSTER_LOG"  # names a file: a line for each unit that a worker begins
+LOG = "BENCH_CLUSTER_LOG"  # names a file to which workers write what they begin and end
 SMALL_PX = 512  # side of a small slide: four tiles of 224 px
 
 
@@ -44,23 +45,54 @@ def know_nothing() -> None:
     )
 
 
-def log_starts() -> None:
-    """From now on this process writes a line for each unit that it begins, where the environment names a file."""
+def log_work() -> None:
+    """From now on this process writes a line when it begins a unit, and one when the unit has ended, where the
+    environment names a file for it."""
     insist = attempt._insist
 
     def logged(stage: Any, spec: Any, folder: Any, unit: Any, record: Any, split: Any) -> Any:
-        with open(os.environ[LOG], "ab", buffering=0) as file:
-            file.write(f"{unit.stage} {unit.name}{' join' if unit.join else ''} {os.getpid()}\n".encode())
-        return insist(stage, spec, folder, unit, record, split)
+        kind = "join" if unit.join else "part" if unit.part is not None else "slide"
+        words = f"{os.getpid()} {unit.stage} {unit.name} {kind}"
+        _write_line(f"+ {words}")
+        outcome = insist(stage, spec, folder, unit, record, split)
+        _write_line(f"- {words} {getattr(outcome, 'status', 'split')}")
+        return outcome
 
     if LOG in os.environ:
         attempt._insist = logged
 
 
-def starts(path: Path) -> list[str]:
-    """Of the units that were begun: "stage name" and " join" where it was that of parts; one a line that is whole."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [line.rpartition(" ")[0] for line in lines]
+def _write_line(line: str) -> None:
+    with open(os.environ[LOG], "ab", buffering=0) as file:
+        file.write(f"{line}\n".encode())
+
+
+@dataclass(frozen=True)
+class Work:
+    """What processes did, by their log: one line of it each.
+
+    begun, ended  (process, stage, unit, kind), with what became of it
+    """
+
+    begun: list[tuple[str, ...]]
+    ended: list[tuple[str, ...]]
+
+    @classmethod
+    def of(cls, log: Path) -> "Work":
+        lines = log.read_text().splitlines() if log.exists() else []
+        words = [tuple(line.split()) for line in lines]
+        return cls([one[1:] for one in words if one[0] == "+"], [one[1:] for one in words if one[0] == "-"])
+
+    def done(self) -> Counter[tuple[str, ...]]:
+        """(stage, unit, kind) → how many times it was worked on, to its end or not; to find that a slide is there
+        already, or that it is to be split, is no work."""
+        idle = Counter(one[1:4] for one in self.ended if one[4] in ("skipped", "split"))
+        return Counter(one[1:] for one in self.begun) - idle
+
+    def unfinished(self, process: int | None = None) -> int:
+        """Units that were begun and did not end, of all processes or of one."""
+        mine = [[one for one in lines if process in (None, int(one[0]))] for lines in (self.begun, self.ended)]
+        return len(mine[0]) - len(mine[1])
 
 
 def weights_of_nothing(folder: Path) -> Path:
@@ -135,15 +167,18 @@ def _shown(value: Any) -> str:
 
 def keep(path: Path | None, part: str, found: dict[str, Any]) -> None:
     """Add what a part found to the JSON file at `path`, beside that of the others."""
-    if path is None:
-        return
-    known = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({**known, part: {**found, **circumstances()}}, indent=1) + "\n")
+    if path is not None:
+        path.write_text(json.dumps({**known(path), part: {**found, **circumstances()}}, indent=1) + "\n")
+
+
+def known(path: Path | None) -> dict[str, Any]:
+    """What was found earlier."""
+    return json.loads(path.read_text()) if path is not None and path.exists() else {}
 
 
 if __name__ in ("__main__", "__mp_main__"):
     know_nothing()
-    log_starts()
+    log_work()
 
 if __name__ == "__main__":
     from cli.main import main
