@@ -167,9 +167,9 @@ PARTS = {"write": bench_write, "read": bench_read, "modes": bench_modes, "plan":
 
 
 def _write_ours(path: Path, patches: Patches, quality: int | None = None) -> None:
-    group = zarr.open_group(path, mode="w", zarr_format=3)
+    zarr.open_group(path, mode="w", zarr_format=3)
     codec = None if quality is None else JpegCodec(quality)
-    folder = create_patches(group, patches.shape[:2], SHARD, codec)
+    folder = create_patches(path, patches.shape[:2], SHARD, codec)
     for start in range(0, len(patches), SHARD):
         batch = patches[start : start + SHARD]
         chunks = list(batch) if quality is None else [encode_patch(pixels, quality) for pixels in batch]

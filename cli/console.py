@@ -1,6 +1,7 @@
 """What the commands print: a bar on a terminal, a line per slide in a log, tables, and the outcome."""
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ MOST_FAILURES = 30  # listed on the terminal
 WORDS = {"done": "done", "empty": "empty", "skipped": "already there", "failed": "failed"}
 VERBS = {
     "make": "Making slides",
+    "verify": "Verifying",
+    "inputs": "Reading slides",
     "tile": "Tiling",
     "embed": "Embedding",
     "encode": "Encoding",
@@ -48,6 +51,7 @@ def start_logging(verbose: bool) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", handlers=[handler], force=True)
     for package in PACKAGES:  # those of others log hundreds of lines, which would hide ours
         logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.NOTSET)
+    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "error")  # what matters of a cluster is said by the run itself
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what our own check of the file then says better
 
 

@@ -62,7 +62,7 @@ app.add_typer(backbones.app, rich_help_panel="This machine")
 
 def main() -> None:
     """Entry point: an error that the engine raised on purpose is a line and exit code 2."""
-    from jobs.interrupt import Terminated, listen
+    from jobs.interrupt import exit_code, listen, was_terminated
     from wsi.errors import EngineError
 
     if threading.current_thread() is threading.main_thread():
@@ -78,7 +78,9 @@ def main() -> None:
         err.print("[bold red]error[/] ", end="")
         err.print(str(error), markup=False)
         sys.exit(2)
-    except Terminated:
-        sys.exit(143)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        sys.exit(exit_code(error))
+    except SystemExit as end:
+        if end.code == 130 and was_terminated():  # typer says so of whatever interrupts a command
+            sys.exit(143)
+        raise

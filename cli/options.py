@@ -237,7 +237,37 @@ TILE = {
 }
 EXECUTOR = {
     "executor": Setting(
-        Annotated[str | None, option("processes or serial", panel=_C, takes="KIND")], at("jobs.executor")
+        Annotated[str | None, option("processes (by default), serial or dask", panel=_C, takes="KIND")],
+        at("jobs.executor"),
+    ),
+    "scheduler": Setting(
+        Annotated[str | None, option("Work on this Dask cluster: tcp://HOST:PORT", panel=_C, takes="ADDRESS")],
+        lambda value: {"jobs.scheduler": value, "jobs.executor": "dask"},
+    ),
+    "cluster": Setting(
+        Annotated[
+            str | None, option("Start a cluster: cluster-slurm or another recipe, or your YAML", panel=_C, takes="FILE")
+        ],
+        lambda value: {"jobs.cluster": value, "jobs.executor": "dask"},
+    ),
+    "max_failures": Setting(
+        Annotated[int | None, option("End the run when more slides have failed", panel=_C, takes="N")],
+        at("jobs.max_failures"),
+    ),
+    "retry_failed": Setting(
+        Annotated[
+            bool | None,
+            option("Also try slides again that crashed or hung before", "--retry-failed", panel=_C),
+        ],
+        at("jobs.retry_failed"),
+    ),
+    "stage_to": Setting(
+        Annotated[Path | None, option("Copy slides to this local disk ahead of reading", panel=_C, takes="FOLDER")],
+        at("jobs.stage_to"),
+    ),
+    "metrics": Setting(
+        Annotated[Path | None, option("Keep this file up to date with OpenMetrics figures", panel=_C, takes="FILE")],
+        at("jobs.metrics"),
     ),
 }
 WORKERS = {

@@ -31,11 +31,20 @@ def run(
     model: OptionalModel = None,
     slide_mpp: SlideMpp = None,
     dry_run: DryRun = False,
+    check: Annotated[
+        bool,
+        typer.Option("--verify", help="First read every result that is there, and redo what is damaged", metavar=""),
+    ] = False,
+    check_inputs: Annotated[
+        bool,
+        typer.Option("--verify-inputs", help="Also compare every slide's checksum with the first one", metavar=""),
+    ] = False,
 ) -> None:
     """Tile, embed, predict and draw every slide, and write the report. A re-run does only what is missing."""
     from jobs.checks import check_run
 
     from .stages import end_dry_run, start, warn_off_native
+    from .verify import verify
 
     if model is not None:
         settings["model"] = str(model)
@@ -45,6 +54,8 @@ def run(
     if dry_run:
         end_dry_run(job)
     job.folder.prepare()
+    if check or check_inputs:
+        verify(job, check_inputs)
     raise typer.Exit(work(job))
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _WIDE = 110  # columns from which there is room for bars
 _MOST = 12  # sessions, and kinds of failures, that are listed
 _NEWEST = 5  # failed slides that are shown in full
+_LENGTH = 240  # characters of a problem
 _DIED = 3  # dead sessions that are listed
 _SLOW, _LONG_S = 3, 30  # a unit that takes so many times the median, and so long, is shown as slow
 _DULL, _LOUD = "dim", "bold red"
@@ -77,22 +78,26 @@ def _look(follower: "Follower", openmetrics: Path | None) -> "Status":
 
 def _watch(follower: "Follower", found: "Status", every: float, openmetrics: Path | None) -> "Status":
     """Show it anew in its place until the run ends, or the reader has seen enough."""
+    from rich.console import Console
     from rich.live import Live
 
     from .console import out
 
+    console = Console(highlight=False)  # not `out`, whose lines are not broken
     try:
-        with Live(_shown(found, out.width), console=out, auto_refresh=False, vertical_overflow="visible") as live:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
             while found.state == "running":
+                live.update(_shown(found, console.width, brief=True), refresh=True)
                 time.sleep(every)
                 found = _look(follower, openmetrics)
-                live.update(_shown(found, out.width), refresh=True)
     except KeyboardInterrupt:
         pass
+    out.print(_shown(found, out.width), soft_wrap=False)
     return found
 
 
-def _shown(found: "Status", width: int) -> "Group":
+def _shown(found: "Status", width: int, brief: bool = False) -> "Group":
+    """All of it; brief: what fits on a terminal, where it is shown in its place."""
     from rich.console import Group
     from rich.text import Text
 
@@ -106,15 +111,13 @@ def _shown(found: "Status", width: int) -> "Group":
             yield _fact("limits", f"{found.limits[0]}: {found.limits[1]}")
         yield from _sessions(found)
         yield from _slow(found)
-        yield from _failures(found)
+        yield from _failures(found, brief)
         yield from _missing(found)
         for words in found.notes:
             yield Text(f"note: {words}", style="yellow")
         yield ""
-        good = found.state != "incomplete" and not found.slides["failed"]
-        yield Text(
-            found.verdict, style="bold green" if good else "bold yellow" if found.state != "incomplete" else _LOUD
-        )
+        fine = "bold yellow" if found.slides["failed"] else "bold green"
+        yield Text(found.verdict, style=_LOUD if found.state == "incomplete" else fine)
 
     return Group(*parts())
 
@@ -126,7 +129,8 @@ def _head(found: "Status") -> "RenderableType":
     words = [{"running": "at work", "complete": "ended", "incomplete": "nobody is at work"}[found.state]]
     if live:
         words[0] = "1 command at work" if len(live) == 1 else f"{len(live)} commands at work"
-        words.append(f"{sum(one.room for one in live)} units at a time")
+        room = sum(one.room for one in live)
+        words.append(f"{room} units at a time" if room else "starting")
         known = [stage.remaining_s for stage in found.stages if stage.remaining_s]
         if found.eta_s is not None:
             words.append(f"about {span(found.eta_s)} left")
@@ -153,6 +157,7 @@ def _stages(found: "Status", width: int) -> "Table":
         return Text(f"{number:,}", style=style if number else _DULL)
 
     for stage in found.stages:
+        is_going = stage.left > 0 or not live
         left = "" if not live else "?" if stage.remaining_s is None else span(stage.remaining_s) if stage.left else "–"
         table.add_row(
             Text(stage.stage, style="bold"),
@@ -163,7 +168,7 @@ def _stages(found: "Status", width: int) -> "Table":
             count(stage.failed, _LOUD),
             count(stage.running, "cyan"),
             count(stage.queued),
-            f"{stage.tiles_per_s:,.0f}" if stage.tiles_per_s else Text("–", style=_DULL),
+            f"{stage.tiles_per_s:,.0f}" if stage.tiles_per_s and is_going else Text("–", style=_DULL),
             Text("–", style=_DULL) if stage.busy is None else f"{stage.busy:.0%}",
             left,
         )
@@ -203,10 +208,10 @@ def _sessions(found: "Status") -> "Iterator[RenderableType]":
 
 
 def _died(found: "Status") -> "Iterator[RenderableType]":
-    """Sessions that died without saying so: all that a later command that ended well has not made up for."""
+    """Sessions that died without saying so, where no later command has made up for it."""
     dead = []
     for one in reversed(found.sessions):
-        if one.state == "ended" and not one.halted and one.exit in (0, 1):
+        if found.state == "complete" or (one.state == "ended" and one.exit in (0, 1)):
             break
         if one.state == "lost":
             dead.append(one)
@@ -227,14 +232,11 @@ def _slow(found: "Status") -> "Iterator[RenderableType]":
             words += f", {ratio:.1f} × the median"
         if one.of:
             words += f", {one.tiles:,} of {one.of:,} tiles"
-        yield _fact(
-            "" if place else "longest",
-            f"{words}, on {one.host}",
-            "yellow" if ratio >= _SLOW and one.seconds >= _LONG_S else "",
-        )
+        is_slow = ratio >= _SLOW and one.seconds >= _LONG_S
+        yield _fact("" if place else "longest", f"{words}, on {one.host}", "yellow" if is_slow else "")
 
 
-def _failures(found: "Status") -> "Iterator[RenderableType]":
+def _failures(found: "Status", brief: bool) -> "Iterator[RenderableType]":
     from rich.padding import Padding
     from rich.text import Text
 
@@ -247,18 +249,24 @@ def _failures(found: "Status") -> "Iterator[RenderableType]":
         yield Padding(Text(f"{number:>5,} × {kind}"), (0, 0, 0, 2))
     if len(found.causes) > _MOST:
         yield Padding(Text(f"and {len(found.causes) - _MOST} kinds more"), (0, 0, 0, 10))
+    if brief:
+        return
     more = sum(found.causes.values()) - _NEWEST
     if more > 0:
         yield Text("the newest:", style=_DULL)
     told = set()
     for failure in found.failures[:_NEWEST]:
-        words = Text.assemble((failure.slide_id, "bold"), f" ({failure.stage}): {failure.problem}")
+        words = Text.assemble((failure.slide_id, "bold"), f" ({failure.stage}): {_cut(failure.problem)}")
         yield Padding(words, (0, 0, 0, 2))
         if failure.remedy and failure.kind not in told:  # once for all that failed in the same way
             yield Padding(Text(f"→ {failure.remedy}", style=_DULL), (0, 0, 0, 4))
         told.add(failure.kind)
     if more > 0:
         yield Text(f"all of them: {Path(found.folder) / 'receipts'}", style=_DULL)
+
+
+def _cut(words: str) -> str:
+    return words if len(words) <= _LENGTH else f"{words[:_LENGTH].rstrip()} …"
 
 
 def _missing(found: "Status") -> "Iterator[RenderableType]":

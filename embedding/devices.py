@@ -1,6 +1,8 @@
 """Which devices embed: what a user may ask for, and what this machine has."""
 
+import platform
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 from wsi.errors import SpecError
@@ -35,6 +37,20 @@ def find_devices(wanted: str = "auto") -> tuple[str, ...]:
 def best_device(wanted: str = "auto") -> str:
     """The first of `find_devices`."""
     return find_devices(wanted)[0]
+
+
+@lru_cache(maxsize=16)
+def device_name(device: str) -> str:
+    """What the chip behind a device is called, such as NVIDIA H200 or the processor's model."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    if device == "cpu" and sys.platform == "linux":
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        return next(named, "") or platform.machine()
+    return f"{device} of {platform.processor() or platform.machine()}"
 
 
 def _check(name: str) -> None:

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
-from tiling.store import Store, count_files, open_complete, put
+from tiling.store import Store, open_complete, write_store
 from wsi.errors import StoreError
-from wsi.publish import appear
 
 SCHEMA = "slide_embeddings/1"
 
@@ -60,11 +58,9 @@ def write_slide_vector(
     """
     dim = facts["contract"]["dim"]
     rows = np.zeros((0, dim), np.float32) if vector is None else np.asarray(vector, np.float32)[None]
-    with appear(path) as draft:
-        group = zarr.open_group(draft, mode="w", zarr_format=3)
-        put(group, "vector", rows)
-        complete = {"tiles": tiles, "failed": failed, "files": count_files(draft)}
-        group.attrs.update({"schema": SCHEMA, **facts, "complete": complete})  # type: ignore[dict-item]
+    with write_store(path) as writer:
+        writer.put("vector", rows)
+        writer.finish(SCHEMA, facts, tiles, failed)
 
 
 def open_slide_vector(path: str | Path) -> SlideStore:

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
-from tiling.store import Store, count_files, empty, open_complete, put
+from tiling.store import Store, StoreWriter, open_complete, write_store
 from wsi.errors import StoreError
-from wsi.publish import appear
 
 SCHEMA = "embeddings/1"
 CHUNK_BYTES = 4 << 20
@@ -50,7 +48,7 @@ class EmbeddingStore(Store):
 
     @cached_property
     def views(self) -> NDArray[Any] | None:
-        return self._array("views") if "views" in self.group else None
+        return self._array("views") if self.has("views") else None
 
     @cached_property
     def xy(self) -> NDArray[np.int64]:
@@ -74,15 +72,14 @@ class EmbeddingWriter:
     slide. Made by `write_embeddings`; safe to use from one thread.
     """
 
-    def __init__(self, draft: Path, tiles: int, row_shape: tuple[int, ...], dtype: str, views: int):
-        self._draft, self.tiles = draft, tiles
-        self._group = zarr.open_group(draft, mode="w", zarr_format=3)
+    def __init__(self, store: StoreWriter, tiles: int, row_shape: tuple[int, ...], dtype: str, views: int):
+        self._store, self.tiles = store, tiles
         self.rows = max(1, min(tiles, CHUNK_BYTES // (int(np.prod(row_shape)) * views * np.dtype(dtype).itemsize)))
         shape = (tiles, *row_shape)
-        self._arrays = {"embeddings": empty(self._group, "embeddings", shape, dtype, self.rows)}
+        self._arrays = {"embeddings": store.array("embeddings", shape, dtype, self.rows)}
         if views > 1:
             views_shape = (tiles, views - 1, *row_shape)
-            self._arrays["views"] = empty(self._group, "views", views_shape, dtype, self.rows)
+            self._arrays["views"] = store.array("views", views_shape, dtype, self.rows)
         # one buffer, filled again and again: thousands of small arrays that wait would keep the heap in pieces
         self._waiting = np.empty((self.rows, views, *row_shape), dtype)
         self._filled = self._written = 0
@@ -101,22 +98,21 @@ class EmbeddingWriter:
                 self._flush()
 
     def _flush(self) -> None:
-        part = slice(self._written, self._written + self._filled)
-        self._arrays["embeddings"][part] = self._waiting[: self._filled, 0]
+        chunk = self._written // self.rows
+        self._arrays["embeddings"].write(chunk, self._waiting[: self._filled, 0])
         if "views" in self._arrays:
-            self._arrays["views"][part] = self._waiting[: self._filled, 1:]
-        self._written, self._filled = part.stop, 0
+            self._arrays["views"].write(chunk, self._waiting[: self._filled, 1:])
+        self._written, self._filled = self._written + self._filled, 0
 
     def finish(self, xy: NDArray[np.int64], facts: dict[str, Any]) -> None:
         """All rows are written: add coordinates and facts. Raises StoreError when some are not."""
         if self._filled:
             self._flush()
         if self._written != self.tiles:
-            raise StoreError(self._draft, f"{self._written} of {self.tiles} rows were written", "report this")
-        put(self._group, "xy", xy)
-        put(self._group, "ok", self.ok)
-        complete = {"tiles": self.tiles, "failed": int((~self.ok).sum()), "files": count_files(self._draft)}
-        self._group.attrs.update({"schema": SCHEMA, **facts, "complete": complete})  # type: ignore[dict-item]
+            raise StoreError(self._store.draft, f"{self._written} of {self.tiles} rows were written", "report this")
+        self._store.put("xy", xy)
+        self._store.put("ok", self.ok)
+        self._store.finish(SCHEMA, facts, self.tiles, int((~self.ok).sum()))
 
 
 @contextmanager
@@ -124,8 +120,8 @@ def write_embeddings(
     path: Path, tiles: int, row_shape: tuple[int, ...], dtype: str = "float16", views: int = 1
 ) -> Iterator[EmbeddingWriter]:
     """Write an EmbeddingStore that appears at `path` when the block ends well and the writer was finished."""
-    with appear(path) as draft:
-        yield EmbeddingWriter(draft, tiles, row_shape, dtype, views)
+    with write_store(path) as store:
+        yield EmbeddingWriter(store, tiles, row_shape, dtype, views)
 
 
 def open_embeddings(path: str | Path) -> EmbeddingStore:

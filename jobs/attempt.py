@@ -7,6 +7,8 @@ import time
 import traceback
 from functools import lru_cache
 from multiprocessing import parent_process
+from pathlib import Path
+from typing import Any
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
@@ -74,6 +76,13 @@ def run_one(
         part=unit.part,
         worker=worker_name(),
     )
+
+
+def run_there(here: Path, stage: Stage, spec: RunSpec, folder: RunFolder, *task: Any) -> Receipt | Split:
+    """`run_one` in a process of another machine, whose paths begin where the run's do: `here`."""
+    if here.is_dir():
+        os.chdir(here)
+    return run_one(stage, spec, folder, *task)
 
 
 def _insist(

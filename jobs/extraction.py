@@ -25,8 +25,8 @@ from .config import RunSpec
 from .executors import ExecSpec, cpu_count
 from .folder import RunFolder
 from .manifest import SlideRecord
-from .pools import EMBED_SLOTS
 from .parts import Rows
+from .pools import EMBED_SLOTS
 from .progress import advance, busy
 from .tile_stage import open_record
 from .workers import worker_number
@@ -176,14 +176,16 @@ class Pixels:
 
 
 @contextmanager
-def pixels_of(record: SlideRecord, spec: RunSpec, store: PatchStore, rows: slice) -> Iterator[Pixels]:
-    """The patches that the slide's store keeps, else those of the slide itself; the stream is of `rows` of its grid.
+def pixels_of(record: SlideRecord, spec: RunSpec, store: PatchStore, rows: slice | None = None) -> Iterator[Pixels]:
+    """The patches that the slide's store keeps, else those of the slide itself; the stream is of `rows` of its grid, or
+    of all.
 
     Raises SlideError where the slide is not the one that was tiled, or, at the end, changed meanwhile.
     """
     if slide_identity(record.path) != store.identity:
         raise SlideError(record.path, "it is not the slide that was tiled: its content differs", TILE_AGAIN)
     memory, threads, grid = reading_bytes(spec.jobs), spec.jobs.thread_count(), store.grid
+    rows = rows or slice(0, len(grid))
     if store.has_patches:
         from embedding.embed import stored_patches
 

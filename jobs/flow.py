@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from wsi.errors import EngineError
+
 from .halt import Halt
 from .interrupt import heed
 from .last_words import Death
@@ -87,6 +89,10 @@ class Flow:
                     self._look_at_held(line)
         except OSError as error:  # of the books: what slides throw is in their receipts
             self.halt.stop_for(error)
+        except EngineError as error:  # of a cluster: it is gone, and what was at work there
+            self.halt.stop(f"{error.args[0]}: {error.problem}", str(error.args[2]))
+            for line in self.lines:
+                line.running.clear()
         self._tell()
 
     def _is_done(self) -> bool:
@@ -105,6 +111,8 @@ class Flow:
             unit = line.waiting.popleft()
             if not self._settled_elsewhere(line, unit) and self._claimed(line, unit):
                 self._submit(line, unit)
+        if line.name in self._open:
+            self._open[line.name].expect(len(line.waiting))
         if line.suspects and not line.waiting and not line.running:
             unit = next(iter(line.suspects))
             del line.suspects[unit]

@@ -14,6 +14,7 @@ from wsi.errors import StoreError
 from wsi.publish import append_line, clear_drafts, write_json
 from wsi.source import shown
 
+_STALE_S = 600.0  # that a draft of another machine is left alone, beyond the lease of who wrote it
 VERSIONED = (
     "slidestream",
     "torch",
@@ -93,11 +94,19 @@ class RunFolder:
         self.clear()
 
     def clear(self) -> None:
-        """Remove the drafts of processes that are no more."""
+        """Remove the drafts of processes that are no more, here or on a machine that no session is at work on."""
         for folder in [self.root, *(entry for entry in self.root.glob("*") if entry.is_dir())]:
-            clear_drafts(folder)
+            clear_drafts(folder, self._is_gone, _STALE_S)
             for below in folder.glob("*/"):
-                clear_drafts(below)
+                clear_drafts(below, self._is_gone, _STALE_S)
+
+    def _is_gone(self, machine: str) -> bool:
+        """Whether all sessions of a machine have ended, or lost their lease by the clock of the file system."""
+        from .follow import file_clock, session_age
+
+        sessions = self.root / "sessions"
+        time = file_clock(sessions)
+        return time is not None and all(session_age(path, time) > 1 for path in sessions.glob(f"*-{machine}-*.json"))
 
 
 def _of(score: str) -> str:
@@ -125,7 +134,7 @@ def write_run(folder: RunFolder, facts: dict[str, Any], ended: bool = True) -> N
     write_json(folder.root / "run.json", facts)
     if ended:
         folder.clear()  # again: a worker killed just before this run began may have been dying then
-        append_line(folder.receipts("commands"), facts)
+        append_line(folder.receipts("commands"), facts, checked=True)
 
 
 def now() -> str:

@@ -5,7 +5,9 @@ Reads sessions/*.json and receipts/*.jsonl, opens no store, and takes whatever s
 
 import json
 import os
+import sys
 import time
+from array import array
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -47,10 +49,6 @@ class Work(NamedTuple):
     stage: str
     session: str
     line: Line
-
-    @property
-    def begun(self) -> float:
-        return self.line.ended - self.line.seconds
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ class Follower:
     sessions  oldest first
     latest    (session, stage) → slide_id → its last receipt there; session "" in runs of earlier versions
     work      what ended in the last ten minutes
-    spent     (stage, whether of a part) → (slide_id, seconds) of each that went well
+    spent     stage → seconds of each part that went well
     split     (stage, slide_id) of slides that are done in parts → number of a part that is done → its tiles
     notes     what could not be read
     """
@@ -107,7 +105,7 @@ class Follower:
     sessions: list[Seen] = field(default_factory=list)
     latest: dict[tuple[str, str], dict[str, Line]] = field(default_factory=lambda: defaultdict(dict))
     work: list[Work] = field(default_factory=list)
-    spent: dict[tuple[str, bool], list[tuple[str, float]]] = field(default_factory=lambda: defaultdict(list))
+    spent: dict[str, array] = field(default_factory=lambda: defaultdict(lambda: array("f")))
     split: dict[tuple[str, str], dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
     notes: list[str] = field(default_factory=list)
     now: float = 0.0
@@ -164,8 +162,8 @@ class Follower:
     def _take(self, stage: str, session: str, receipt: dict[str, Any], ahead: float) -> None:
         part = receipt.get("part")
         line = Line(
-            str(receipt["slide_id"]),
-            str(receipt["status"]),
+            sys.intern(str(receipt["slide_id"])),  # lines are many, and what they name is not
+            sys.intern(str(receipt["status"])),
             number(receipt, "seconds"),
             int(number(receipt, "tiles")),
             epoch(text(receipt, "finished")) - ahead,
@@ -173,16 +171,15 @@ class Follower:
             text(receipt, "problem"),
             text(receipt, "remedy"),
             text(receipt, "cause"),
-            text(receipt, "worker"),
+            sys.intern(text(receipt, "worker")),
         )
         if line.part is not None:
             parts = self.split[stage, line.slide_id]
             if line.status == DONE:
                 parts[line.part] = line.tiles
+                self.spent[stage].append(line.seconds)
         else:
             self.latest[session, stage][line.slide_id] = line
-        if line.status == DONE:
-            self.spent[stage, line.part is not None].append((line.slide_id, line.seconds))
         if line.status != SKIPPED:
             self.work.append(Work(stage, session, line))
 
@@ -219,6 +216,17 @@ class Follower:
             pid = int(number(facts, "pid"))
             state = AT_WORK if pid and is_alive(pid, text(facts, "start")) else LOST
         return Seen(facts, changed, age, exact or facts.get("machine") == machine_id(), state)
+
+
+def session_age(path: Path, now: float) -> float:
+    """Age of a session's last sign of life in leases; infinite where it ended or its file cannot be read."""
+    try:
+        facts, changed = _object(path.read_bytes()), path.stat().st_mtime
+    except OSError:
+        facts, changed = None, 0.0
+    if facts is None or facts.get("ended"):
+        return float("inf")
+    return (now - changed) / (number(facts, "lease_s") or _LEASE_S)
 
 
 def file_clock(folder: Path) -> float | None:

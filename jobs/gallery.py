@@ -29,7 +29,7 @@ def export_extremes(record: SlideRecord, spec: RunSpec, tiles: PatchStore, heatm
     ends = extreme_tiles(heatmap.scores, heatmap.xy, heatmap.span_px, spec.heatmap.tiles)
     row_of = {(int(x), int(y)): row for row, (x, y) in enumerate(tiles.grid.xy)}
     rows, facts = [], []
-    with pixels_of(record, replace(spec, tile=tiles.grid.spec), tiles, tiles.grid) as pixels, appear(folder) as draft:
+    with pixels_of(record, replace(spec, tile=tiles.grid.spec), tiles) as pixels, appear(folder) as draft:
         for end, places in zip(("highest", "lowest"), ends, strict=True):
             # read in the grid's order, as a reader gives them, and put back into the order of their scores
             wanted = [row_of[int(x), int(y)] for x, y in heatmap.xy[places]]

@@ -9,7 +9,7 @@ from typing import Any
 from .last_words import Death
 from .manifest import SlideRecord
 from .outcome import Split, Stage, Unit, stage_name
-from .receipts import DONE, STATUSES, Receipt
+from .receipts import DONE, FAILED, STATUSES, Receipt
 
 
 @dataclass
@@ -60,6 +60,10 @@ class Line:
     @property
     def is_over(self) -> bool:
         return self.is_quiet and not self.held
+
+    @property
+    def has_failed(self) -> bool:
+        return any(receipt.status == FAILED for receipt in self.receipts.values())
 
     def add(self, slide_id: str) -> None:
         """The slide comes, if it did not yet."""

@@ -49,13 +49,13 @@ def why_empty(store: PatchStore) -> str:
 
 def flag_counts(store: PatchStore) -> dict[str, int]:
     """Flag → how many of the slide's tiles have it, without those that none has."""
-    counts = {flag: int(store.array(f"flag_{flag}").sum()) for flag in FLAGS if f"flag_{flag}" in store.group}
+    counts = {flag: int(store.array(f"flag_{flag}").sum()) for flag in FLAGS if store.has(f"flag_{flag}")}
     return {flag: count for flag, count in counts.items() if count}
 
 
 def _tissue_map(store: PatchStore) -> TissueMap:
     grid, pen = store.grid, None
-    if "pen" in store.group:
+    if store.has("pen"):
         marks = store.array("pen")
         pen = tissue_outline(Tissue(marks, store.mask_scale, 0.0)) if marks.any() else None
     flagged = {flag: grid.xy[store.array(f"flag_{flag}")] for flag in flag_counts(store)}
@@ -68,9 +68,9 @@ def _tissue_map(store: PatchStore) -> TissueMap:
 
 def _unread(store: PatchStore) -> NDArray[np.bool_]:
     """bool (n,): tiles that could not be read, by their pixels or, where those are not kept, by their sharpness."""
-    if "ok" in store.group:
+    if store.has("ok"):
         return ~store.array("ok").astype(np.bool_)
-    if "quality_sharpness" in store.group:
+    if store.has("quality_sharpness"):
         return np.isnan(store.array("quality_sharpness"))
     return np.zeros(len(store.grid), np.bool_)
 

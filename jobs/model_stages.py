@@ -61,7 +61,7 @@ def predict_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outc
         "fingerprint": mark,
     }
     row["flags"] += _quality(record, folder)
-    write_json(target, row)
+    write_json(target, row, sealed=True)
     return Outcome(EMPTY if prediction.status == EMPTY else DONE, mark, len(mine.ok), failed)
 
 
@@ -93,7 +93,7 @@ def _quality(record: SlideRecord, folder: RunFolder) -> list[str]:
     area = tiles.attrs.get("tissue_um2")
     if area is not None and 0 < area < LITTLE_TISSUE_UM2:
         found.append(f"little tissue ({area / 1e6:.2f} mm²)")
-    if "flag_blur" in tiles.group and len(tiles.grid) and tiles.array("flag_blur").mean() > MOSTLY_BLURRED:
+    if tiles.has("flag_blur") and len(tiles.grid) and tiles.array("flag_blur").mean() > MOSTLY_BLURRED:
         found.append("most tiles are blurred")
     return found
 
@@ -123,7 +123,7 @@ def heatmap_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outc
     if len(mine.ok) == 0:
         path.unlink(missing_ok=True)  # of an earlier run that found tissue
         picture.unlink(missing_ok=True)
-        write_json(sidecar, {**made_from, "objects": 0, "fingerprint": mark})
+        write_json(sidecar, {**made_from, "objects": 0, "fingerprint": mark}, sealed=True)
         return Outcome(EMPTY, mark)
     if not mine.attrs.get("placed", True):
         raise StoreError(mine.path, "the places of its tiles are not known", "import them with coordinates")
@@ -138,7 +138,7 @@ def heatmap_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outc
     if spec.heatmap.tiles:
         export_extremes(record, spec, tiles, heatmap, gallery)
     facts = {"score": heatmap.name, "class": heatmap.class_name, "limits": heatmap.limits, "objects": count}
-    write_json(sidecar, {**made_from, **facts, "fingerprint": mark})
+    write_json(sidecar, {**made_from, **facts, "fingerprint": mark}, sealed=True)
     return Outcome(DONE, mark, len(mine.ok), int((~mine.ok).sum()))
 
 

@@ -32,6 +32,10 @@ class Pool(Protocol):
         """Begin a task; alone: with no other task in its process. There must be room."""
         ...
 
+    def expect(self, waiting: int) -> None:
+        """How many tasks wait beyond those at work: where workers can be asked for, so many are."""
+        ...
+
     def results(self, wait_s: float = 0.2) -> list[tuple[str, Any]]:
         """Wait at most so long; (key, what the task returned, or a Death) of each task that ended meanwhile."""
         ...
@@ -60,6 +64,9 @@ class SerialPool:
 
     def submit(self, key: str, *arguments: object, alone: bool = False) -> None:
         self._task = key, arguments
+
+    def expect(self, waiting: int) -> None:
+        pass
 
     def results(self, wait_s: float = 0.0) -> list[tuple[str, Any]]:
         if self._task is None:

@@ -52,7 +52,7 @@ class Receipt:
 
 def append_receipt(path: Path, receipt: Receipt, session: str = "") -> None:
     """Append to the stage's receipts at `path`: to the file beside it that is the session's, where there is one."""
-    append_line(path.with_suffix(f".{session}.jsonl") if session else path, asdict(receipt))
+    append_line(path.with_suffix(f".{session}.jsonl") if session else path, asdict(receipt), checked=True)
 
 
 def read_receipts(path: Path, parts: bool = False) -> list[Receipt]:

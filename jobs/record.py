@@ -14,10 +14,25 @@ from .last_words import Death
 from .manifest import SlideRecord
 from .outcome import Unit
 from .peers import Peers
-from .receipts import CRASH, FAILED, MEMORY, TIMEOUT, Receipt, append_receipt, latest, read_receipts
+from .receipts import (
+    CRASH,
+    FAILED,
+    FULL,
+    IO,
+    KILLED,
+    MEMORY,
+    MISSING,
+    TIMEOUT,
+    Receipt,
+    append_receipt,
+    latest,
+    read_receipts,
+)
 from .sessions import Session
 
 _LASTING = (CRASH, MEMORY, TIMEOUT)  # what happens again to the same slide, and costs a deadline or a process each time
+
+_LOCAL = (FULL, IO, KILLED, MISSING)  # what may be so on one machine only
 
 
 @dataclass
@@ -42,7 +57,7 @@ class Record:
         """What is known of the slide without trying: a peer did it, or it would only crash, hang or fill the memory
         again as it did in an earlier run."""
         found = self.peers.receipt(stage, record.slide_id)
-        if found is not None:
+        if found is not None and not (found.status == FAILED and found.cause in _LOCAL):
             return found
         past = self._lasting(stage).get(record.slide_id)
         if past is None or past.mark != self._mark(record):

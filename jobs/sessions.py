@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from wsi.publish import fingerprint, write_json
 from .config import RunSpec
 from .executors import ExecSpec
 from .folder import RunFolder, command_line, now
+from .interrupt import exit_code
 
 BEATS = 8  # in the time of a lease: some may come late or be lost
 _LONGEST_BEAT_S = 10.0
@@ -48,10 +50,20 @@ class Asked:
 
 
 class Session:
-    """This process at work on `folder`. As a context manager it says so at its start and at its end."""
+    """This process at work on `folder`. As a context manager it says so at its start and at its end.
 
-    def __init__(self, folder: RunFolder, spec: RunSpec, stages: tuple[str, ...] = ()):
+    each  called after every sign of life, in a thread of its own; an OSError of it is logged
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        spec: RunSpec,
+        stages: tuple[str, ...] = (),
+        each: Callable[["Session"], None] = lambda session: None,
+    ):
         self.root, self.lease_s, self.asked = folder.root / "sessions", spec.jobs.lease_s, Asked.of(spec)
+        self._each = each
         begun = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
         self.id = f"{begun[:-3].replace('.', '')}-{machine_id()}-{os.getpid()}"
         self.facts: dict[str, Any] = {
@@ -93,8 +105,11 @@ class Session:
     ) -> None:
         self._over.set()
         self._thread.join()
+        if value is not None:
+            self.tell(exit=exit_code(value))
         self.tell(ended=now(), running=[])
         self._try_beat()
+        self._do_each()
 
     def tell(self, **facts: Any) -> None:
         """What the next sign of life says."""
@@ -107,6 +122,11 @@ class Session:
             facts = self.facts
         write_json(self.path, facts)
         self._note()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether no older session is at work: one does what needs to be done once."""
+        return not any(session < self.id and self.lives(session) for session in self.ids())
 
     def ids(self) -> list[str]:
         """Of all other sessions that the folder has seen, oldest first."""
@@ -150,6 +170,13 @@ class Session:
         pause = min(_LONGEST_BEAT_S, self.lease_s / BEATS)
         while not self._over.wait(pause):
             self._try_beat()
+            self._do_each()
+
+    def _do_each(self) -> None:
+        try:
+            self._each(self)
+        except OSError as error:
+            _log.warning("how the run stands could not be written: %s", error)
 
     def _try_beat(self) -> None:
         try:

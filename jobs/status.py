@@ -11,7 +11,7 @@ from wsi.publish import write_json
 
 from .follow import Follower, Line, Seen, number, text
 from .receipts import FAILED
-from .status_figures import Group, StageFigures, figures, limiting, slowest
+from .status_figures import Group, Slow, StageFigures, figures, limiting, slowest
 
 SCHEMA = "status/1"
 NAMED = 1000  # slides without a result that are named
@@ -47,20 +47,6 @@ class SessionStatus:
     exit: int | None
     halted: str | None
     dashboard: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Slow:
-    """A unit at work; part: its number, None for a slide; median_s of its like, None where none has ended."""
-
-    slide_id: str
-    stage: str
-    part: int | None
-    seconds: float
-    median_s: float | None
-    tiles: int
-    of: int
-    host: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +108,7 @@ def read_status(follower: Follower) -> Status:
     group = Group.of(follower)
     stages = figures(follower, group)
     names = [stage.stage for stage in stages]
-    failures = _failures(follower, group, names)
+    failures = _failures(follower, group, stages)
     slides = _slides(stages, len({failure.slide_id for failure in failures}))
     missing = None if group.live else group.missing(follower, names)
     if missing is not None:
@@ -139,7 +125,7 @@ def read_status(follower: Follower) -> Status:
         limits=limiting(stages, group) if group.live else None,
         eta_s=max(time for time in times if time is not None) if group.live and times and None not in times else None,
         sessions=[_session(seen) for seen in follower.sessions],
-        slow=[Slow(**unit) for unit in slowest(follower, group)] if group.live else [],
+        slow=slowest(follower, group) if group.live else [],
         causes=dict(Counter(failure.kind for failure in failures).most_common()),
         failures=failures[:NEWEST],
         missing=(missing or [])[:NAMED],
@@ -191,14 +177,15 @@ def _doubts(follower: Follower) -> list[str]:
     return ["no command that worked here said so: of slides that were never begun nothing is known"]
 
 
-def _failures(follower: Follower, group: Group, stages: list[str]) -> list[Failure]:
+def _failures(follower: Follower, group: Group, stages: list[StageFigures]) -> list[Failure]:
     """Slides whose last receipt at a stage says that they failed, newest first."""
     failed = []
     for stage in stages:
-        for line in group.latest(follower, stage).values():
-            if line.status == FAILED:
-                what = _kind(line), line.problem, line.remedy
-                failed.append((line.ended, Failure(line.slide_id, stage, *what, _utc(line.ended), line.worker)))
+        lines = [line for line in group.latest(follower, stage.stage).values() if line.status == FAILED]
+        lines.sort(key=lambda line: line.ended, reverse=True)
+        for line in lines[: stage.failed]:  # older ones are of slides no longer asked for, or tried again just now
+            what = line.slide_id, stage.stage, _kind(line), line.problem, line.remedy
+            failed.append((line.ended, Failure(*what, _utc(line.ended), line.worker)))
     return [failure for _, failure in sorted(failed, key=lambda one: one[0], reverse=True)]
 
 
@@ -208,8 +195,8 @@ def _kind(line: Line) -> str:
         return _CAUSES[line.cause]
     head, colon, _ = line.problem.partition(": ")
     words = head if colon and len(head) <= _SHORT else line.problem
-    words = re.sub(r"\S*[/\\]\S+", "…", words)  # paths
-    words = re.sub(r"\d[\d.,]*", "n", words)
+    words = re.split(r" \(|; |, ", words)[0]
+    words = re.sub(r"\S*[/\\]\S+|\d[\d.,]*", "…", words)  # paths, numbers
     return words if len(words) <= _LONG else f"{words[:_LONG].rstrip()} …"
 
 

@@ -20,7 +20,7 @@ class StageFigures:
 
     total          without those that failed at a stage before
     tiles          done by the sessions of this run, not counting what was there already
-    tiles_per_s, slides_per_s   in the last ten minutes; of a run that ended, over the last session
+    tiles_per_s, slides_per_s   in the last ten minutes; of a run that ended, over its last sessions
     remaining_s    seconds until all are through at that rate, None where that is not known
     busy           share [0, 1] of its workers' time that was work, None where there was no work
     room           units of work that the sessions can have at work at a time
@@ -49,16 +49,31 @@ class StageFigures:
         return max(0, self.total - self.settled)
 
 
+@dataclass(frozen=True, slots=True)
+class Slow:
+    """A unit at work; part: its number, None for a slide; median_s of its like, None where none has ended."""
+
+    slide_id: str
+    stage: str
+    part: int | None
+    seconds: float
+    median_s: float | None
+    tiles: int
+    of: int
+    host: str
+
+
 @dataclass(frozen=True)
 class Group:
     """The sessions that the newest one belongs to, oldest first: those that asked for the same, and all at work.
 
-    live    those at work
+    live    those at work; last: these, or where there are none the newest, and those at work at the same time as it
     slides  ids that the newest of them work for, None where that is not known; lists: how many lists these are of
     """
 
     sessions: tuple[Seen, ...]
     live: tuple[Seen, ...]
+    last: tuple[Seen, ...]
     slides: frozenset[str] | None = None
     lists: int = 0
 
@@ -66,22 +81,23 @@ class Group:
     def of(cls, follower: Follower) -> "Group":
         seen = follower.sessions
         if not seen:
-            return cls((), ())
+            return cls((), (), ())
         newest = seen[-1]
         asked = newest.facts.get("asked")
         group = tuple(one for one in seen if one.facts.get("asked") == asked or one.state == AT_WORK)
         live = tuple(one for one in group if one.state == AT_WORK)
         # of an array of jobs, each with slides of its own, all but the last may have ended
         last = live or tuple(one for one in group if one is newest or one.changed >= newest.begun > 0)
-        names = {text(one.facts, "list") for one in last}
+        names = {text(one.facts, "slides") for one in last}
         lists = [follower.slides(name) for name in names]
         known = [ids for ids in lists if ids is not None]
         complete = len(known) == len(lists)
-        return cls(group, live, frozenset().union(*known) if complete else None, len(lists))
+        return cls(group, live, last, frozenset().union(*known) if complete else None, len(lists))
 
-    def latest(self, follower: Follower, stage: str) -> dict[str, Line]:
-        """slide_id → its last receipt at a stage from these sessions; from all where a run knows no sessions."""
-        wanted = {session.id for session in self.sessions}
+    def latest(self, follower: Follower, stage: str, of_live: bool = False) -> dict[str, Line]:
+        """slide_id → its last receipt at a stage from these sessions, or those at work; from all where a run knows no
+        sessions."""
+        wanted = {session.id for session in (self.live if of_live else self.sessions)}
         found: dict[str, Line] = {}
         for (session, name), lines in follower.latest.items():
             if name != stage or (self.sessions and session not in wanted):
@@ -120,12 +136,12 @@ def _stages(follower: Follower, group: Group) -> list[str]:
 def _figures(follower: Follower, group: Group, stage: str, lost: int) -> StageFigures:
     """lost: slides that failed at a stage before, and do not come to this one."""
     lines = group.latest(follower, stage)
-    total, counts = _counts(lines, group, stage)
+    total, counts = _counts(follower, lines, group, stage)
     settled = counts.total()
     total = max(settled, total - lost)
-    at_work = {text(unit, "slide_id") for _, unit in units(group.live) if unit.get("stage") == stage}
+    at_work = {text(unit, "slide_id") for _, unit in units(follower, group.live) if unit.get("stage") == stage}
     running = min(len(at_work), total - settled)
-    rates = _recent(follower, group, stage) if group.live else _average(group, lines, stage)
+    rates = _recent(follower, group, stage) if group.live else _average(group, stage)
     return StageFigures(
         stage=stage,
         total=total,
@@ -143,11 +159,11 @@ def _figures(follower: Follower, group: Group, stage: str, lost: int) -> StageFi
     )
 
 
-def _counts(lines: dict[str, Line], group: Group, stage: str) -> tuple[int, Counter[str]]:
+def _counts(follower: Follower, lines: dict[str, Line], group: Group, stage: str) -> tuple[int, Counter[str]]:
     """(slides in all, slides by what became of them).
 
-    Of the sessions at work, the one that knows of most results is right. Where none is, or where they have different
-    slides, receipts know more.
+    Of the sessions at work, the one that knows of most results is right, but for what they wrote since their last sign
+    of life. Where none is, or where they have different slides, receipts know more.
     """
     written = Counter(line.status for line in lines.values())
     live = [session for session in group.live if session.stage(stage)]
@@ -158,48 +174,58 @@ def _counts(lines: dict[str, Line], group: Group, stage: str) -> tuple[int, Coun
         return len(lines), written
     told = [Counter({status: int(number(one, status)) for status in STATUSES}) for one in asked]
     if live:
-        return max(int(number(one, "total")) for one in asked), max(told, key=Counter.total)
+        since = Counter(line.status for line in group.latest(follower, stage, of_live=True).values())
+        return max(int(number(one, "total")) for one in asked), max([*told, since], key=Counter.total)
     total = int(number(asked[-1], "total"))
-    return (max(total, written.total()), written) if written.total() >= told[-1].total() else (total, told[-1])
+    return total, written if told[-1].total() <= written.total() <= total else told[-1]
 
 
-def units(sessions: Iterable[Seen]) -> list[tuple[Seen, dict[str, Any]]]:
-    """What these sessions are at."""
+def units(follower: Follower, sessions: Iterable[Seen]) -> list[tuple[Seen, dict[str, Any]]]:
+    """What these sessions are at: what they said they were, without what they have ended since."""
     found = []
     for session in sessions:
         running = session.facts.get("running")
-        found += [(session, unit) for unit in running if isinstance(unit, dict)] if isinstance(running, list) else []
+        for unit in running if isinstance(running, list) else []:
+            if isinstance(unit, dict) and not _has_ended(follower, session, unit):
+                found.append((session, unit))
     return found
+
+
+def _has_ended(follower: Follower, session: Seen, unit: dict[str, Any]) -> bool:
+    stage, slide_id = text(unit, "stage"), text(unit, "slide_id")
+    ended = slide_id in follower.latest.get((session.id, stage), ())
+    return ended or unit.get("part") in follower.split.get((stage, slide_id), ())
 
 
 def _recent(follower: Follower, group: Group, stage: str) -> tuple[float, float]:
     """(tiles, slides) per second in the last minutes: the work of a unit is spread over the time that it took."""
+    windows = {one.id: min(RECENT_S, max(1.0, number(one.stage(stage), "active_s"))) for one in group.live}
     tiles = slides = 0.0
-    for session in group.live:
-        window = min(RECENT_S, max(1.0, number(session.stage(stage), "active_s")))
-        for unit in follower.work:
-            if unit.session != session.id or unit.stage != stage:
-                continue
-            inside = min(unit.line.ended, follower.now) - max(unit.begun, follower.now - window)
-            share = min(1.0, max(0.0, inside) / unit.line.seconds) if unit.line.seconds > 0 else 1.0
-            is_part, is_split = unit.line.part is not None, (stage, unit.line.slide_id) in follower.split
-            tiles += unit.line.tiles * share / window if is_part or not is_split else 0.0
-            slides += 0.0 if is_part else share / window
-        for _, unit_now in units([session]):
-            if unit_now.get("stage") == stage:
-                share = min(1.0, window / max(window, number(unit_now, "seconds")))
-                tiles += number(unit_now, "tiles") * share / window
+    for name, session, line in follower.work:
+        window = windows.get(session)
+        if name != stage or window is None:
+            continue
+        inside = min(line.ended, follower.now) - max(line.ended - line.seconds, follower.now - window)
+        share = min(1.0, max(0.0, inside) / line.seconds) if line.seconds > 0 else 1.0
+        is_part, is_split = line.part is not None, (stage, line.slide_id) in follower.split
+        tiles += line.tiles * share / window if is_part or not is_split else 0.0
+        slides += 0.0 if is_part else share / window
+    for seen, unit in units(follower, group.live):
+        if unit.get("stage") == stage:
+            window = windows[seen.id]
+            share = min(1.0, window / max(window, number(unit, "seconds")))
+            tiles += number(unit, "tiles") * share / window
     return tiles, slides
 
 
-def _average(group: Group, lines: dict[str, Line], stage: str) -> tuple[float | None, float | None]:
-    """(tiles, slides) per second over the last session's time at the stage."""
-    last = group.sessions[-1].stage(stage) if group.sessions else {}
-    active = number(last, "active_s")
+def _average(group: Group, stage: str) -> tuple[float | None, float | None]:
+    """(tiles, slides) per second over the last sessions' time at the stage."""
+    last = [session.stage(stage) for session in group.last]
+    active = max((number(one, "active_s") for one in last), default=0.0)
     if not active:
         return None, None
-    made = sum(line.status not in (SKIPPED, FAILED) for line in lines.values())
-    return number(last, "tiles") / active, made / active
+    made = sum(number(one, DONE) + number(one, EMPTY) for one in last)
+    return sum(number(one, "tiles") for one in last) / active, made / active
 
 
 def _remaining(
@@ -214,10 +240,11 @@ def _remaining(
     tiles_per_s, slides_per_s = rates
     if left <= 0:
         return 0.0
-    known = [line.tiles for line in lines.values() if line.status != FAILED]
+    like = [lines] if lines else follower.latest.values()  # while none came through, as at the stages before
+    known = [line.tiles for found in like for line in found.values() if line.status != FAILED]
     mean = sum(known) / len(known) if known else 0.0
     if tiles_per_s and mean:
-        begun = sum(number(unit, "tiles") for _, unit in units(group.live) if unit.get("stage") == stage)
+        begun = sum(number(unit, "tiles") for _, unit in units(follower, group.live) if unit.get("stage") == stage)
         parts = (parts for (name, slide), parts in follower.split.items() if name == stage and slide not in lines)
         begun += sum(sum(tiles.values()) for tiles in parts)
         return max(0.0, left * mean - begun) / tiles_per_s
@@ -255,33 +282,35 @@ def limiting(stages: Sequence[StageFigures], group: Group) -> tuple[str, str] | 
     return slowest.stage, f"{words}and it has the longest time left".removeprefix("and ")
 
 
-def slowest(follower: Follower, group: Group) -> list[dict[str, Any]]:
-    """The units at work that take longest, against the median of their like: parts, joins, or whole slides."""
+def slowest(follower: Follower, group: Group) -> list[Slow]:
+    """The units at work that take longest, against the median of their like: parts, or whole slides."""
     found = []
     medians: dict[tuple[str, bool, bool], float | None] = {}
-    for session, unit in units(group.live):
+    for session, unit in units(follower, group.live):
         stage, slide_id, part = text(unit, "stage"), text(unit, "slide_id"), unit.get("part")
         like = stage, isinstance(part, int), (stage, slide_id) in follower.split
         if like not in medians:
             medians[like] = _median(follower, *like)
         found.append(
-            {
-                "slide_id": slide_id,
-                "stage": stage,
-                "part": part if isinstance(part, int) else None,
-                "seconds": number(unit, "seconds") + session.age_s,
-                "median_s": medians[like],
-                "tiles": int(number(unit, "tiles")),
-                "of": int(number(unit, "of")),
-                "host": text(session.facts, "host"),
-            }
+            Slow(
+                slide_id,
+                stage,
+                part if isinstance(part, int) else None,
+                number(unit, "seconds") + session.age_s,
+                medians[like],
+                int(number(unit, "tiles")),
+                int(number(unit, "of")),
+                text(session.facts, "host"),
+            )
         )
-    return sorted(found, key=lambda unit: unit["seconds"] / (unit["median_s"] or 1e9), reverse=True)[:SLOWEST]
+    return sorted(found, key=lambda unit: unit.seconds / (unit.median_s or 1e9), reverse=True)[:SLOWEST]
 
 
 def _median(follower: Follower, stage: str, is_part: bool, is_split: bool) -> float | None:
     """Of parts, or of whole slides; a join's receipt has the time of the parts in it, too, and says nothing."""
     if is_split and not is_part:
         return None
-    spent = follower.spent[stage, is_part]
-    return median([s for slide, s in spent if is_part or (stage, slide) not in follower.split] or [0.0]) or None
+    slides = (line for (_, name), lines in follower.latest.items() if name == stage for line in lines.values())
+    whole = (one.seconds for one in slides if one.status == DONE and (stage, one.slide_id) not in follower.split)
+    spent = list(follower.spent.get(stage, ()) if is_part else whole)
+    return median(spent) if spent else None

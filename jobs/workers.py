@@ -118,6 +118,9 @@ class Workers:
         if not self._give(self._start(), key, arguments):
             raise RuntimeError("a worker process ended before it began")
 
+    def expect(self, waiting: int) -> None:
+        """Nothing here: processes are as many as were asked for."""
+
     def results(self, wait_s: float = _POLL_S) -> list[tuple[str, Any]]:
         """Wait a moment; (key, what `work` returned, or a Death) of each task that ended meanwhile."""
         at_work = [worker for worker in self._workers if worker.at_work]

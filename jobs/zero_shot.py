@@ -180,7 +180,7 @@ def zero_shot_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Ou
     else:
         heatmap = heatmap_of(softmax(cosines, described.logit_scale), described, store, str(row["predicted"]))
         _draw(heatmap, described, folder, spec.heatmap.max_px)
-    write_json(target, row)
+    write_json(target, row, sealed=True)
     return Outcome(EMPTY if scores is None else DONE, mark, len(ok), int((~ok).sum()))
 
 

@@ -157,7 +157,7 @@ def test_a_killed_run_is_continued_and_gives_what_an_undisturbed_one_gives(train
     assert not list((tmp_path / "run").rglob(".draft-*"))
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_ends_at_once_with_its_workers(trained, tmp_path, sent, code):
     command = [*WSI, "run", str(trained.manifest), "--out", str(tmp_path / "run")]
     process = subprocess.Popen(

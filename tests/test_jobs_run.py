@@ -15,7 +15,7 @@ from jobs.manifest import SlideRecord
 from jobs.receipts import Receipt, append_receipt, latest, read_receipts
 from jobs.run import Outcome, Watcher, run_stage
 from wsi import SlideError, StoreError
-from wsi.publish import _host
+from wsi.machine import machine_id
 
 
 def records(*names: str) -> list[SlideRecord]:
@@ -93,7 +93,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
 
 def test_drafts_of_dead_processes_are_cleared_and_those_of_the_living_stay(tmp_path):
     tiles = tmp_path / "tiles"
-    dead, alive = (tiles / f".draft-{_host()}-{pid}-ab-s.zarr" for pid in (999_999_999, os.getpid()))
+    dead, alive = (tiles / f".draft-{machine_id()}-{pid}-ab-s.zarr" for pid in (999_999_999, os.getpid()))
     dead.mkdir(parents=True)
     alive.mkdir()
     RunFolder(tmp_path).prepare()

@@ -25,9 +25,9 @@ def patches_of(count, side=SIDE):
 
 def write(path, patches, per_shard, quality=None, absent=()):
     """A store of the given patches, each shard written by our writer; returns the array's folder."""
-    group = zarr.open_group(path, mode="w", zarr_format=3)
+    zarr.open_group(path, mode="w", zarr_format=3)
     codec = None if quality is None else JpegCodec(quality)
-    folder = create_patches(group, patches.shape[:2], per_shard, codec)
+    folder = create_patches(path, patches.shape[:2], per_shard, codec)
     chunks = list(patches) if quality is None else [encode_patch(pixels, quality) for pixels in patches]
     for number in absent:
         chunks[number] = None
@@ -61,7 +61,7 @@ def test_zarr_and_we_read_what_our_writer_wrote(tmp_path, count, per_shard, qual
 def test_we_read_what_zarr_wrote(tmp_path, codec):
     patches = patches_of(11)
     group = zarr.open_group(tmp_path / "s.zarr", mode="w", zarr_format=3)
-    folder = create_patches(group, patches.shape[:2], 4, codec)
+    folder = create_patches(tmp_path / "s.zarr", patches.shape[:2], 4, codec)
     group["patches"][:] = patches
     assert np.array_equal(PatchShards(folder).read_at(np.arange(11)), group["patches"][:])
 

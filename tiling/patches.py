@@ -8,18 +8,16 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
-import zarr
 from numpy.typing import ArrayLike, NDArray
 
 from wsi.errors import StoreError
-from wsi.publish import appear
 from wsi.slide import Slide
 
 from .grid import TileGrid
 from .pixels import PatchRequest, check_native, write_pixels
 from .shards import PatchShards
 from .spec import TileSpec
-from .store import Store, count_files, open_complete, put
+from .store import Store, open_complete, write_store
 from .stream import check_failed_tiles
 from .thumbnail import Thumbnail, read_thumbnail
 from .tissue import Tissue, tissue_outline
@@ -133,37 +131,33 @@ def write_patches(
             raise ValueError(
                 f"extra array {name!r} {values.shape}: its name is taken, or it is not of {len(grid)} rows"
             )
-    with appear(path) as draft:
-        group = zarr.open_group(draft, mode="w", zarr_format=3)
+    with write_store(path) as writer:
         for name, values in {**arrays, **extra}.items():
-            put(group, name, values)
+            writer.put(name, values)
         failed = 0
         if request.pixels != "none":
-            ok = write_pixels(group, slide, grid, request)
-            put(group, "ok", ok)
+            ok = write_pixels(writer.draft, slide, grid, request)
+            writer.put("ok", ok)
             failed = check_failed_tiles(slide, ok, grid.spec.max_failed_tiles)
         info = {item.name: getattr(slide.info, item.name) for item in fields(slide.info)}
         levels = [asdict(level) for level in slide.levels]
-        group.attrs.update(
-            {
-                "schema": SCHEMA,
-                "slide_id": request.slide_id,
-                "fingerprint": request.fingerprint,
-                "grid_fingerprint": request.grid_fingerprint,
-                "identity": request.identity,
-                "slide": {"width": slide.levels[0].width, "height": slide.levels[0].height, **info, "levels": levels},
-                "spec": asdict(grid.spec),
-                "grid": {"level": grid.level, "span_px": grid.span_px, "mpp": grid.mpp, "found": grid.found},
-                "mask_scale": tissue.scale,
-                "thumbnail_scale": thumbnail.scale,
-                "tissue_um2": tissue.area_um2,
-                "tissue_outline": outline,
-                "pixels": request.pixels,
-                "extra": sorted(extra),
-                "notes": dict(request.notes or {}),
-                "complete": {"tiles": len(grid), "failed": failed, "files": count_files(draft)},
-            }
-        )
+        facts = {
+            "slide_id": request.slide_id,
+            "fingerprint": request.fingerprint,
+            "grid_fingerprint": request.grid_fingerprint,
+            "identity": request.identity,
+            "slide": {"width": slide.levels[0].width, "height": slide.levels[0].height, **info, "levels": levels},
+            "spec": asdict(grid.spec),
+            "grid": {"level": grid.level, "span_px": grid.span_px, "mpp": grid.mpp, "found": grid.found},
+            "mask_scale": tissue.scale,
+            "thumbnail_scale": thumbnail.scale,
+            "tissue_um2": tissue.area_um2,
+            "tissue_outline": outline,
+            "pixels": request.pixels,
+            "extra": sorted(extra),
+            "notes": dict(request.notes or {}),
+        }
+        writer.finish(SCHEMA, facts, len(grid), failed)
     return failed
 
 

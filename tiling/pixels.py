@@ -6,10 +6,10 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from math import log
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from wsi.errors import SpecError
@@ -66,8 +66,8 @@ class PatchRequest:
             raise SpecError("quality", f"{self.quality} is out of range", "give 1 to 100, such as 90")
 
 
-def write_pixels(group: zarr.Group, slide: Slide, grid: TileGrid, request: PatchRequest) -> NDArray[np.bool_]:
-    """Write the array `patches` of a store; returns ok, bool (n,): which tiles are in it.
+def write_pixels(store: Path, slide: Slide, grid: TileGrid, request: PatchRequest) -> NDArray[np.bool_]:
+    """Write the array `patches` of the store in that folder; returns ok, bool (n,): which tiles are in it.
 
     A tile that is not ok is zeros in raw, and is absent otherwise, which reads as zeros. Memory is bounded: that of
     `iter_patches` and two batches more.
@@ -75,7 +75,7 @@ def write_pixels(group: zarr.Group, slide: Slide, grid: TileGrid, request: Patch
     ok = np.zeros(len(grid), bool)
     mode, threads, per_shard = request.pixels, max(1, request.threads), batch_tiles(grid.spec.tile_px)
     codec = None if mode == "raw" else JpegCodec(request.quality if mode == "jpeg" else None)
-    folder = create_patches(group, (len(grid), grid.spec.tile_px), per_shard, codec)
+    folder = create_patches(store, (len(grid), grid.spec.tile_px), per_shard, codec)
 
     def write(start: int, chunks: list[Chunk | None]) -> int:
         write_shard(folder, start // per_shard, per_shard, chunks)

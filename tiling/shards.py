@@ -10,19 +10,18 @@ import os
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
-import zarr
 from numpy.typing import ArrayLike, NDArray
-from zarr.codecs import Crc32cCodec
 
 from wsi.errors import StoreError
 from wsi.publish import appear_file
 
+from .arrays import write_statement
 from .codecs import JPEG, JpegCodec, decode_patch
 
 ABSENT = 2**64 - 1
@@ -34,24 +33,25 @@ _CODECS = {"bytes": "raw", JPEG: "jpeg"}
 Chunk = bytes | NDArray[np.uint8]
 
 
-def create_patches(group: zarr.Group, shape: tuple[int, int], per_shard: int, codec: JpegCodec | None) -> Path:
-    """Declare the array `patches` uint8 (n, t, t, 3) of a local group, without data: returns its folder.
+def create_patches(store: Path, shape: tuple[int, int], per_shard: int, codec: JpegCodec | None) -> Path:
+    """Declare the array `patches` uint8 (n, t, t, 3) of the store in that folder, without data: returns its folder.
 
     shape  (n, t); one patch is one chunk, `per_shard` of them a file; codec None stores the pixels as they are
     """
-    count, side = shape
-    options: dict[str, Any] = {} if codec is None else {"serializer": codec}
-    array = group.create_array(
-        "patches",
-        shape=(count, side, side, 3),
-        chunks=(1, side, side, 3),
-        shards=(per_shard, side, side, 3),
-        dtype="uint8",
-        compressors=(Crc32cCodec(),),  # H&E pixels do not compress without loss; without a checksum bits flip unseen
-        **options,
-    )
-    assert isinstance(array.store_path.store, zarr.storage.LocalStore)
-    return array.store_path.store.root / array.store_path.path
+    (count, side), little = shape, {"name": "bytes", "configuration": {"endian": "little"}}
+    patch: dict[str, Any] = {"name": "bytes"} if codec is None else codec.to_dict()
+    sharding = {
+        "chunk_shape": [1, side, side, 3],
+        # H&E pixels do not compress without loss; without a checksum bits flip unseen
+        "codecs": [patch, {"name": "crc32c"}],
+        "index_codecs": [little, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    folder = store / "patches"
+    folder.mkdir(parents=True)
+    codecs = [{"name": "sharding_indexed", "configuration": sharding}]
+    write_statement(folder, (count, side, side, 3), "uint8", (per_shard, side, side, 3), codecs)
+    return folder
 
 
 def write_shard(folder: Path, number: int, per_shard: int, chunks: Sequence[Chunk | None]) -> None:
@@ -169,15 +169,42 @@ class PatchShards:
         return StoreError(self.folder.parent, f"patch {number} is damaged: {why}", _TILE_AGAIN)
 
 
+def damage_of(folder: Path) -> Iterator[str]:
+    """What is damaged in the finished array in `folder`, a clause each; every byte of its shards is read.
+
+    Raises StoreError where the array is laid out otherwise than ours.
+    """
+    shape, per_shard, _ = _layout(folder)
+    for number in range(-(-shape[0] // per_shard)):
+        path = folder / "c" / str(number) / "0" / "0" / "0"
+        try:
+            shard = _Shard(path, folder.parent, per_shard)
+        except StoreError as error:
+            yield error.problem
+            continue
+        places = [(offset, size) for offset, size in zip(shard.offsets, shard.sizes, strict=True) if offset != ABSENT]
+        with path.open("rb") as stream:
+            at = 0
+            for offset, size in places:  # back to back, so that no byte belongs to none
+                data = stream.read(size)
+                if offset != at or google_crc32c.value(data[:-4]) != _CRC.unpack(data[-4:])[0]:
+                    yield f"its file {shard.name} is damaged at byte {at:,}"
+                    break
+                at += size
+            else:
+                if at + per_shard * 16 + _CRC.size != os.fstat(stream.fileno()).st_size:
+                    yield f"its file {shard.name} is longer than what is in it"
+
+
 class _Shard:
     """An open shard and its index, checked."""
 
     def __init__(self, path: Path, store: Path, per_shard: int):
-        self._store, self._name = store, path.relative_to(store).as_posix()
+        self._store, self.name = store, path.relative_to(store).as_posix()
         try:
             self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
         except FileNotFoundError:
-            raise StoreError(store, f"its file {self._name} is gone", _TILE_AGAIN) from None
+            raise StoreError(store, f"its file {self.name} is gone", _TILE_AGAIN) from None
         self._turn = threading.Lock()  # only where the system has no read at an offset
         index, crc = np.empty((per_shard, 2), "<u8"), np.empty(1, "<u4")
         start = os.fstat(self._descriptor).st_size - index.nbytes - crc.nbytes
@@ -207,7 +234,7 @@ class _Shard:
             raise self._damaged(f"it ends {wanted - got:,} bytes too early")
 
     def _damaged(self, why: str) -> StoreError:
-        return StoreError(self._store, f"its file {self._name} is damaged: {why}", _TILE_AGAIN)
+        return StoreError(self._store, f"its file {self.name} is damaged: {why}", _TILE_AGAIN)
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):

@@ -1,29 +1,39 @@
-"""What our Zarr v3 stores have in common: checksums, a record of what is in them, and how they are opened."""
+"""What our Zarr v3 stores have in common: how they are published, the record of what is in them, how they are opened.
 
+A store is written as a draft. Then its arrays are opened again and counted, and flushed to the disk; the completeness
+record with a checksum of each array is written last, and only then does the store take its name.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import ZstdCodec
 
 from wsi.errors import StoreError
+from wsi.publish import UNSEALED, appear, flush_tree, seal
 
-CHECKED = (ZstdCodec(level=1, checksum=True),)  # Zarr's default codecs do not notice a flipped bit
+from .arrays import ArrayWriter, Layout, digest, read_array, read_layout, write_array
+
+if TYPE_CHECKING:
+    import zarr
 
 
 @dataclass(frozen=True)
 class Store:
-    """A finished store of one slide, opened for reading."""
+    """A finished store of one slide, opened for reading.
+
+    attrs  what its makers said of it, see `open_complete`
+    """
 
     path: Path
-    group: zarr.Group
-
-    @property
-    def attrs(self) -> dict[str, Any]:
-        return self.group.attrs.asdict()
+    attrs: dict[str, Any]
 
     @property
     def slide_id(self) -> str:
@@ -39,51 +49,101 @@ class Store:
         """Digest of the slide file's content."""
         return str(self.attrs["identity"])
 
+    @cached_property
+    def group(self) -> "zarr.Group":
+        """The same, for who works with zarr-python."""
+        import zarr
+
+        return zarr.open_group(self.path, mode="r", zarr_format=3)
+
+    def has(self, name: str) -> bool:
+        """Whether there is an array of that name."""
+        return name in self.attrs["complete"]["files"]
+
     def array(self, name: str) -> NDArray[Any]:
-        """One of the arrays, whole, in memory."""
-        stored = self.group[name]
-        assert isinstance(stored, zarr.Array)
-        return np.asarray(stored[...])
+        """One of the arrays, whole, in memory. Raises StoreError where some of it is gone or damaged."""
+        return read_array(self.path / name)
 
 
-def open_complete(path: Path, schema: str, maker: str) -> zarr.Group:
-    """A Zarr group that says it is complete and has the arrays it says it has; `maker` is the command that makes it."""
-    if not (path / "zarr.json").is_file():
-        raise StoreError(path, "there is no such store", f"make it with `{maker}`")
-    group = zarr.open_group(path, mode="r", zarr_format=3)
-    attrs = group.attrs.asdict()
-    if attrs.get("schema") != schema:
-        raise StoreError(
-            path, f"its schema is {attrs.get('schema')}, this version reads {schema}", f"run `{maker}` again"
-        )
-    complete = attrs.get("complete")
-    if not isinstance(complete, dict) or complete["files"] != count_files(path):
+class StoreWriter:
+    """A store that is being written into the folder `draft`; made by `write_store`."""
+
+    def __init__(self, draft: Path):
+        self.draft = draft
+        self.finished = False
+        self._written: dict[str, Layout] = {}
+
+    def put(self, name: str, values: NDArray[Any], rows: int = 4096) -> None:
+        """A whole array, checksummed, `rows` rows a chunk."""
+        self._written[name] = write_array(self.draft / name, values, rows)
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: Any, rows: int = 4096) -> ArrayWriter:
+        """An array to be filled chunk by chunk, `rows` rows a chunk."""
+        writer = ArrayWriter(self.draft / name, shape, dtype, rows)
+        self._written[name] = writer.layout
+        return writer
+
+    def finish(self, schema: str, facts: dict[str, Any], tiles: int, failed: int) -> None:
+        """All arrays are written: check them, flush them, and write the record that says so.
+
+        tiles, failed  of the slide; they are in the record, as are the number of files and the crc32c of each array
+        Raises StoreError where files are missing, or an array is not what was written.
+        """
+        files, sums = {}, {}
+        for folder in sorted(entry.parent for entry in self.draft.glob("*/zarr.json")):
+            layout, name = read_layout(folder), folder.name
+            wanted = self._written.pop(name, layout)
+            files[name] = _count(folder)
+            if layout != wanted or files[name] != int(np.prod(layout.grid)):
+                problem = f"its array {name} was not written as it should be: {files[name]} files of {layout}"
+                raise StoreError(self.draft, problem, "check the disk and run again")
+            sums[name] = f"{digest(folder, layout):08x}"  # which opens every file that is to be there
+        if self._written:
+            raise StoreError(self.draft, f"its array {next(iter(self._written))} is gone", "check the disk")
+        flush_tree(self.draft)
+        complete = {"tiles": tiles, "failed": failed, "files": files, "crc32c": sums, "checksum": UNSEALED}
+        attributes = {"schema": schema, **facts, "complete": complete}
+        record = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+        with (self.draft / "zarr.json").open("wb") as stream:
+            stream.write(seal(json.dumps(record).encode()))
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.finished = True
+
+
+@contextmanager
+def write_store(path: Path) -> Iterator[StoreWriter]:
+    """Write a store that appears at `path` when the block ends well, its last word being `finish`."""
+    with appear(path, flushed=True) as draft:
+        writer = StoreWriter(draft)
+        yield writer
+        if not writer.finished:
+            raise StoreError(path, "it was not finished", "report this")
+
+
+def open_complete(path: Path, schema: str, maker: str) -> dict[str, Any]:
+    """Attributes of a store that says it is complete and has the arrays it says it has; `maker` is the command that
+    makes it. Raises StoreError for any other."""
+    try:
+        attrs = json.loads((path / "zarr.json").read_bytes())["attributes"]
+        stated, complete = attrs.get("schema"), attrs.get("complete")
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(path, "there is no such store", f"make it with `{maker}`") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise StoreError(path, "its record is damaged", f"delete it and run `{maker}` again") from None
+    if stated != schema:
+        raise StoreError(path, f"its schema is {stated}, this version reads {schema}", f"run `{maker}` again")
+    if not isinstance(complete, dict) or complete.get("files") != count_files(path):
         raise StoreError(path, "it is not complete", f"delete it and run `{maker}` again")
-    return group
+    return dict(attrs)
 
 
 def count_files(path: Path) -> dict[str, int]:
     """Array → files that hold its chunks. Zarr reads a missing file as zeros, so somebody has to count them."""
-    return {
-        array.parent.name: sum(entry.is_file() for entry in (array.parent / "c").rglob("*"))
-        for array in sorted(path.glob("*/zarr.json"))
-    }
+    with os.scandir(path) as entries:
+        folders = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    return {name: _count(path / name) for name in folders if (path / name / "zarr.json").is_file()}
 
 
-def empty(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: Any, rows: int = 4096) -> zarr.Array:
-    """A checksummed array to be filled, `rows` rows a chunk."""
-    return group.create_array(
-        name,
-        shape=shape,
-        chunks=(min(rows, max(1, shape[0])), *(max(1, side) for side in shape[1:])),
-        dtype=dtype,
-        compressors=CHECKED,
-        config={"write_empty_chunks": True},  # so that a missing file is a missing file
-    )
-
-
-def put(group: zarr.Group, name: str, values: NDArray[Any], rows: int = 4096) -> None:
-    """A whole array, checksummed, `rows` rows a chunk."""
-    array = empty(group, name, values.shape, values.dtype, rows)
-    if values.size:
-        array[...] = values
+def _count(folder: Path) -> int:
+    return sum(len(files) for _, _, files in os.walk(folder / "c"))

@@ -76,11 +76,16 @@ class Connection:
         """
         if time.monotonic() - self._looked < _REFRESH_S:
             return
-        if self.client.status not in ("running", "connecting"):
-            raise self._gone()
+        scheduler = self.client.scheduler
         try:
-            info = self.client.scheduler_info(n_workers=-1)
-        except (OSError, TimeoutError) as error:
+            if self.client.status not in ("running", "connecting") or scheduler is None:
+                raise self._gone()
+            if self.client.status == "connecting":
+                return  # it tries for a while
+            info = self.client.sync(scheduler.identity, n_workers=-1)
+        except OSError as error:
+            if self.client.status == "connecting":
+                return
             raise self._gone() from error
         self._workers = {str(worker["name"]): worker for worker in info["workers"].values()}
         self._looked = time.monotonic()
@@ -199,7 +204,7 @@ def this_machine(jobs: ExecSpec) -> ClusterSpec:
 def _connect(address: str) -> Iterator[Client]:
     try:
         client = Client(address, timeout=_CONNECT_S, set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise ClusterError(address, f"no scheduler answers ({error})", "give --scheduler tcp://HOST:PORT") from error
     with client:
         yield client

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import Nanny, Scheduler, Security, SpecCluster
+from distributed import Nanny, Scheduler, Security, SpecCluster, Status
 
 from wsi.errors import EngineError, SpecError
 
@@ -69,10 +69,15 @@ class Fleet:
         self._change: Future[None] | None = None
         protocol = "tls://" if spec.security else "tcp://"
         place = {"interface": spec.interface} if spec.interface else {"host": "127.0.0.1"}
+        dashboard = spec.dashboard or "127.0.0.1:0"  # without one, the scheduler still answers after its health there
         options = {"port": spec.port, "protocol": protocol, "security": self.security, **place,
-                   "dashboard": spec.dashboard is not None, "dashboard_address": spec.dashboard}  # fmt: skip
+                   "dashboard": spec.dashboard is not None, "dashboard_address": dashboard}  # fmt: skip
         self.cluster = SpecCluster(
-            workers={}, scheduler={"cls": Scheduler, "options": options}, security=self.security, name="wsi"
+            workers={},
+            scheduler={"cls": Scheduler, "options": options},
+            security=self.security,
+            name="wsi",
+            silence_logs=logging.WARNING,
         )
 
     def scale(self, wanted: Mapping[str, int], workers: Mapping[str, Mapping[str, Any]]) -> None:
@@ -205,9 +210,23 @@ def _security(spec: ClusterSpec) -> Security:
 
 def _job_class(kind: str) -> type:
     try:
-        return getattr(importlib.import_module(f"dask_jobqueue.{kind}"), _JOBS[kind])
+        job = getattr(importlib.import_module(f"dask_jobqueue.{kind}"), _JOBS[kind])
     except ImportError as error:
         raise ClusterError(kind, "dask-jobqueue is not installed", "pip install 'slidestream[cluster]'") from error
+    return type(job.__name__, (_SaysThatItFailed, job), {})
+
+
+class _SaysThatItFailed:
+    """A job that the batch system refused is known to be none, or the cluster could not be closed afterwards."""
+
+    status: Status
+
+    async def start(self) -> None:
+        try:
+            await super().start()  # type: ignore[misc]
+        finally:
+            if self.status != Status.running:
+                self.status = Status.failed
 
 
 def _cuda_options(number: int) -> dict[str, Any]:

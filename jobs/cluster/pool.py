@@ -126,15 +126,14 @@ class DaskPool:
         submitted = self._tasks.get(key)
         if submitted is None or submitted.future is not future:
             return []
-        if isinstance(outcome, KilledWorker):
-            lost = submitted.lost + outcome.allowed_failures + 1
+        if isinstance(outcome, KilledWorker) or future.cancelled():  # the latter: the scheduler was away for a moment
+            lost = submitted.lost + (1 if future.cancelled() else outcome.allowed_failures + 1)
             if lost < LOST_WORKERS:
                 self._send(submitted.task, lost)
                 return []
             outcome = _lost_with(lost)
-        elif isinstance(outcome, NoWorkerError) or future.cancelled():
-            problem = "the scheduler has given up the run's work" if future.cancelled() else "it has no workers"
-            raise ClusterError(self._connection.address, problem, "see its log; run again: what is done stays done")
+        elif isinstance(outcome, NoWorkerError):
+            raise ClusterError(self._connection.address, "it has no workers", "run again: what is done stays done")
         elif isinstance(outcome, BaseException):
             problem = f"crashed: the worker could not do it ({type(outcome).__name__}: {outcome})"
             outcome = Death(problem, "see that all workers have the same packages", "", cause=CRASH)

@@ -46,6 +46,10 @@ class DicomLevel:
         else:
             self._decoder.decode(self._stored(tile), into, factor)
 
+    def stored_bytes(self, tiles: NDArray[np.int64]) -> int:
+        """What these tiles take in the files."""
+        return int(self._frames.counts[tiles].clip(0).sum())
+
     def prefetch(self, tiles: NDArray[np.int64]) -> None:
         frames = self._frames
         for number, source in enumerate(self._sources):

@@ -60,8 +60,12 @@ class TiffLevel:
             self._decoder.decode(parts, into)  # some writers fill the last strip up to the rows of the others
         into[rows:] = 255
 
+    def stored_bytes(self, tiles: NDArray[np.int64]) -> int:
+        """What these tiles take in the file."""
+        return int(self._tiles.counts[self._parts(tiles)].clip(0).sum())
+
     def prefetch(self, tiles: NDArray[np.int64]) -> None:
-        parts = (tiles[:, None] + np.arange(self._tiles.pixels.planes) * self._of_plane).ravel()
+        parts = self._parts(tiles)
         ranges = zip(self._tiles.offsets[parts].tolist(), self._tiles.counts[parts].tolist(), strict=True)
         self._source.prefetch([(offset, count) for offset, count in ranges if count > 0])
 
@@ -73,6 +77,9 @@ class TiffLevel:
             return JpegDecoder(pixels.tables, pixels.photometric == YCBCR).whole(self._stored(tile))
         except BadTile:
             return None
+
+    def _parts(self, tiles: NDArray[np.int64]) -> NDArray[np.int64]:
+        return (tiles[:, None] + np.arange(self._tiles.pixels.planes) * self._of_plane).ravel()
 
     def _stored(self, part: int) -> bytes:
         return read_stored(self._source, int(self._tiles.offsets[part]), int(self._tiles.counts[part]))

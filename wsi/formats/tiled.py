@@ -141,6 +141,18 @@ class TiledSlide:
         view.stored.prefetch(tiles)
         return map(view.stored.jpeg, tiles.tolist())
 
+    def bytes_under(self, xy: NDArray[np.int64], side: int, level: int) -> int | None:
+        """Bytes of the file that reading square patches takes, those of a stored tile once; None if nobody can tell.
+
+        xy  int64 (n, 2), corners in level-0 pixels; side in the level's pixels
+        """
+        view = self._views[level]
+        stored_bytes = getattr(view.stored, "stored_bytes", None)
+        if stored_bytes is None:
+            return None
+        uses = count_uses([_corners(xy, self.levels[level].downsample)], (side, side), view.grid)
+        return int(stored_bytes(np.flatnonzero(uses)))
+
     def associated(self, name: str) -> NDArray[np.uint8]:
         """See Slide.associated."""
         raise KeyError(name)
