@@ -5,13 +5,16 @@ Worker processes import the program's file when they start, so they know the bac
 """
 
 import json
+import math
 import os
 import platform
 import resource
+import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -144,6 +147,23 @@ def took(work: Callable[[], Any]) -> tuple[Took, Any]:
 def _cpu_s() -> float:
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def spread_of(seconds: Sequence[float]) -> tuple[float, float]:
+    """(median, standard deviation of the logarithms)."""
+    return statistics.median(seconds), statistics.stdev(map(math.log, seconds)) if len(seconds) > 1 else 0.0
+
+
+def tree_cpu_s() -> float:
+    """Seconds of processors that this process took so far, and those of its children that live."""
+    import psutil
+
+    found = 0.0
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with suppress(psutil.Error):  # one that ends while it is asked
+            times = process.cpu_times()
+            found += times.user + times.system
+    return found
 
 
 def circumstances() -> dict[str, Any]:

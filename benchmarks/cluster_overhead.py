@@ -21,12 +21,12 @@ from jobs.lines import Line
 from jobs.manifest import SlideRecord
 from jobs.model_stages import heatmap_of, heatmap_slide, open_model, predict_slide
 from jobs.outcome import Outcome, Split, Stage
-from jobs.receipts import DONE, FAILED
+from jobs.receipts import DONE, FAILED, Receipt
 from jobs.run import Watcher, run_stages
 from jobs.stages import embed_slide
 from jobs.tile_stage import open_record, plan_slide, tile_slide
 
-from .cluster_common import NOTHING, Took, make_slides, table, took, weights_of_nothing
+from .cluster_common import NOTHING, Took, make_slides, spread_of, table, took, tree_cpu_s, weights_of_nothing
 
 TARGET_MS, TARGET_BYTES = 5.0, 1000
 LABELLED = 16  # slides that the head is trained on
@@ -71,18 +71,27 @@ def records_of(paths: Iterable[Path]) -> list[SlideRecord]:
 
 
 def run(stage: Stage, bench: Bench, spec: RunSpec, out: Path) -> dict[str, float]:
-    """One stage over all slides: seconds a slide, by the wall and by processors, from the first receipt to the last;
-    before it: until the first receipt (processes start, libraries and models are loaded)."""
-    ends: list[float] = []
+    """One stage over all slides: ms a slide, by the wall and of processors (the run's and its workers'), from the
+    first receipt to the last; before it: until the first receipt (processes start, libraries and models are loaded)."""
     line = Line(stage, {record.slide_id: record for record in bench.records})
+    count, ends, cpu = len(bench.records), [], []
+
+    def note(receipt: Receipt) -> None:
+        ends.append(time.perf_counter())
+        if len(ends) in (1, count):
+            cpu.append(tree_cpu_s())
+
     begun = time.perf_counter()
-    watcher = Watcher(receipt=lambda receipt: ends.append(time.perf_counter()))
-    spent, _ = took(lambda: run_stages([line], spec, RunFolder(out), [watcher]))
+    run_stages([line], spec, RunFolder(out), [Watcher(receipt=note)])
     failed = [receipt for receipt in line.receipts.values() if receipt.status == FAILED]
     if failed:
         raise RuntimeError(f"{len(failed)} slides failed, the first: {failed[0].problem}\n{failed[0].trace}")
-    count = max(1, len(ends) - 1)
-    return {"wall_ms": 1e3 * (ends[-1] - ends[0]) / count, "start_s": ends[0] - begun, "cpu_s": spent.cpu_s}
+    later = max(1, count - 1)
+    return {
+        "wall_ms": 1e3 * (ends[-1] - ends[0]) / later,
+        "cpu_ms": 1e3 * (cpu[-1] - cpu[0]) / later,
+        "start_s": ends[0] - begun,
+    }
 
 
 def bare(work: Callable[[Any], Any], items: Sequence[Any]) -> dict[str, float]:
@@ -206,11 +215,14 @@ def _middle(rounds: list[dict[str, float]]) -> dict[str, float]:
 def show_overhead(found: dict[str, Any], executors: Sequence[str]) -> str:
     rows = []
     for name, kinds in found.items():
-        base = kinds["bare"]["wall_ms"]
+        base = kinds["bare"]
         for executor in executors:
-            wall = kinds[executor]["wall_ms"]
-            rows.append((f"{name}, {executor}", wall, base, wall - base, kinds[executor]["start_s"]))
-    head = ("stage, executor", "run, ms a slide", "bare, ms a slide", f"beyond, ms (needs {TARGET_MS:g})", "start, s")
+            mine = kinds[executor]
+            beyond = [mine[key] - base[key] for key in ("wall_ms", "cpu_ms")]
+            pairs = [(mine[key], base[key]) for key in ("wall_ms", "cpu_ms")]
+            rows.append((f"{name}, {executor}", *pairs[0], beyond[0], *pairs[1], beyond[1], mine["start_s"]))
+    head = ("ms a slide", "wall, run", "bare", f"beyond (needs {TARGET_MS:g})", "processors, run", "bare", "beyond",
+            "start, s")  # fmt: skip
     return table(head, rows)
 
 
@@ -314,3 +326,25 @@ def _tile_all(records: Sequence[SlideRecord], out: Path, settings: dict[str, Any
     shutil.rmtree(out, ignore_errors=True)
     for record in records:
         tile_slide(record, spec, RunFolder(out))
+
+
+def measure(scratch: Path, slides: int, side_px: int) -> dict[str, tuple[float, float]]:
+    """What simulations need: seconds of one processor for a tile stage of about 2,900 tiles, for a shard of about
+    1,024 with the default backbone, and for the join, by their receipts; with the spread of their logarithms."""
+    from jobs.receipts import read_receipts
+
+    settings = {"tile": {"stride_px": 112, "tissue": {"method": "none"}}, "embed": {"device": "cpu"}}
+    bench = Bench(records_of(make_slides(scratch / "slides", slides, side_px)), settings, scratch)
+    out = scratch / "run"
+    spec = bench.spec("serial")
+    for stage in (tile_slide, embed_slide):
+        run(stage, bench, spec, out)
+    tiled = [one.seconds for one in read_receipts(RunFolder(out).receipts("tile"))]
+    receipts = read_receipts(RunFolder(out).receipts("embed"), parts=True)
+    parts = [one for one in receipts if one.part is not None]
+    most = max(one.tiles for one in parts)
+    # a slide's receipt says the seconds of all its parts, too
+    joins = [whole.seconds - sum(one.seconds for one in parts if one.slide_id == whole.slide_id)
+             for whole in receipts if whole.part is None]  # fmt: skip
+    shards = [one.seconds for one in parts if one.tiles == most]
+    return {"tile": spread_of(tiled), "shard": spread_of(shards), "join": spread_of(joins)}

@@ -8,10 +8,9 @@ import heapq
 import math
 import os
 import random
-import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -382,7 +381,9 @@ class World:
             "utilisation": ledger.useful_s / (workers * self.clock.now),
             "utilisation_of_available": ledger.useful_s / sum(run.machines.available_s for run in self.over),
             "lost": asked.slides - sum(one != FAILED for one in status.values()),
-            "unfinished_units": sum(wanted[kind] - len([1 for one, _ in ledger.ended if one == kind]) for kind in wanted),
+            "unfinished_units": sum(
+                wanted[kind] - len([1 for one, _ in ledger.ended if one == kind]) for kind in wanted
+            ),
             "twice": twice,
             "splits_again": work["split"] - asked.slides,
             "killed": ledger.killed,
@@ -401,8 +402,3 @@ def simulate(asked: Cluster, root: Path) -> dict[str, Any]:
     world = World(asked, root)
     world.live()
     return world.found()
-
-
-def spread_of(seconds: Sequence[float]) -> tuple[float, float]:
-    """(median, standard deviation of the logarithms)."""
-    return statistics.median(seconds), statistics.stdev(map(math.log, seconds)) if len(seconds) > 1 else 0.0
