@@ -1,7 +1,7 @@
 """What the parts of bench_cluster.py share: slides, a backbone that computes nothing, and clocks.
 
-Run as a program it is `wsi` with that backbone: `python benchmarks/cluster_common.py run SLIDES --backbone nothing ...`.
-Worker processes import the program's file when they start, so they know the backbone, too.
+As a program it is `wsi` with that backbone, `python benchmarks/cluster_common.py run SLIDES --backbone nothing ...`:
+worker processes import the file that was started, so they know the backbone, too.
 """
 
 import json

@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-
 from jobs.config import RunSpec, resolve
 from jobs.executors import ExecSpec
 from jobs.folder import RunFolder
@@ -95,7 +94,7 @@ def run(stage: Stage, bench: Bench, spec: RunSpec, out: Path) -> dict[str, float
 
 
 def bare(work: Callable[[Any], Any], items: Sequence[Any]) -> dict[str, float]:
-    """The same without the engine: a plain loop in one process; the first item, which loads libraries, is not counted."""
+    """The same without the engine: a plain loop in one process. The first item loads libraries: it does not count."""
     work(items[0])
     spent, _ = took(lambda: [work(item) for item in items[1:]])
     count = max(1, len(items) - 1)

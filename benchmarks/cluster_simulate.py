@@ -1,7 +1,7 @@
 """A cluster in virtual time under the real scheduler: flow, lines, claims, sessions, receipts and attempts are the
 engine's own, on real files; only the clock, the workers and the seconds that their work takes are not.
 
-What the scheduler itself takes, in seconds of this processor, passes on the virtual clock, too: the workers wait for it.
+What the scheduler itself takes, in seconds of this processor, passes on the virtual clock, too: workers wait for it.
 """
 
 import heapq
