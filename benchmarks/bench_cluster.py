@@ -9,12 +9,13 @@ simulate  10,000 slides in three shards each on 128 workers of which 2 % an hour
           virtual time: one session, and four on one folder. Seconds of the work are those of `measure`, where they are
           in --json
 measure   seconds of a tile stage and of a shard of about 1,024 tiles with the default backbone, and how they vary
-kills     kill -9 of random workers, and of whole runs, 20 times each, on 200 slides
+kills     kill -9 of random workers, three times in each of 20 runs of 200 slides
+restarts  kill -9 of all processes of such a run at a random moment, and the same command again, 20 times
 twins     two runs on one folder against one
 soak      600 slides through tile and embed with every process watched: memory and open files
 
---small does each in seconds, to see that it works. --part-options are further options of `wsi run` for kills, twins and
-soak, such as "--executor dask".
+--small does each in seconds, to see that it works. --part-options are further options of `wsi run` for the parts from
+kills on, such as "--executor dask".
 """
 
 import argparse
@@ -29,8 +30,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import cluster_faults, cluster_overhead, cluster_simulate
+from benchmarks import cluster_faults, cluster_overhead
 from benchmarks.cluster_common import circumstances, keep, know_nothing, known, table
+from benchmarks.cluster_simulate import simulate
+from benchmarks.cluster_virtual import Cluster
 
 know_nothing()  # also in worker processes, which import this file when they start
 
@@ -82,7 +85,7 @@ def show_measure(given: Given) -> None:
 
 def show_simulate(given: Given) -> None:
     measured = known(given.log).get("measure", {})
-    base = cluster_simulate.Cluster(slides=given.count(40, 10_000), workers=given.count(8, 128))
+    base = Cluster(slides=given.count(40, 10_000), workers=given.count(8, 128))
     if measured:
         spread = max(measured["tile"][1], measured["shard"][1])
         seconds = {"tile_s": measured["tile"][0], "shard_s": measured["shard"][0], "small_s": measured["join"][0]}
@@ -98,7 +101,7 @@ def show_simulate(given: Given) -> None:
     }
     rows, found = [], {}
     for name, asked in cases.items():
-        one = found[name] = cluster_simulate.simulate(asked, given.scratch / name.replace(" ", "-"))
+        one = found[name] = simulate(asked, given.scratch / name.replace(" ", "-"))
         keys = ("hours", "utilisation", "lost", "unfinished_units", "twice", "killed", "lost_sessions",
                 "scheduler_ms_per_unit")  # fmt: skip
         rows.append((name, *(one[key] for key in keys)))
@@ -110,20 +113,30 @@ def show_simulate(given: Given) -> None:
 
 
 def show_kills(given: Given) -> None:
-    rounds = given.rounds_of(20)
-    folder = cluster_faults.Folder.make(given.scratch, given.count(8, SLIDES), given.count(1, LARGE), given.options)
+    folder, rounds = _folder_to_kill(given), given.rounds_of(20)
+    _show_killed(given, folder, "kills", cluster_faults.kill_workers(folder, rounds, given.count(1, 3)))
+
+
+def show_restarts(given: Given) -> None:
+    folder = _folder_to_kill(given)
+    _show_killed(given, folder, "restarts", cluster_faults.kill_runs(folder, given.rounds_of(20)))
+
+
+def _folder_to_kill(given: Given) -> cluster_faults.Folder:
+    small, large = given.count(8, SLIDES), given.count(1, LARGE)
+    folder = cluster_faults.Folder.make(given.scratch, small, large, given.options)
     folder.learn()
-    kinds = {
-        "workers": cluster_faults.kill_workers(folder, rounds, given.count(1, 3)),
-        "whole runs": cluster_faults.kill_runs(folder, rounds),
-    }
-    rows = [(kind, len(found), *(sum(one[fact] for one in found) for fact in FACTS)) for kind, found in kinds.items()]
-    worst = [max(one["extra"] - one["killed"] for one in found) for found in kinds.values()]
-    units = folder.wanted.done().total()
-    print(f"\n{len(list(folder.slides.iterdir()))} slides, {units} units; sums over all rounds\n")
-    print(table(("killed", "rounds", *(fact.replace("_", " ") for fact in FACTS)), rows))
-    print(f"\nextra work less killed units, the worst round: {worst} (needs <= 0)")
-    keep(given.log, "kills", {"units": units, **kinds})
+    return folder
+
+
+def _show_killed(given: Given, folder: cluster_faults.Folder, part: str, found: list[dict[str, Any]]) -> None:
+    units, slides = folder.wanted.done().total(), len(list(folder.slides.iterdir()))
+    print(f"\n{slides} slides, {units} units; sums over {len(found)} rounds\n")
+    row = [sum(one[fact] for one in found) for fact in FACTS]
+    print(table((part, *(fact.replace("_", " ") for fact in FACTS)), [("all rounds", *row)]))
+    worst = max(one["extra"] - one["killed"] for one in found)
+    print(f"\nwork done again less units that were killed, in the worst round: {worst} (needs 0 at most)")
+    keep(given.log, part, {"units": units, "slides": slides, "rounds": found})
 
 
 def show_twins(given: Given) -> None:
@@ -155,6 +168,7 @@ PARTS: dict[str, Callable[[Given], Any]] = {
     "measure": show_measure,
     "simulate": show_simulate,
     "kills": show_kills,
+    "restarts": show_restarts,
     "twins": show_twins,
     "soak": show_soak,
 }

@@ -22,6 +22,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
+from embedding.backbone import Backbone  # noqa: E402
 from embedding.backbones import BACKBONES, find_backbone  # noqa: E402
 from jobs import attempt  # noqa: E402
 
@@ -30,10 +31,10 @@ LOG = "BENCH_CLUSTER_LOG"  # names a file to which workers write what they begin
 SMALL_PX = 512  # side of a small slide: four tiles of 224 px
 
 
-def know_nothing() -> None:
-    """From now on this process knows the backbone `nothing`: one matrix of 8 numbers a tile, no layer."""
+def nothing() -> Backbone:
+    """The entry of a backbone that computes nothing: one matrix of 8 numbers a tile, no layer."""
     options = {"patch_size": 224, "img_size": 224, "embed_dim": 8, "depth": 0, "num_heads": 1, "num_classes": 0}
-    BACKBONES[NOTHING] = replace(
+    return replace(
         find_backbone("dinov2-s"),
         name=NOTHING,
         arch="vit_small_patch16_224",
@@ -46,6 +47,11 @@ def know_nothing() -> None:
         precision="fp32",
         options=options,
     )
+
+
+def know_nothing() -> None:
+    """From now on this process knows that backbone by its name."""
+    BACKBONES[NOTHING] = nothing()
 
 
 def log_work() -> None:
@@ -107,9 +113,8 @@ def weights_of_nothing(folder: Path) -> Path:
 
     path = folder / "nothing.safetensors"
     if not path.exists():
-        know_nothing()
         torch.manual_seed(0)
-        state = find_family("timm").create(BACKBONES[NOTHING]).state_dict()
+        state = find_family("timm").create(nothing()).state_dict()
         save_file({name: value.contiguous() for name, value in state.items()}, path)
     return path
 

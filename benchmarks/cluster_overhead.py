@@ -18,7 +18,7 @@ from jobs.executors import ExecSpec
 from jobs.folder import RunFolder
 from jobs.lines import Line
 from jobs.manifest import SlideRecord
-from jobs.model_stages import heatmap_of, heatmap_slide, open_model, predict_slide
+from jobs.model_stages import open_model, predict_slide
 from jobs.outcome import Outcome, Split, Stage
 from jobs.receipts import DONE, FAILED, Receipt
 from jobs.run import Watcher, run_stages
@@ -102,12 +102,21 @@ def bare(work: Callable[[Any], Any], items: Sequence[Any]) -> dict[str, float]:
 
 
 def read_bare(bench: Bench) -> Callable[[SlideRecord], object]:
-    """What tiling does to pixels: open, find tissue, plan the grid."""
-    spec = bench.spec("serial")
+    """What tiling does to pixels: open, find tissue, plan the grid, read the thumbnail, draw the tissue on it."""
+    from heatmaps.tissue_map import TissueMap, draw_tissue, write_outlines
+    from tiling.thumbnail import read_thumbnail
+    from tiling.tissue import tissue_outline
 
-    def work(record: SlideRecord) -> object:
+    spec, drawn = bench.spec("serial"), bench.scratch / "tissue"
+    drawn.mkdir(exist_ok=True)
+
+    def work(record: SlideRecord) -> None:
         with open_record(record, spec) as slide:
-            return plan_slide(record, spec, slide)
+            planned, thumbnail = plan_slide(record, spec, slide), read_thumbnail(slide)
+        grid, outline = planned.grid, tissue_outline(planned.tissue)
+        found = TissueMap(record.slide_id, outline, None, grid.xy, grid.span_px)
+        write_outlines(found, drawn / f"{record.slide_id}.geojson")
+        draw_tissue(thumbnail.pixels, thumbnail.scale, found, drawn / f"{record.slide_id}.jpg")
 
     return work
 
@@ -142,26 +151,6 @@ def predict_bare(bench: Bench, out: Path) -> tuple[Callable[[Any], object], list
     return lambda found: predict(model, found[0]), bags
 
 
-def heatmap_bare(bench: Bench, out: Path) -> tuple[Callable[[Any], object], list[Any]]:
-    """The head on bags that are in memory, drawn on thumbnails that are in memory, into files."""
-    from heatmaps import OverlayStyle, draw_overlay, write_geojson
-    from jobs.bags import bag_for
-    from tiling.patches import open_patches
-
-    model, folder, drawn = open_model(str(bench.settings["model"])), RunFolder(out), bench.scratch / "drawn"
-    drawn.mkdir(exist_ok=True)
-    found = [(bag_for(model, one, folder), open_patches(folder.tiles(one.slide_id))) for one in bench.records]
-    items = [(bag, mine, tiles.thumbnail, float(tiles.attrs["slide"]["mpp"])) for (bag, mine, _), tiles in found]
-
-    def work(item: Any) -> object:
-        bag, mine, thumbnail, mpp = item
-        heatmap, path = heatmap_of(model, bag, mine, "prediction"), drawn / f"{bag.slide_ids[0]}.geojson.gz"
-        write_geojson(heatmap, path)
-        return draw_overlay(thumbnail.pixels, thumbnail.scale, heatmap, path.with_suffix(".png"), mpp, OverlayStyle())
-
-    return work, items
-
-
 def train(bench: Bench, out: Path) -> Bench:
     """A head, trained on a few of the slides' embeddings; what it says does not matter here."""
     from jobs.training import train_model
@@ -172,8 +161,7 @@ def train(bench: Bench, out: Path) -> Bench:
     return replace(bench, settings={**bench.settings, "model": str(out / "models" / "head")})
 
 
-STAGES = {"nothing": nothing_slide, "tile": tile_slide, "embed": embed_slide, "predict": predict_slide,
-          "heatmap": heatmap_slide}  # fmt: skip
+STAGES = {"nothing": nothing_slide, "tile": tile_slide, "embed": embed_slide, "predict": predict_slide}
 
 
 def overhead(scratch: Path, slides: int, executors: Sequence[str], rounds: int) -> dict[str, Any]:
@@ -203,7 +191,6 @@ def bare_of_all(bench: Bench, out: Path) -> dict[str, dict[str, float]]:
         "tile": bare(read_bare(bench), bench.records),
         "embed": bare(embed_bare(bench, out), bench.records),
         "predict": bare(*predict_bare(bench, out)),
-        "heatmap": bare(*heatmap_bare(bench, out)),
     }
 
 

@@ -4,267 +4,37 @@ engine's own, on real files; only the clock, the workers and the seconds that th
 What the scheduler itself takes, in seconds of this processor, passes on the virtual clock, too: workers wait for it.
 """
 
-import heapq
 import math
 import os
 import random
 import time
-from collections import Counter, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jobs import flow, lines, peers, sessions
-from jobs.attempt import run_one
+from jobs import flow, sessions
 from jobs.config import RunSpec
 from jobs.flow import Flow, Watcher
 from jobs.folder import RunFolder
 from jobs.halt import Halt
 from jobs.lines import Line
-from jobs.manifest import SlideRecord
-from jobs.outcome import Outcome, Split, Stage, Unit
-from jobs.receipts import DONE, FAILED
+from jobs.receipts import FAILED
 from jobs.record import Record
 
 from .cluster_overhead import many_records
+from .cluster_virtual import (
+    SHARDS,
+    Clock,
+    Cluster,
+    Ledger,
+    Machines,
+    VirtualPool,
+    embed_slide,
+    tile_slide,
+    virtual,
+)
 
-BEAT_S, AHEAD = 10.0, 1.25  # of a session; tasks that a pool takes for each worker, so that none waits for the next
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """What is simulated. Seconds are medians; their logarithms vary by `spread` (standard deviation).
-
-    sessions   independent runs on one folder; workers: of each
-    tile_s     of a slide; shard_s: of a part; small_s: of the unit that splits a slide, and of that which joins it
-    preempted  share of the workers that are lost in an hour, and of the sessions, where they are several
-    back_s     until another takes the place of a lost one
-    files_s    that the run folder takes for the claims and receipts of a unit beyond what this machine's memory takes
-    """
-
-    slides: int = 10_000
-    shards: int = 3
-    sessions: int = 1
-    workers: int = 128
-    tile_s: float = 8.0
-    shard_s: float = 20.0
-    small_s: float = 0.1
-    spread: float = 0.3
-    preempted: float = 0.02
-    session_preempted: float = 0.0
-    back_s: float = 120.0
-    files_s: float = 0.0
-    seed: int = 0
-
-
-class Clock:
-    """Stands for the module `time` in the scheduler."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        """Nothing: who simulates lets the time pass."""
-
-
-@contextmanager
-def virtual(clock: Clock) -> Iterator[None]:
-    modules = (flow, lines, peers, sessions)
-    try:
-        for module in modules:
-            module.time = clock  # type: ignore[attr-defined]
-        yield
-    finally:
-        for module in modules:
-            module.time = time
-
-
-class Ledger:
-    """What the workers did, each unit's work beginning and ending, across sessions that come and go."""
-
-    def __init__(self) -> None:
-        self.begun: Counter[tuple[str, str]] = Counter()
-        self.ended: Counter[tuple[str, str]] = Counter()
-        self.useful_s = 0.0
-        self.killed = 0
-
-    @staticmethod
-    def kind(unit: Unit, split: Split | None) -> str:
-        """tile, split, shard or join."""
-        if unit.stage == "tile":
-            return "tile"
-        return "shard" if unit.part is not None else "split" if split is None else "join"
-
-
-_shards = 3  # of a slide; the stages below have no other way to know
-
-
-def tile_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
-    return Outcome(DONE, "tiles", 1000 * _shards)
-
-
-def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Split:
-    return Split(folder.root / "parts" / record.slide_id, _shards, 1000 * _shards, embed_part, embed_join)
-
-
-def embed_part(record: SlideRecord, spec: RunSpec, folder: RunFolder, number: int) -> tuple[int, int]:
-    place = folder.root / "parts" / record.slide_id
-    place.mkdir(parents=True, exist_ok=True)
-    (place / Split.name_of(number)).touch()
-    return 1000, 0
-
-
-def embed_join(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
-    """Raises FileNotFoundError where a part is missing: the slide is then failed, and so is the benchmark."""
-    place = folder.root / "parts" / record.slide_id
-    for number in range(_shards):
-        (place / Split.name_of(number)).unlink()
-    place.rmdir()
-    return Outcome(DONE, "embeddings", 1000 * _shards)
-
-
-@dataclass(order=True)
-class _Task:
-    ends: float
-    number: int
-    worker: int = field(compare=False)
-    pool: "VirtualPool" = field(compare=False)
-    key: str = field(compare=False)
-    arguments: tuple[Any, ...] = field(compare=False)
-    seconds: float = field(compare=False)
-
-
-class Machines:
-    """The workers of one session. One that is preempted takes its task with it, which another is given, as Dask does;
-    after a while there is a new one in its place."""
-
-    def __init__(self, asked: Cluster, clock: Clock, ledger: Ledger, chance: random.Random):
-        self.asked, self.clock, self.ledger, self.chance = asked, clock, ledger, chance
-        self.idle: list[int] = list(range(asked.workers))
-        self.queue: deque[tuple[VirtualPool, str, tuple[Any, ...], float]] = deque()
-        self.working: list[_Task] = []
-        self.events: list[tuple[float, int, str]] = []  # (when, worker, lost or back)
-        self.here = asked.workers
-        self.available_s, self._counted, self._made = 0.0, clock.now, 0
-        for worker in self.idle:
-            self._doom(worker)
-
-    def _doom(self, worker: int) -> None:
-        if self.asked.preempted > 0:
-            rate = -math.log(1 - self.asked.preempted) / 3600
-            heapq.heappush(self.events, (self.clock.now + self.chance.expovariate(rate), worker, "lost"))
-
-    def next_event(self) -> float:
-        ends = self.working[0].ends if self.working else math.inf
-        return min(ends, self.events[0][0] if self.events else math.inf)
-
-    def advance(self) -> None:
-        """Up to the clock's time: tasks end, workers go and come, and who is idle takes what waits."""
-        while self.next_event() <= self.clock.now:
-            if self.working and self.working[0].ends <= self.next_event():
-                task = heapq.heappop(self.working)
-                self._end(task)
-                self.idle.append(task.worker)
-            else:
-                when, worker, what = heapq.heappop(self.events)
-                self._count(when)
-                self._lose(worker) if what == "lost" else self._return(worker)
-            self._feed()
-        self._feed()
-
-    def _count(self, when: float) -> None:
-        self.available_s += self.here * (when - self._counted)
-        self._counted = when
-
-    def close(self) -> None:
-        """All of it is gone, with what was at work there."""
-        self._count(self.clock.now)
-        self.ledger.killed += len(self.working)
-
-    def _lose(self, worker: int) -> None:
-        self.here -= 1
-        heapq.heappush(self.events, (self._counted + self.asked.back_s, worker, "back"))
-        if worker in self.idle:
-            self.idle.remove(worker)
-            return
-        task = next(task for task in self.working if task.worker == worker)
-        self.working.remove(task)
-        heapq.heapify(self.working)
-        self.ledger.killed += 1
-        self.queue.appendleft((task.pool, task.key, task.arguments, task.seconds))
-
-    def _return(self, worker: int) -> None:
-        self.here += 1
-        self.idle.append(worker)
-        self._doom(worker)
-
-    def _feed(self) -> None:
-        while self.queue and self.idle:
-            pool, key, arguments, seconds = self.queue.popleft()
-            unit, _, split = arguments
-            self.ledger.begun[Ledger.kind(unit, split), unit.name] += 1
-            self._made += 1
-            task = _Task(self.clock.now + seconds, self._made, self.idle.pop(), pool, key, arguments, seconds)
-            heapq.heappush(self.working, task)
-
-    def _end(self, task: _Task) -> None:
-        unit, _, split = task.arguments
-        name = Ledger.kind(unit, split), unit.name
-        self.ledger.ended[name] += 1
-        if self.ledger.ended[name] == 1:
-            self.ledger.useful_s += task.seconds
-        task.pool.take(task.key, task.arguments)
-
-
-class VirtualPool:
-    """A Pool of the engine (jobs/pools.py) on machines that other pools share."""
-
-    def __init__(self, machines: Machines, stage: Stage, spec: RunSpec, folder: RunFolder):
-        self._machines, self._stage, self._spec, self._folder = machines, stage, spec, folder
-        self._ended: list[tuple[str, Any]] = []
-        self._busy: set[str] = set()
-        self.works_s = 0.0  # of this processor, for what workers do: not the scheduler's
-
-    @property
-    def room(self) -> int:
-        return math.ceil(AHEAD * self._machines.here)
-
-    @property
-    def busy(self) -> int:
-        return len(self._busy)
-
-    def expect(self, waiting: int) -> None:
-        pass
-
-    def submit(self, key: str, *arguments: Any, alone: bool = False) -> None:
-        asked, chance = self._machines.asked, self._machines.chance
-        unit, _, split = arguments
-        kind = Ledger.kind(unit, split)
-        middle = {"tile": asked.tile_s, "shard": asked.shard_s}.get(kind, asked.small_s)
-        self._busy.add(key)
-        self._machines.queue.append((self, key, arguments, middle * chance.lognormvariate(0, asked.spread)))
-        self._machines.clock.now += asked.files_s
-
-    def take(self, key: str, arguments: tuple[Any, ...]) -> None:
-        begun = time.process_time()
-        self._ended.append((key, run_one(self._stage, self._spec, self._folder, *arguments)))
-        self.works_s += time.process_time() - begun
-
-    def results(self, wait_s: float = 0.2) -> list[tuple[str, Any]]:
-        ended, self._ended = self._ended, []
-        self._busy -= {key for key, _ in ended}
-        return ended
-
-    def tiles(self) -> dict[str, tuple[int, int]]:
-        return {}
-
-    def close(self, kill: bool) -> None:
-        pass
+BEAT_S = 10.0  # of a session
 
 
 class VirtualSession(sessions.Session):
@@ -330,8 +100,6 @@ class World:
     """All sessions on one folder."""
 
     def __init__(self, asked: Cluster, root: Path):
-        global _shards
-        _shards = asked.shards
         self.asked, self.folder, self.clock, self.ledger = asked, RunFolder(root), Clock(), Ledger()
         self.records = {record.slide_id: record for record in many_records(asked.slides)}
         self.over: list[Run] = []
@@ -372,8 +140,8 @@ class World:
             for slide_id, receipt in run.lines[-1].receipts.items():
                 status[slide_id] = FAILED if receipt.status == FAILED else status.get(slide_id, receipt.status)
         work = {kind: sum(count for (one, _), count in ledger.ended.items() if one == kind) for kind in KINDS}
-        wanted = {"tile": asked.slides, "shard": asked.slides * asked.shards, "join": asked.slides}
-        twice = sum(count - 1 for (kind, _), count in ledger.ended.items() if kind != "split")
+        wanted = {"tile": asked.slides, "shard": asked.slides * SHARDS, "join": asked.slides}
+        twice = sum(count - 1 for (kind, _), count in ledger.ended.items() if kind in wanted)
         units, workers = sum(ledger.ended.values()), asked.workers * asked.sessions
         return {
             **asdict(asked),
@@ -386,6 +154,7 @@ class World:
             ),
             "twice": twice,
             "splits_again": work["split"] - asked.slides,
+            "looks": work["look"],
             "killed": ledger.killed,
             "begun_again": sum(ledger.begun.values()) - units,
             "lost_sessions": self.lost_sessions,
@@ -394,7 +163,7 @@ class World:
         }
 
 
-KINDS = ("tile", "split", "shard", "join")
+KINDS = ("tile", "split", "shard", "join", "look")
 
 
 def simulate(asked: Cluster, root: Path) -> dict[str, Any]:
