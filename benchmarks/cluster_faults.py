@@ -152,8 +152,9 @@ def _next(chance: random.Random, folder: Folder, kills: int) -> float:
 
 
 def _kill_one(run: int, log: Path, chance: random.Random) -> int | None:
-    """Kill one of the run's workers; how many units it was at. None where there is none."""
-    workers = [child for child in _tree(run) if _is_worker(child)]
+    """Kill one of the run's workers that are at work; how many units it was at. None where there is none."""
+    work = Work.of(log)
+    workers = [child for child in _tree(run) if _is_worker(child) and work.unfinished(child.pid)]
     if not workers:
         return None
     victim = chance.choice(workers)
