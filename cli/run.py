@@ -52,7 +52,7 @@ def run(
     check_run(job.spec, job.records, job.folder)
     warn_off_native(job)
     if dry_run:
-        end_dry_run(job)
+        end_dry_run(job, embeds=True)
     job.folder.prepare()
     if check or check_inputs:
         verify(job, check_inputs)

@@ -142,22 +142,18 @@ def start(
     return Job(records, spec, RunFolder(out))
 
 
-def end_dry_run(job: "Job") -> NoReturn:
-    """Say what tiling and embedding would do and cost."""
+def end_dry_run(job: "Job", embeds: bool = False) -> NoReturn:
+    """Say what tiling, and embedding if the command embeds, would do and cost."""
     from jobs.plan import plan_run
 
-    from .console import bar, err, out
+    from .console import bar, err, say
 
     with bar("tile", len(job.records)) as show:
-        plan = plan_run(job.records, job.spec, job.folder, lambda done: show(done, "planning"))
+        plan = plan_run(job.records, job.spec, job.folder, lambda done: show(done, "planning"), embeds)
     for slide_id, problem in plan.failed.items():
         err.print(f"{slide_id}: {problem}", markup=False)
-    spec = job.spec
-    out.print(
-        f"{plan.slides} slides with {plan.tiles:,} tiles of {spec.tile.tile_px} px at {spec.tile.mpp:g} µm/px; "
-        f"{plan.there} of them are tiled already, {len(plan.failed)} cannot be read. "
-        f"It would write about {plan.bytes / 1e6:,.1f} MB; nothing was done."
-    )
+    for line in plan.words(job.spec):
+        say(line)
     raise typer.Exit(1 if plan.failed else 0)
 
 
@@ -173,6 +169,8 @@ def _finish(job: "Job", stage: "Stage", dry_run: bool = False) -> None:
         for slide_id, problem in ready.failed.items():
             say(f"{slide_id}: {problem}")
         say(f"{ready.slides} slides with {ready.tiles:,} tiles to do, {len(ready.failed)} not ready; nothing was done.")
+        for line in ready.costs():
+            say(line)
         raise typer.Exit(1 if ready.failed else 0)
     job.folder.prepare()
     facts = run_facts(command_line(), settings_of(job))

@@ -144,6 +144,8 @@ def embed_rows(
     """
     from embedding.embed import embed_chunks
 
+    from .throughput import measured
+
     embed, total = spec.embed, rows.stop - rows.start
     vectors = np.zeros((total, embed.views, *embed.entry().row_shape), embed.dtype)
     ok, done, problem = np.zeros(total, np.bool_), 0, ""
@@ -155,11 +157,13 @@ def embed_rows(
             if rows.start == 0:  # once a slide
                 _log.warning("%s keeps its colours: %s", record.slide_id, problem)
         advance(0, total)
-        for chunk in embed_chunks(pixels.stream, store.grid, extractor, embed.dtype, stain, rows):
-            part = slice(done, done + len(chunk.ok))
-            vectors[part], ok[part] = chunk.vectors, chunk.ok
-            done = part.stop
-            advance(done, total)
+        with measured(embed, store.grid.spec.tile_px) as count:
+            for chunk in embed_chunks(pixels.stream, store.grid, extractor, embed.dtype, stain, rows):
+                part = slice(done, done + len(chunk.ok))
+                vectors[part], ok[part] = chunk.vectors, chunk.ok
+                done = part.stop
+                count(len(chunk.ok))
+                advance(done, total)
     return Rows(vectors, ok, problem)
 
 

@@ -95,9 +95,9 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove the drafts of processes that are no more, here or on a machine that no session is at work on."""
-        for folder in [self.root, *(entry for entry in self.root.glob("*") if entry.is_dir())]:
+        for folder in (self.root, *_folders(self.root)):
             clear_drafts(folder, self._is_gone, _STALE_S)
-            for below in folder.glob("*/"):
+            for below in _folders(folder) if folder != self.root else ():
                 clear_drafts(below, self._is_gone, _STALE_S)
 
     def _is_gone(self, machine: str) -> bool:
@@ -107,6 +107,14 @@ class RunFolder:
         sessions = self.root / "sessions"
         time = file_clock(sessions)
         return time is not None and all(session_age(path, time) > 1 for path in sessions.glob(f"*-{machine}-*.json"))
+
+
+def _folders(place: Path) -> list[Path]:
+    """Folders in which results appear, by one look at the names: of stores there may be tens of thousands."""
+    if not place.is_dir():
+        return []
+    with os.scandir(place) as entries:
+        return [Path(one.path) for one in entries if one.is_dir() and not one.name.endswith((".zarr", ".tiles"))]
 
 
 def _of(score: str) -> str:

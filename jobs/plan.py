@@ -62,8 +62,8 @@ class Plan:
         """All of it, for a person, a line each."""
         tile = spec.tile
         return [
-            f"{self.slides} slides with {self.tiles:,} tiles of {tile.tile_px} px at {tile.mpp:g} µm/px; "
-            f"{self.there} of them are tiled already, {len(self.failed)} cannot be read. "
+            f"{self.slides:,} slides with {self.tiles:,} tiles of {tile.tile_px} px at {tile.mpp:g} µm/px; "
+            f"{self.there:,} of them are tiled already, {len(self.failed)} cannot be read. "
             f"It would write about {size_words(self.bytes)}; nothing was done.",
             *self.costs(),
         ]
@@ -77,23 +77,26 @@ class Plan:
             known = f"by the {self.tiled_before:,} slides of this run folder that were tiled"
             lines.append(f"  tiling     about {time_words(self.tiling_s)}, {known}")
         if self.embedding is not None:
-            lines.append(f"  embedding  {self._embedding_words(self.embedding)}")
+            first, *more = self._embedding_words(self.embedding)
+            lines += [f"  embedding  {first}", *(f"             {line}" for line in more)]
         return lines
 
-    def _embedding_words(self, cost: Cost) -> str:
-        done = f"{len(self.embedded):,} of {self.slides:,} slides are embedded already"
+    def _embedding_words(self, cost: Cost) -> list[str]:
+        done = [f"{len(self.embedded):,} of {self.slides:,} slides are embedded already"] if self.embedded else []
+        tiles = f"{cost.tiles:,} tiles"
         if not cost.tiles:
-            return f"{done}: nothing is left" if self.embedded else "nothing to embed"
-        left = f"{cost.tiles:,} tiles" + (f" ({done})" if self.embedded else "")
+            return [f"{done[0]}: nothing is left"] if done else ["nothing to embed"]
         if cost.device_s is None:
-            return f"{left}; no figure of the time: {cost.source}"
-        rate = f"{cost.tiles / cost.device_s:,.3g} tiles/s, {cost.source}"
+            return [f"{tiles}; no figure of the time:", cost.source, *done]
+        hours = f"{cost.device_s / 3600:,.2g} {'GPU-hours' if cost.is_gpu else 'hours of one worker'}"
         if cost.seconds is None:
-            kind = "GPU-hours" if cost.is_gpu else "hours of one worker"
-            return f"{left}: about {cost.device_s / 3600:,.2g} {kind} of {cost.device}: {rate}"
-        many = f"{cost.devices} x {cost.device}" if cost.devices > 1 else cost.device
-        together = f" ({cost.device_s / 3600:,.2g} GPU-hours)" if cost.is_gpu else ""
-        return f"{left}: about {time_words(cost.seconds)} on {many}{together}: {rate}"
+            takes = f"about {hours} of {cost.device} for {tiles}"
+        else:
+            many = f"{cost.devices} x {cost.device}" if cost.devices > 1 else cost.device
+            takes = f"about {time_words(cost.seconds)} on {many}{f' ({hours})' if cost.is_gpu else ''} for {tiles}"
+        speed = cost.tiles / cost.device_s
+        shown = f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
+        return [takes, f"at {shown} tiles/s{' each' if cost.devices > 1 else ''}, {cost.source}", *done]
 
 
 @dataclass(frozen=True)

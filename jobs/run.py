@@ -66,6 +66,7 @@ def run_stages(
     names, keep_status = tuple(line.name for line in lines), _StatusKeeper(folder.root, spec.jobs.metrics)
     with Session(folder, spec, names, keep_status) as session, _notes(folder.root) as notes:
         session.tell(slides=keep_list(folder.root, lines[0].records))
+        session.beat()  # so that who looks now, or after a kill, knows what was asked for
         with ExitStack() as stack:
             if spec.jobs.executor == "dask":
                 pools = _on_cluster(spec, folder, session, stack)
@@ -87,7 +88,6 @@ class _StatusKeeper:
     def __call__(self, session: Session) -> None:
         if self._metrics is None and not session.is_first:
             return
-        self._follower.look()
         status = write_status(self._follower)
         if self._metrics is not None:
             write_metrics(status, Path(self._metrics))

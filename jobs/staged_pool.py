@@ -3,6 +3,8 @@
 from collections import deque
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from multiprocessing import parent_process
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +99,13 @@ class StagedPool:
 
 def in_words_of(record: SlideRecord, copy: SlideRecord, result: Any) -> Any:
     """A receipt or a death whose words name the slide's own file, not its copy."""
+
+    def said(text: str) -> str:
+        return original_words(text, record, copy)
+
     if not isinstance(result, Receipt | Death):
         return result
-    words = {name: original_words(getattr(result, name), record, copy) for name in ("problem", "remedy", "trace")}
-    return replace(result, **words)
+    return replace(result, problem=said(result.problem), remedy=said(result.remedy), trace=said(result.trace))
 
 
 def cache_of(jobs: ExecSpec) -> SlideCache:
@@ -110,7 +115,10 @@ def cache_of(jobs: ExecSpec) -> SlideCache:
 
 @lru_cache(maxsize=1)
 def _cache(folder: str, limit_bytes: int) -> SlideCache:
-    return SlideCache(folder, limit_bytes)
+    cache = SlideCache(folder, limit_bytes)
+    if parent_process() is not None:  # a worker of another machine: nobody else removes its copies at the end
+        Finalize(None, cache.clear, exitpriority=1)
+    return cache
 
 
 def run_copied(

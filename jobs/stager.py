@@ -13,12 +13,17 @@ _RETRY_S = 1.0  # for room that another process frees, of which nobody tells
 
 @dataclass
 class _Wanted:
-    """A slide that is to be read soon or is being read. settled: it can be read, from the copy or where it lies."""
+    """A slide that is to be read soon or is being read.
+
+    units    that want it and have not released it; taken: one of them has begun
+    settled  it can be read, from the copy or where it lies
+    """
 
     record: SlideRecord
     hold: Hold | None = None
     settled: bool = False
-    readers: int = 0
+    units: int = 0
+    taken: bool = False
 
 
 class Stager:
@@ -40,12 +45,14 @@ class Stager:
             thread.start()
 
     def want(self, record: SlideRecord) -> None:
-        """Say that the slide will be read: it is copied when its turn comes. Asking again changes nothing."""
+        """Say that a unit of work will read the slide: it is copied when its turn comes. Needs its `release`."""
         with self._changed:
-            if record.slide_id not in self._wanted:
+            wanted = self._wanted.get(record.slide_id)
+            if wanted is None:
                 wanted = self._wanted[record.slide_id] = _Wanted(record)
                 self._queue.append(wanted)
                 self._changed.notify_all()
+            wanted.units += 1
 
     def ready(self, record: SlideRecord) -> bool:
         """Whether it need not be waited for: its copy is there, or there will be none."""
@@ -54,23 +61,24 @@ class Stager:
             return wanted is None or wanted.settled or not any(thread.is_alive() for thread in self._threads)
 
     def take(self, record: SlideRecord) -> SlideRecord:
-        """The record to read from: of the copy, or where there is none, the same. Each `take` needs its `release`."""
+        """The record that a unit that wanted it is to read from: of the copy, or where there is none, the same."""
         with self._changed:
             wanted = self._wanted.get(record.slide_id)
             if wanted is None or not wanted.settled:  # nobody waited for it
-                wanted = self._wanted[record.slide_id] = _Wanted(record, settled=True)
-            wanted.readers += 1
+                units = 1 if wanted is None else wanted.units
+                wanted = self._wanted[record.slide_id] = _Wanted(record, settled=True, units=units)
+            wanted.taken = True
             self._changed.notify_all()
             return record if wanted.hold is None else wanted.hold.record
 
     def release(self, record: SlideRecord) -> None:
-        """Say that one reader of the slide has ended, or, where it was only wanted, that it is wanted no more."""
+        """Say that a unit that wanted the slide has read it, or will not; after the last one its copy may go."""
         with self._changed:
             wanted = self._wanted.get(record.slide_id)
             if wanted is None:
                 return
-            wanted.readers = max(0, wanted.readers - 1)
-            if wanted.readers == 0:
+            wanted.units -= 1
+            if wanted.units <= 0:
                 del self._wanted[record.slide_id]
                 if wanted.hold is not None:
                     wanted.hold.release()
@@ -137,7 +145,7 @@ class Stager:
         """The next slide to copy, once so few copies wait that it may be; None at the end."""
         with self._changed:
             while not self._ended.is_set():
-                waiting = sum(one.hold is not None and one.readers == 0 for one in self._wanted.values())
+                waiting = sum(one.hold is not None and not one.taken for one in self._wanted.values())
                 while self._queue and self._wanted.get(self._queue[0].record.slide_id) is not self._queue[0]:
                     self._queue.popleft()
                 if self._queue and waiting + self._copying < self._ahead:

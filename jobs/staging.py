@@ -17,9 +17,10 @@ import logging
 import os
 import shutil
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -32,7 +33,7 @@ from wsi.source import is_url, name_of, open_source, shown
 
 from .manifest import SlideRecord
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 8 << 20  # copied between two looks whether it is still wanted
 KEPT_FREE_BYTES = 256 << 20  # of the disk, for whoever else writes there
 FOREIGN_S = {"evict": 60}  # what processes of another machine, or of another container here, leave counts for so long
 OTHERS_S = 6 * 3600  # the same for what else they leave
@@ -242,7 +243,7 @@ class SlideCache:
             for name, (size, _) in files.sizes.items():
                 target = draft / "slide" / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _copy_file(place if is_url(place) else Path(place).parent / name, target, stopped)
+                _copy_file(place if is_url(place) else Path(place).parent / name, target, size, stopped)
                 if target.stat().st_size != size:
                     raise OSError(errno.EIO, "it is not of the size that was copied", str(target))
             if not is_url(place) and files_of(place) != files:
@@ -276,8 +277,9 @@ class SlideCache:
 
     def _used(self) -> int:
         """Bytes of all copies, and of those that are being made."""
-        drafts = [int(path.name.rpartition("-")[2]) for path in self.folder.glob("slidestream-*.draft-*")]
-        return sum(drafts) + sum(int(_said_of(entry).get("bytes", 0)) for entry in self.folder.glob(_ENTRY))
+        drafts = [path.name.rpartition("-")[2] for path in self.folder.glob("slidestream-*.draft-*")]
+        whole = [_said_of(entry).get("bytes", 0) for entry in self.folder.glob(_ENTRY)]
+        return sum(int(size) for size in (*drafts, *whole) if str(size).isdigit())
 
     def _evict(self, key: str, mine: Path | None = None) -> bool:
         """Remove a copy that nobody uses, `mine` aside; returns whether it is gone.
@@ -348,17 +350,28 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # it may be another user's
+            path.unlink()
 
 
-def _copy_file(source: Path | str, target: Path, stopped: Callable[[], bool]) -> None:
-    """Raises _Stopped, or what reading and writing raise."""
-    with closing(open_source(source)) as file, target.open("wb") as out:
-        for at in range(0, file.size, BLOCK_BYTES):
+def _copy_file(source: Path | str, target: Path, size: int, stopped: Callable[[], bool]) -> None:
+    """Copy `size` bytes: a file may grow for ever. Raises _Stopped, or what reading and writing raise."""
+    with ExitStack() as stack:
+        out = stack.enter_context(target.open("wb"))
+        if sys.platform == "linux" and not is_url(source):  # within the system: nine times as fast
+            file = stack.enter_context(Path(source).open("rb"))
+            at = 0
+            while sent := os.sendfile(out.fileno(), file.fileno(), at, min(BLOCK_BYTES, size - at)):
+                at += sent
+                if stopped():
+                    raise _Stopped
+            return
+        remote = stack.enter_context(closing(open_source(source)))
+        for at in range(0, size, BLOCK_BYTES):
             if stopped():
                 raise _Stopped
-            file.prefetch([(at, 2 * BLOCK_BYTES)])
-            out.write(file.read_at(at, min(BLOCK_BYTES, file.size - at)))
+            remote.prefetch([(at, 2 * BLOCK_BYTES)])
+            out.write(remote.read_at(at, min(BLOCK_BYTES, size - at)))
 
 
 def _read_alike(url: Path | str) -> bool:

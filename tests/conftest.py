@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does; must be set before torch is loaded
+
+os.environ.setdefault("SLIDESTREAM_HOME", tempfile.mkdtemp(prefix="slidestream-"))  # not the user's
 
 settings.register_profile("slidestream", deadline=None)  # a shared machine may take any time over an example
 settings.load_profile("slidestream")

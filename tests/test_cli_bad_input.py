@@ -143,7 +143,7 @@ def test_a_model_of_another_contract_is_refused_and_both_are_named(trained, tmp_
         (["--backbone", "uni2"], "did you mean"),
         (["--tile-mpp", "fine"], "no scale"),
         (["--config", "nothing"], "no such recipe"),
-        (["--executor", "threads"], "choose serial or processes"),
+        (["--executor", "threads"], "choose serial, processes or dask"),
         (["--model", "nowhere"], "no model folder"),
         (["--tile-px", "4"], "out of range"),
         (["--slide-mpp", "-1"], "no pixel size"),

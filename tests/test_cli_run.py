@@ -17,6 +17,7 @@ import zarr
 from PIL import Image
 
 from heatmaps import check_qupath
+from jobs.folder import now
 from jobs.receipts import Receipt, append_receipt
 from wsi.synthetic import SyntheticSpec, write_synthetic_slide
 
@@ -197,7 +198,10 @@ def test_training_leaves_out_slides_whose_failure_is_on_record_and_says_so(train
     shutil.rmtree(next((tmp_path / "run" / "embeddings").glob(f"*/{lost}.zarr")))
     options = ["--out", tmp_path / "run", "--name", "again", "--folds", 2, "--epochs", 1]
     assert "1 of 12 labelled slides have no embeddings" in wsi("train", trained.manifest, *options, code=2)
-    append_receipt(tmp_path / "run" / "receipts" / "embed.jsonl", Receipt(lost, "embed", "failed", problem="damaged"))
+    append_receipt(
+        tmp_path / "run" / "receipts" / "embed.jsonl",
+        Receipt(lost, "embed", "failed", problem="damaged", finished=now()),
+    )
     text = wsi("train", trained.manifest, *options)
     assert f"1 labelled slides failed earlier and are left out: {lost}" in text
     assert "11 slides" in text

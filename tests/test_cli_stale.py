@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.folder import now
 from jobs.receipts import Receipt, append_receipt
 from tests.conftest import Trained
 from tests.slides import SvsOptions, tissue_like, write_svs
@@ -57,7 +58,10 @@ def test_predictions_of_a_model_trained_anew_are_not_judged_as_its_own(run):
 def test_a_failure_with_another_backbone_spoils_no_prediction(run):
     ids = list(table(run.run / "predictions" / "tumor.csv"))
     for slide_id in ids:
-        append_receipt(run.run / "receipts" / "embed.jsonl", Receipt(slide_id, "embed", "failed", problem="no weights"))
+        append_receipt(
+            run.run / "receipts" / "embed.jsonl",
+            Receipt(slide_id, "embed", "failed", problem="no weights", finished=now()),
+        )
     wsi("predict", run.manifest, "-m", run.model, "-o", run.run, "--executor", "serial")
     assert {row["status"] for row in table(run.run / "predictions" / "tumor.csv").values()} == {"done"}
     assert "left out" not in wsi("train", run.manifest, "-o", run.run, "-n", "b", "--folds", 2, "--epochs", 1)
@@ -173,7 +177,9 @@ def test_a_slide_that_fails_to_embed_anew_is_left_out_of_training(run):
     others.write_text("".join(lines[:1] + lines[2:]))
     wsi("embed", others, *options)
     lost = lines[1].partition(",")[0]
-    append_receipt(run.run / "receipts" / "embed.jsonl", Receipt(lost, "embed", "failed", problem="damaged"))
+    append_receipt(
+        run.run / "receipts" / "embed.jsonl", Receipt(lost, "embed", "failed", problem="damaged", finished=now())
+    )
     text = wsi("train", run.manifest, "-o", run.run, "-n", "b", "--folds", 2, "--epochs", 1)
     assert f"1 labelled slides failed earlier and are left out: {lost}" in text
 

@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from embedding.devices import find_devices
+from jobs.cluster.connection import open_cluster
+from jobs.cluster.fleet import ClusterError
 from jobs.cluster.recipe import BATCH, ClusterSpec, Group, load_cluster
+from jobs.executors import ExecSpec
+from jobs.folder import RunFolder
 from wsi.errors import SpecError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,3 +54,19 @@ def test_a_cluster_recipe_with_a_mistake_is_refused(tmp_path, text, problem):
 def test_a_recipe_that_is_not_there_is_refused_with_those_that_are():
     with pytest.raises(SpecError, match="there is no such recipe; give a YAML file or one of cluster-gpu-box"):
         load_cluster("cluster-that-is-not")
+
+
+def test_what_cannot_be_reached_or_started_is_said(tmp_path):
+    jobs = ExecSpec(executor="dask", scheduler="nonsense://x")
+    with pytest.raises(ClusterError, match="no scheduler answers"), open_cluster(jobs, RunFolder(tmp_path)):
+        pass
+    path = tmp_path / "recipe.yaml"
+    path.write_text("kind: local\ndashboard: null\ninterface: nowhere0\ngroups: {a: {}}")
+    jobs = ExecSpec(executor="dask", cluster=str(path))
+    with pytest.raises(ClusterError, match="the scheduler does not start"), open_cluster(jobs, RunFolder(tmp_path)):
+        pass
+    path.write_text("kind: cuda\ndashboard: null\ngroups: {a: {stages: [embed], minimum: 1}}")
+    jobs = ExecSpec(executor="dask", cluster=str(path))
+    if not find_devices()[0].startswith("cuda"):
+        with pytest.raises(ClusterError, match=r"dask-cuda is not installed|no GPU can be used"):
+            open_cluster(jobs, RunFolder(tmp_path)).__enter__()

@@ -47,7 +47,7 @@ def test_a_recipe_with_a_mistake_is_refused_with_the_nearest_name(tmp_path, text
     [
         ({"tile": {"mpp": "half"}}, "mpp: 'half' does not fit"),
         ({"tile": {"mpp": 50}}, "tile.mpp: 50.0 is out of range"),
-        ({"jobs": {"executor": "threads"}}, "choose serial or processes"),
+        ({"jobs": {"executor": "threads"}}, "choose serial, processes or dask"),
         ({"train": {"folds": 1}}, "folds"),
         ({"heatmap": {"score": "rank"}}, "choose prediction, attention, gradient, occlusion"),
         ({"embed": {"backbone": ["uni"]}}, "backbone: .'uni'. does not fit"),

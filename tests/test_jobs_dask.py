@@ -314,6 +314,27 @@ groups:
     wait_for(lambda: not any(is_alive(pid) for pid in parents))
 
 
+def see_gpu(name: str) -> str | None:
+    time.sleep(0.3)
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def test_workers_of_a_machine_with_gpus_have_one_each(tmp_path):
+    text = """
+kind: local
+dashboard: null
+groups:
+  readers: {stages: [tile], minimum: 1}
+  models: {stages: [embed], minimum: 2, maximum: 2, gpus: 2}
+"""
+    with open_cluster(ExecSpec(executor="dask", cluster=recipe(tmp_path, text)), RunFolder(tmp_path)) as connection:
+        wait_for_workers(connection, 3)
+        embed = connection.pool("embed", see_gpu, Limits())
+        assert set(drain(embed, [f"{number}" for number in range(8)]).values()) == {"0", "1"}
+        tile = connection.pool("tile", see_gpu, Limits())
+        assert set(drain(tile, ["0"]).values()) == {os.environ.get("CUDA_VISIBLE_DEVICES")}
+
+
 def test_a_cluster_of_this_machine_needs_no_recipe_and_ends_with_its_run(tmp_path):
     jobs = ExecSpec(executor="dask", workers=2)
     assert {stage for group in this_machine(jobs).groups.values() for stage in group.stages} >= {"tile", "embed"}
@@ -373,12 +394,3 @@ def test_a_cluster_without_workers_ends_the_run_instead_of_hanging(tmp_path, mon
         pool.submit("good-0", "good-0")
         with pytest.raises(ClusterError, match="for 2 s there has been no worker that does 'tile'"):
             wait_for(pool.results)
-
-
-def test_what_cannot_be_reached_or_started_is_said(tmp_path):
-    with pytest.raises(ClusterError, match="no scheduler answers"), connect("nonsense://x", tmp_path):
-        pass
-    text = "kind: local\ndashboard: null\ninterface: nowhere0\ngroups: {a: {}}"
-    jobs = ExecSpec(executor="dask", cluster=recipe(tmp_path, text))
-    with pytest.raises(ClusterError, match="the scheduler does not start"), open_cluster(jobs, RunFolder(tmp_path)):
-        pass

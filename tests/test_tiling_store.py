@@ -137,6 +137,37 @@ def test_a_store_whose_files_did_not_all_come_is_not_published(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+FULL = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from tiling.store import write_store
+
+limit = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # a write that passes it is cut short, as on a full disk
+try:
+    with write_store(Path(sys.argv[1]) / "s.zarr") as store:
+        store.put("xy", np.random.default_rng(0).integers(0, 2**62, (500, 2)))
+        store.finish("numbers/1", {}, 500, 0)
+except OSError as error:
+    print(type(error).__name__, error.errno)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the size of files")
+@pytest.mark.parametrize("limit", [100, 450, 7000])  # in the array's statement, in the chunk, near its end
+def test_a_write_that_the_disk_cuts_short_publishes_nothing(tmp_path, limit):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path), str(limit)],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "OSError 27\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_flipped_byte_lost_and_shortened_file_of_a_store_is_found(tmp_path):
     path = tmp_path / "s.zarr"
     publish(path, 3)

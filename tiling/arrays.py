@@ -111,7 +111,7 @@ class ArrayWriter:
         file = f"{self._chunks}/{number}{self._below}"
         if self._below:
             os.makedirs(os.path.dirname(file), exist_ok=True)
-        with open(file, "wb", buffering=0) as stream:
+        with open(file, "wb") as stream:  # buffered: on a full disk a single write ends early and says nothing
             stream.write(_ZSTD.encode(np.ascontiguousarray(values, self._dtype)))
 
 
@@ -187,7 +187,7 @@ def write_statement(
         "node_type": "array",
         "storage_transformers": [],
     }
-    with open(f"{folder}/zarr.json", "wb", buffering=0) as stream:
+    with open(f"{folder}/zarr.json", "wb") as stream:
         stream.write(json.dumps(meta).encode())
 
 
@@ -213,7 +213,7 @@ def _extend(crc: int, file: str) -> int:
 
 def _extend_shard(crc: int, file: str, per_shard: int) -> int:
     tail = per_shard * _INDEX_ENTRY + _CRC_BYTES
-    with open(file, "rb", buffering=0) as stream:
+    with open(file, "rb") as stream:
         size = stream.seek(0, 2)
         stream.seek(max(0, size - tail))
         return int(google_crc32c.extend(google_crc32c.extend(crc, size.to_bytes(8, "little")), stream.read(tail)))

@@ -64,6 +64,7 @@ class Fleet:
         self.security = _security(spec)
         self._made = 0
         self._seen: dict[str, float] = {}  # worker name → when it was there last
+        self._gpus: dict[str, int] = {}  # worker name → which of the machine's GPUs is its own
         self._stillborn = 0
         self._looked = time.monotonic()
         self._change: Future[None] | None = None
@@ -103,7 +104,8 @@ class Fleet:
         for name in ending:
             names.pop(name, None)
         if self._change is None and set(names) != set(self.cluster.workers):
-            self._change = asyncio.run_coroutine_threadsafe(self._correct(), self.cluster.loop.asyncio_loop)
+            loop = self.cluster.loop.asyncio_loop  # type: ignore[union-attr]
+            self._change = asyncio.run_coroutine_threadsafe(self._correct(), loop)
 
     def settle(self) -> None:
         """Wait until what was asked for has been started, or handed to the batch system."""
@@ -162,12 +164,19 @@ class Fleet:
         options: dict[str, Any] = {"nthreads": group.slots, "resources": resources, "death_timeout": DEATH_S}
         options |= {"dashboard": False, "silence_logs": logging.ERROR, "security": self.security, **group.options}
         options |= {"interface": self.spec.interface} if self.spec.interface else {"host": "127.0.0.1"}
+        gpu = self._free_gpu(f"{name}-{self._made}", name)
         if self.spec.kind == CUDA and set(group.stages) & set(MODEL_STAGES):
-            return {"cls": Nanny, "options": {**_cuda_options(self._made - 1), **options}}
+            return {"cls": Nanny, "options": {**_cuda_options(gpu), **options}}
         if group.gpus:
-            taken = sum(other.rpartition("-")[0] == name for other in self.cluster.worker_spec)
-            options["env"] = {"CUDA_VISIBLE_DEVICES": str(taken % group.gpus), **group.options.get("env", {})}
+            options["env"] = {"CUDA_VISIBLE_DEVICES": str(gpu % group.gpus), **group.options.get("env", {})}
         return {"cls": Nanny, "options": options}
+
+    def _free_gpu(self, worker: str, group: str) -> int:
+        """The first number that no other worker of its group has."""
+        names = [name for name in self.cluster.worker_spec if name.rpartition("-")[0] == group]
+        taken = {self._gpus[name] for name in names}
+        self._gpus[worker] = next(number for number in range(len(taken) + 1) if number not in taken)
+        return self._gpus[worker]
 
     def _job(self, name: str, group: Group, resources: Mapping[str, float]) -> dict[str, Any]:
         announced = " ".join(f"{stage}={slots}" for stage, slots in resources.items())
@@ -230,14 +239,22 @@ class _SaysThatItFailed:
 
 
 def _cuda_options(number: int) -> dict[str, Any]:
-    """What dask-cuda gives the worker of one GPU: the device, its processors and its start."""
+    """What dask-cuda gives the worker of one GPU: the device, and the processors and memory that are near it.
+
+    Not its context on the device: models are in children of the worker, and each context takes hundreds of MB.
+    """
+    remedy = "or take kind: local with `gpus:`"
     try:
         from dask_cuda.worker_spec import worker_spec
+        from pynvml import NVMLError
     except ImportError as error:
-        remedy = "pip install dask-cuda, or take kind: local with `gpus:`"
-        raise ClusterError(CUDA, f"dask-cuda cannot be used ({error})", remedy) from error
-    specs = list(worker_spec().values())
-    return dict(specs[number % len(specs)]["options"])
+        raise ClusterError(CUDA, f"dask-cuda is not installed ({error})", f"pip install dask-cuda, {remedy}") from error
+    try:
+        specs = list(worker_spec().values())
+    except NVMLError as error:
+        raise ClusterError(CUDA, f"no GPU can be used ({error})", f"see nvidia-smi, {remedy}") from error
+    options = specs[number % len(specs)]["options"]
+    return {key: options[key] for key in ("env", "plugins", "memory_limit")}
 
 
 def _is_idle(worker: Mapping[str, Any] | None) -> bool:

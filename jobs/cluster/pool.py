@@ -109,7 +109,8 @@ class DaskPool:
             attempt, task, key=key, pure=False, resources=self._connection.requirement(self.stage, self._slots) or None
         )
         self._tasks[task.key] = _Submitted(task, future, lost)
-        asyncio.run_coroutine_threadsafe(self._follow(task.key, future), self._client.loop.asyncio_loop)
+        loop = self._client.loop.asyncio_loop  # type: ignore[union-attr]
+        asyncio.run_coroutine_threadsafe(self._follow(task.key, future), loop)
 
     async def _follow(self, key: str, future: Future) -> None:
         """Put what became of a task where `results` finds it. Runs in the client's own thread."""
