@@ -10,6 +10,7 @@ import importlib
 import logging
 import re
 import shlex
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -41,6 +42,7 @@ SETTINGS = {
     "distributed.scheduler.worker-ttl": "5m",
     "distributed.scheduler.no-workers-timeout": None,  # `wait_s` of the recipe, which knows of jobs that still queue
     "distributed.worker.daemon": False,  # its children read the slides
+    "distributed.worker.profile.enabled": False,  # of workers whose children work; memory grows for its first hour
     "distributed.admin.tick.limit": "30s",
     # one thread for every library is Dask's choice for its own tasks, not for a model in a child
     "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": None,
@@ -70,7 +72,7 @@ class Fleet:
         self._change: Future[None] | None = None
         protocol = "tls://" if spec.security else "tcp://"
         place = {"interface": spec.interface} if spec.interface else {"host": "127.0.0.1"}
-        dashboard = spec.dashboard or "127.0.0.1:0"  # without one, the scheduler still answers after its health there
+        dashboard = _free_address(spec.dashboard)  # without one, the scheduler still answers there how it is
         options = {"port": spec.port, "protocol": protocol, "security": self.security, **place,
                    "dashboard": spec.dashboard is not None, "dashboard_address": dashboard}  # fmt: skip
         self.cluster = SpecCluster(
@@ -206,6 +208,18 @@ def open_fleet(spec: ClusterSpec, logs: Path) -> Iterator[Fleet]:
             yield fleet
         finally:
             fleet.cluster.close(timeout=30)
+
+
+def _free_address(wanted: str | None) -> str:
+    """The address wanted for a dashboard, with another port where a second run has that one."""
+    host, _, port = (wanted or "127.0.0.1:0").rpartition(":")
+    try:
+        with socket.socket() as made:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind((host, int(port)))
+    except (OSError, ValueError):
+        return f"{host}:0"
+    return f"{host}:{port}"
 
 
 def _security(spec: ClusterSpec) -> Security:

@@ -73,7 +73,7 @@ class Host:
         self._lanes: list[_Lane] = []
         self._lock = threading.Lock()
         self._closed = False
-        self._notes = tempfile.TemporaryDirectory(prefix="wsi-host-", ignore_cleanup_errors=True)
+        self._notes: tempfile.TemporaryDirectory[str] | None = None
 
     def do(self, task: Task) -> Any:
         """Run one task in a child, and wait for it."""
@@ -85,6 +85,8 @@ class Host:
         return ended.result()
 
     def _open_lane(self, alone: bool) -> "_Lane":
+        if self._notes is None:
+            self._notes = tempfile.TemporaryDirectory(prefix="wsi-host-", ignore_cleanup_errors=True)
         notes = Path(tempfile.mkdtemp(dir=self._notes.name))
         lane = _Lane(lambda slots: self._make(slots, notes), 1 if alone else self._slots, alone, self._lock)
         self._lanes = [*(other for other in self._lanes if not other.ended), lane]
@@ -104,7 +106,8 @@ class Host:
             lane.stop()
         for lane in lanes:
             lane.join(5)
-        self._notes.cleanup()
+        if self._notes is not None:
+            self._notes.cleanup()
 
 
 class _Lane(threading.Thread):
