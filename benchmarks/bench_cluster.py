@@ -38,7 +38,18 @@ from benchmarks.cluster_virtual import Cluster
 know_nothing()  # also in worker processes, which import this file when they start
 
 SLIDES, LARGE = 190, 10  # of the runs whose processes are killed
-FACTS = ("missing", "torn", "beyond", "duplicate_rows", "undone", "left", "kills", "killed", "extra", "again")
+FACTS = (
+    "missing",
+    "torn",
+    "beyond",
+    "duplicate_rows",
+    "undone",
+    "left",
+    "kills",
+    "killed",
+    "extra",
+    "again",
+)  # killed: units
 
 
 @dataclass(frozen=True)
@@ -133,7 +144,7 @@ def _show_killed(given: Given, folder: cluster_faults.Folder, part: str, found: 
     units, slides = folder.wanted.done().total(), len(list(folder.slides.iterdir()))
     print(f"\n{slides} slides, {units} units; sums over {len(found)} rounds\n")
     row = [sum(one[fact] for one in found) for fact in FACTS]
-    print(table((part, *(fact.replace("_", " ") for fact in FACTS)), [("all rounds", *row)]))
+    print(table((f"killed ({part})", *(fact.replace("_", " ") for fact in FACTS)), [("all rounds", *row)]))
     worst = max(one["extra"] - one["killed"] for one in found)
     print(f"\nwork done again less units that were killed, in the worst round: {worst} (needs 0 at most)")
     keep(given.log, part, {"units": units, "slides": slides, "rounds": found})
