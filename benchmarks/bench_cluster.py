@@ -49,7 +49,7 @@ FACTS = (
     "killed",
     "extra",
     "again",
-)  # killed: units
+)
 
 
 @dataclass(frozen=True)
