@@ -61,6 +61,15 @@ class Claims:
                 return holder
             number, before = number + 1, (path, holder)
 
+    def taken(self, stage: str) -> set[str]:
+        """Names of the units of a stage that any session has claimed, living or dead; on a network disk as they were
+        up to a minute ago."""
+        try:
+            names = os.listdir(self.root / stage)
+        except FileNotFoundError:
+            return set()
+        return {name.rpartition("~")[0] for name in names}
+
     def free(self, unit: Unit) -> None:
         """Give the unit up: it is done, or will not be done here."""
         path = self._mine.pop(unit, None)

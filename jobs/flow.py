@@ -228,11 +228,17 @@ class Flow:
         return failed or slide_id in lines[-1].receipts or slide_id not in lines[-1].records
 
     def _look_at_held(self, line: Line) -> None:
-        """Try units again that other sessions were at: these may be done, or the sessions dead."""
-        if line.held:
-            self.record.peers.look(line.name)
-            line.waiting.extendleft(line.held)
-            line.held.clear()
+        """Try units again that other sessions were at, and are not any more: they are done, or free, or the session is
+        dead. One look at the folder tells: to try each of them would keep a network disk busy."""
+        if not line.held:
+            return
+        self.record.peers.look(line.name)
+        taken = self.record.claims.taken(line.name)
+        lives = {holder: self.record.session.lives(holder) for holder in set(line.held.values())}
+        again = [unit for unit, holder in line.held.items() if unit.name not in taken or not lives[holder]]
+        for unit in again:
+            del line.held[unit]
+        line.waiting.extendleft(again)
 
     def _tell(self, last: bool = False) -> None:
         """Watchers and other sessions learn how far it is."""
