@@ -35,7 +35,8 @@ class ExecSpec:
                 the two slides that an embedding process works on share it
     memory_mib  memory that a worker may take to tile a slide, beyond what it has when it starts, None for any amount
                 (Linux). Not for embedding, which needs what its model needs
-    shard_tiles a slide of more tiles is embedded in parts of about so many, each of which is kept when it is done
+    shard_tiles a slide of more tiles is embedded, and its pixels are kept, in parts of about so many; a part that is
+                done is not done again
     lease_s     a process that gave no sign of life for so long has lost what it was at to others; its own machine
                 sees at once that it ended
     stage_to    folder on a local disk to which slides are copied ahead of reading; stage_gib: of at most so much

@@ -1,5 +1,6 @@
 """Where units of work run: in this process, in worker processes here, or on the workers of a cluster."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -97,7 +98,8 @@ def open_pool(stage: Stage, slides: int, spec: RunSpec, folder: RunFolder, notes
         from embedding.devices import find_devices
 
         return Workers(len(find_devices(spec.embed.device)), work, notes, limits_of(name, spec), EMBED_SLOTS)
-    return Workers(jobs.worker_count(slides), work, notes, limits_of(name, spec))
+    units = sys.maxsize if name == "tile" and spec.patches != "none" else slides  # one slide may be many parts
+    return Workers(jobs.worker_count(units), work, notes, limits_of(name, spec))
 
 
 def limits_of(name: str, spec: RunSpec) -> Limits:

@@ -24,7 +24,7 @@ from .extraction import TILE_AGAIN, check_unread, choice, embed_rows, precision_
 from .folder import RunFolder
 from .manifest import SlideRecord
 from .outcome import Outcome, Split
-from .parts import Rows, clear_parts, part_tiles, read_part, write_part
+from .parts import PARTS, Rows, clear_parts, part_tiles, read_part, write_part
 from .progress import busy
 from .receipts import DONE, EMPTY, SKIPPED
 from .stored import Stored, find_stored
@@ -92,7 +92,7 @@ class _Asked:
     @property
     def parts(self) -> Path:
         """The folder of its parts: of other settings' it is another."""
-        return self.path.with_name(f".parts-{self.mark}-{self.part_tiles}-{self.record.slide_id}")
+        return self.path.parent / PARTS / f"{self.mark}-{self.part_tiles}-{self.record.slide_id}"
 
     @property
     def part_tiles(self) -> int:

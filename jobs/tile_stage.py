@@ -1,10 +1,9 @@
 """The tile stage: one slide in, its tissue, tiles and their quality out, and what a person looks at."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -12,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.coords import grid_from_coords, known_empty, read_coords
+from tiling.coords import grid_from_coords, read_coords
 from tiling.grid import TileGrid, draw, plan_grid, plan_scales
 from tiling.outside import read_mask
+from tiling.parts import PatchPlan, open_plan, write_plan
 from tiling.patches import PatchRequest, PatchStore, open_patches, write_patches
 from tiling.quality import TileQuality, measure_quality
-from tiling.regions import load_regions, region_file, regions_digest
+from tiling.regions import load_regions, regions_digest
 from tiling.spec import FLAGS, QualitySpec, TileSpec
 from tiling.stream import Reading
 from tiling.thumbnail import base_mpp
@@ -25,7 +25,7 @@ from tiling.tissue import Tissue, find_tissue
 from wsi import open_slide
 from wsi.channels import Channels
 from wsi.colour import in_srgb
-from wsi.errors import SlideError, SpecError
+from wsi.errors import SlideError, SpecError, StoreError
 from wsi.identity import slide_identity
 from wsi.publish import fingerprint
 from wsi.slide import Slide
@@ -36,15 +36,15 @@ from .convert import export_slide, remove_stale_exports
 from .folder import RunFolder
 from .look import look_at_tissue, why_empty
 from .manifest import SlideRecord
-from .outcome import Outcome
+from .outcome import Outcome, Split
+from .parts import PARTS, clear_parts, damaged_part, part_tiles, read_ok, write_ok
 from .progress import advance, alive, busy
 from .receipts import DONE, EMPTY, SKIPPED
 from .stored import Stored, find_stored
+from .tile_inputs import coords_digest, coords_file, file_digest, mask_file
 
 TILE_VERSION = 3  # raised when the same settings begin to give other results
 _PLACES = 100_000  # of tiles left out that a store keeps, to be drawn
-# of CLAM, and of TRIDENT whose job folder holds a folder for each scale and size
-COORDS_NAMES = ("{}.h5", "{}_patches.h5", "patches/{}.h5", "patches/{}_patches.h5", "*/patches/{}_patches.h5")
 
 
 @dataclass(frozen=True)
@@ -81,46 +81,165 @@ def open_record(record: SlideRecord, spec: RunSpec) -> Slide:
     return in_srgb(slide) if spec.tile.icc == "srgb" else slide
 
 
-def tile_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
-    """Tissue and tile grid of one slide (and its patches, if they are kept) → tiles/<slide_id>.zarr."""
+def tile_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome | Split:
+    """Tissue and tile grid of one slide (and its patches, if they are kept) → tiles/<slide_id>.zarr; a slide of which
+    many patches are kept is to be split."""
     path = folder.tiles(record.slide_id)
     imported = imported_tiles(path, record)
     if imported is not None:
         return Outcome(SKIPPED, imported.fingerprint, len(imported.grid), int((~imported.array("ok")).sum()))
+    with _asking(record, spec, path) as asked:
+        made = asked.skipped() or _make(asked)
+    return made if isinstance(made, Split) else _show(made, spec, folder, path)
+
+
+def tile_part(record: SlideRecord, spec: RunSpec, folder: RunFolder, number: int) -> tuple[int, int]:
+    """The pixels of one part of a slide; returns its tiles, and how many of them could not be read."""
+    with _asking(record, spec, folder.tiles(record.slide_id)) as asked:
+        if asked.skipped() is not None:
+            return 0, 0
+        try:
+            ok = asked.plan().write_part(asked.slide, number, asked.request())
+            asked.check_unchanged()
+            write_ok(asked.parts / Split.name_of(number), ok)
+        except (StoreError, FileNotFoundError):
+            if asked.skipped() is None:
+                raise
+            return 0, 0  # others did the part, too, and joined all: that took the plan away
+        asked.skipped()  # so that nothing stays of what came late
+    return len(ok), int((~ok).sum())
+
+
+def join_tiles(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome:
+    """The tiles of a slide whose parts are all written."""
+    path = folder.tiles(record.slide_id)
+    with _asking(record, spec, path) as asked:
+        made = asked.skipped() or _join(asked)
+    return _show(made, spec, folder, path)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is to be made at `path` of a slide that is open; its fingerprints and its content's digest."""
+
+    record: SlideRecord
+    spec: RunSpec
+    slide: Slide
+    path: Path
+    identity: str
+    grid_mark: str
+
+    @property
+    def mark(self) -> str:
+        return store_fingerprint(self.grid_mark, self.spec, self.spec.patches)
+
+    @property
+    def parts(self) -> Path:
+        """The folder of its plan and its parts, of whatever size: of other settings' it is another."""
+        return self.path.parent / PARTS / f"{self.mark}-plan-{self.record.slide_id}"
+
+    def request(self, **more: Any) -> PatchRequest:
+        jobs, record = self.spec.jobs, self.record
+        return PatchRequest(
+            record.slide_id,
+            self.mark,
+            self.grid_mark,
+            self.identity,
+            self.spec.patches,
+            jobs.thread_count(),
+            memory=jobs.read_bytes,
+            progress=advance,
+            **more,
+        )
+
+    def skipped(self) -> Outcome | None:
+        """That the store is there already, if it is; then nothing is left of its parts."""
+        there = tiles_there(self.path, self.grid_mark, self.spec)
+        if there is None:
+            return None
+        rmtree(self.parts, ignore_errors=True)  # of a process that was killed when it had joined them, or came late
+        return Outcome(SKIPPED, self.mark, there.tiles, there.failed)
+
+    def plan(self) -> PatchPlan:
+        """Raises StoreError where there is no plan any more, as when the slide was replaced."""
+        plan = open_plan(self.parts)
+        if plan is None:
+            raise StoreError(self.parts, "the plan of its parts is gone, or the slide is another by now", "run again")
+        return plan
+
+    def check_unchanged(self, made: Path | None = None) -> None:
+        """Raise SlideError where the slide's file is no longer what it was when it was opened.
+
+        made  is removed then: it may be of both, and none of it may pass for the old slide's
+        """
+        if slide_identity(self.record.path) != self.identity:
+            if made is not None:
+                rmtree(made, ignore_errors=True)
+            raise SlideError(
+                self.record.path, "it changed while it was read", "run again when it is no longer written to"
+            )
+
+
+@contextmanager
+def _asking(record: SlideRecord, spec: RunSpec, path: Path) -> Iterator[_Asked]:
     with open_record(record, spec) as slide:
         identity = slide_identity(record.path)
-        grid_mark = grid_fingerprint(record, spec, identity, slide)
-        mark = store_fingerprint(grid_mark, spec, spec.patches)
-        there = tiles_there(path, grid_mark, spec)
-        if there is None:
-            planned = plan_slide(record, spec, slide)
-            request = PatchRequest(
-                record.slide_id,
-                mark,
-                grid_mark,
-                identity,
-                spec.patches,
-                spec.jobs.thread_count(),
-                memory=spec.jobs.read_bytes,
-                progress=advance,
-                notes=planned.notes(),
-            )
-            extra = _quality_arrays(planned, spec.tile)
-            failed = write_patches(path, slide, planned.grid, planned.tissue, request, extra)
-            if slide_identity(record.path) != identity:
-                rmtree(path, ignore_errors=True)  # its tiles may be of both: none of it may pass for the old slide's
-                raise SlideError(
-                    record.path, "it changed while it was read", "run again when it is no longer written to"
-                )
+        yield _Asked(record, spec, slide, path, identity, grid_fingerprint(record, spec, identity, slide))
+
+
+def _make(asked: _Asked) -> Outcome | Split:
+    """Write the store, or where it is to hold the pixels of many tiles plan it."""
+    spec, slide = asked.spec, asked.slide
+    plan = None if spec.patches == "none" else open_plan(asked.parts)
+    clear_parts(asked.parts)
+    if plan is None:
+        planned, size = plan_slide(asked.record, spec, slide), part_tiles(spec.tile.tile_px, spec.jobs.shard_tiles)
+        grid, tissue, extra = planned.grid, planned.tissue, _quality_arrays(planned, spec.tile)
+        request = asked.request(notes=planned.notes(), part_tiles=size)
+        if spec.patches == "none" or len(grid) <= size:
+            failed = write_patches(asked.path, slide, grid, tissue, request, extra)
+            asked.check_unchanged(asked.path)
+            return Outcome(DONE if len(grid) else EMPTY, asked.mark, len(grid), failed)
+        write_plan(asked.parts, slide, grid, tissue, request, extra)
+        asked.check_unchanged(asked.parts)
+        plan = asked.plan()
+    return Split(asked.parts, plan.parts, len(plan.grid), tile_part, join_tiles)
+
+
+def _join(asked: _Asked) -> Outcome:
+    """Publish the store of all parts, and remove them."""
+    plan, found = asked.plan(), []
+    for number in range(plan.parts):
+        file = asked.parts / Split.name_of(number)
+        found.append(read_ok(file))
+        try:
+            plan.check_part(number)
+        except StoreError as error:
+            raise damaged_part(file, error.problem) from error
+    ok = np.concatenate(found)
+    try:
+        failed = plan.publish(asked.path, asked.slide, ok, tile_spec(asked.record, asked.spec.tile))
+    except SlideError:  # too few could be read: they are read again when somebody asks again
+        rmtree(asked.parts, ignore_errors=True)
+        raise
+    except OSError:
+        skipped = asked.skipped()
+        if skipped is None:
+            raise
+        return skipped  # another process published it meanwhile
+    rmtree(asked.parts, ignore_errors=True)
+    return Outcome(DONE, asked.mark, len(ok), failed)
+
+
+def _show(made: Outcome, spec: RunSpec, folder: RunFolder, path: Path) -> Outcome:
+    """What a person looks at, and the files that were asked for, of a store that is there."""
     store = open_patches(path)
     look_at_tissue(store, folder)
     remove_stale_exports(store, folder)
     if spec.export is not None:
         with busy():  # reads no slide any more
             export_slide(store, folder, spec.export, spec.jobs.thread_count())
-    if there is not None:
-        return Outcome(SKIPPED, mark, there.tiles, there.failed, why_empty(store))
-    return Outcome(DONE if len(planned.grid) else EMPTY, mark, len(planned.grid), failed, why_empty(store))
+    return replace(made, problem=why_empty(store))
 
 
 def imported_tiles(path: Path, record: SlideRecord) -> PatchStore | None:
@@ -183,9 +302,9 @@ def grid_fingerprint(record: SlideRecord, spec: RunSpec, identity: str, slide: S
     tile, info = tile_spec(record, spec.tile), slide.info
     files = {
         "regions": regions_digest(tile.regions, record.slide_id),
-        "mask": _digest(_mask_file(record, tile)),
-        "weights": _digest(Path(tile.tissue.weights)) if tile.tissue.weights else None,
-        "coords": _coords_digest(record, spec.coords),
+        "mask": file_digest(mask_file(record, tile)),
+        "weights": file_digest(Path(tile.tissue.weights)) if tile.tissue.weights else None,
+        "coords": coords_digest(record, spec.coords),
     }
     # the files count by their content, not by where they lie
     plain = replace(
@@ -225,28 +344,16 @@ def _outside(record: SlideRecord, tile: TileSpec, slide: Slide) -> NDArray[np.bo
         from embedding.segmenter import segment_tissue
 
         return segment_tissue(slide, Path(str(tile.tissue.weights)), progress=alive)
-    file = _mask_file(record, tile)
+    file = mask_file(record, tile)
     if file is None:
         return None
     scale = max(1, round(tile.tissue.mpp / (slide.levels[0].mpp or tile.tissue.mpp)))
     return read_mask(file, slide, scale)
 
 
-def _mask_file(record: SlideRecord, tile: TileSpec) -> Path | None:
-    if tile.tissue.method != "mask":
-        return None
-    place = Path(str(tile.tissue.mask))
-    if not place.is_dir():
-        return place
-    images = [
-        file for suffix in (".png", ".npy", ".tif", ".tiff") if (file := place / f"{record.slide_id}{suffix}").is_file()
-    ]
-    return images[0] if images else region_file(place, record.slide_id, "tissue.mask")
-
-
 def _given_grid(record: SlideRecord, place: str, tile: TileSpec, slide: Slide, tissue: Tissue) -> TileGrid:
     """The tiles that another tool cut, or about the same centres as those of another run."""
-    file = _coords_file(record, place)
+    file = coords_file(record, place)
     if file is None:
         own = plan_grid(slide.levels, tile, tissue)
         return replace(own, xy=own.xy[:0], tissue=own.tissue[:0])
@@ -260,49 +367,3 @@ def _given_grid(record: SlideRecord, place: str, tile: TileSpec, slide: Slide, t
         given = replace(other.grid, spec=tile, mpp=base_mpp(slide) * other.grid.span_px / tile.tile_px)
         return replace(plan_scales(given, slide.levels, [tile.mpp])[0], spec=tile)
     return grid_from_coords(slide.levels, read_coords(file, slide.levels[0].mpp), tile, tissue)
-
-
-def _coords_file(record: SlideRecord, place: str) -> Path | None:
-    """The one file of this slide at `place`: a run folder, a folder of CLAM or TRIDENT, or the file itself; None where
-    the place says that the slide has no tiles."""
-    if Path(place).is_file():
-        return Path(place)  # there is but one slide then: see check_run
-    store = RunFolder(Path(place)).tiles(record.slide_id)
-    if store.exists():
-        return store
-    names = [name.format(record.slide_id) for name in COORDS_NAMES]
-    found = sorted({path for name in names for path in Path(place).glob(name)})
-    if not found and known_empty(Path(place), record.slide_id):
-        return None
-    if not found:
-        raise SpecError("coords", f"{place} has no tiles of {record.slide_id}", f"it needs {' or '.join(names)}")
-    if len(found) > 1:
-        raise SpecError("coords", f"{found[0]} and {found[1]} are both of {record.slide_id}", "name the folder of one")
-    return found[0]
-
-
-def _coords_digest(record: SlideRecord, place: str | None) -> str | None:
-    if place is None:
-        return None
-    file = _coords_file(record, place)
-    if file is None:
-        return "empty"
-    return str(open_patches(file).attrs["grid_fingerprint"]) if file.suffix == ".zarr" else _digest(file)
-
-
-def _digest(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    if not path.is_file():
-        raise SpecError(path, "there is no such file", "check the path")
-    status = path.stat()
-    return _sha256(path, status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=64)
-def _sha256(path: Path, mtime_ns: int, size: int) -> str:
-    with path.open("rb") as file:
-        digest = sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

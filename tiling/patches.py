@@ -14,10 +14,10 @@ from wsi.errors import StoreError
 from wsi.slide import Slide
 
 from .grid import TileGrid
-from .pixels import PatchRequest, check_native, write_pixels
+from .pixels import PatchRequest, check_pixels, declare_pixels, write_pixels
 from .shards import PatchShards
 from .spec import TileSpec
-from .store import Store, open_complete, write_store
+from .store import Store, StoreWriter, open_complete, write_store
 from .stream import check_failed_tiles
 from .thumbnail import Thumbnail, read_thumbnail
 from .tissue import Tissue, tissue_outline
@@ -118,8 +118,25 @@ def write_patches(
     Returns the number of unreadable tiles (always 0 when pixels are not kept: nothing was read). Raises SlideError
     when they are more than the spec allows, SpecError when native pixels are asked for that the grid does not allow.
     """
-    if request.pixels == "native":
-        check_native(slide, grid)
+    check_pixels(slide, grid, request)
+    with write_store(path) as writer:
+        facts = lay_out(writer, slide, grid, tissue, request, extra)
+        if request.pixels == "none":
+            writer.finish(SCHEMA, facts, len(grid), 0)
+            return 0
+        ok = write_pixels(declare_pixels(writer.draft, grid, request), slide, grid, request)
+        return finish_pixels(writer, slide, facts, ok)
+
+
+def lay_out(
+    writer: StoreWriter,
+    slide: Slide,
+    grid: TileGrid,
+    tissue: Tissue,
+    request: PatchRequest,
+    extra: Mapping[str, NDArray[Any]] | None = None,
+) -> dict[str, Any]:
+    """Write all of a PatchStore but its pixels; returns what its record is to say."""
     thumbnail, outline = read_thumbnail(slide), tissue_outline(tissue)
     arrays: dict[str, NDArray[Any]] = {"xy": grid.xy, "tissue": grid.tissue, "mask": tissue.mask}
     arrays |= {"thumbnail": thumbnail.pixels, "thumbnail_unread": thumbnail.unread}
@@ -131,33 +148,36 @@ def write_patches(
             raise ValueError(
                 f"extra array {name!r} {values.shape}: its name is taken, or it is not of {len(grid)} rows"
             )
-    with write_store(path) as writer:
-        for name, values in {**arrays, **extra}.items():
-            writer.put(name, values)
-        failed = 0
-        if request.pixels != "none":
-            ok = write_pixels(writer.draft, slide, grid, request)
-            writer.put("ok", ok)
-            failed = check_failed_tiles(slide, ok, grid.spec.max_failed_tiles)
-        info = {item.name: getattr(slide.info, item.name) for item in fields(slide.info)}
-        levels = [asdict(level) for level in slide.levels]
-        facts = {
-            "slide_id": request.slide_id,
-            "fingerprint": request.fingerprint,
-            "grid_fingerprint": request.grid_fingerprint,
-            "identity": request.identity,
-            "slide": {"width": slide.levels[0].width, "height": slide.levels[0].height, **info, "levels": levels},
-            "spec": asdict(grid.spec),
-            "grid": {"level": grid.level, "span_px": grid.span_px, "mpp": grid.mpp, "found": grid.found},
-            "mask_scale": tissue.scale,
-            "thumbnail_scale": thumbnail.scale,
-            "tissue_um2": tissue.area_um2,
-            "tissue_outline": outline,
-            "pixels": request.pixels,
-            "extra": sorted(extra),
-            "notes": dict(request.notes or {}),
-        }
-        writer.finish(SCHEMA, facts, len(grid), failed)
+    for name, values in {**arrays, **extra}.items():
+        writer.put(name, values)
+    info = {item.name: getattr(slide.info, item.name) for item in fields(slide.info)}
+    levels = [asdict(level) for level in slide.levels]
+    return {
+        "slide_id": request.slide_id,
+        "fingerprint": request.fingerprint,
+        "grid_fingerprint": request.grid_fingerprint,
+        "identity": request.identity,
+        "slide": {"width": slide.levels[0].width, "height": slide.levels[0].height, **info, "levels": levels},
+        "spec": asdict(grid.spec),
+        "grid": {"level": grid.level, "span_px": grid.span_px, "mpp": grid.mpp, "found": grid.found},
+        "mask_scale": tissue.scale,
+        "thumbnail_scale": thumbnail.scale,
+        "tissue_um2": tissue.area_um2,
+        "tissue_outline": outline,
+        "pixels": request.pixels,
+        "extra": sorted(extra),
+        "notes": dict(request.notes or {}),
+    }
+
+
+def finish_pixels(writer: StoreWriter, slide: Slide, facts: dict[str, Any], ok: NDArray[np.bool_]) -> int:
+    """The last of a PatchStore whose pixels are written; returns how many tiles are not `ok`, bool (n,).
+
+    Raises SlideError when these are more than the spec allows.
+    """
+    writer.put("ok", ok)
+    failed = check_failed_tiles(slide, ok, facts["spec"]["max_failed_tiles"])
+    writer.finish(SCHEMA, facts, len(ok), failed)
     return failed
 
 

@@ -45,6 +45,7 @@ class PatchRequest:
     threads           that read, and as many that encode
     memory            bytes that reading may hold, see iter_patches
     notes             plain values to keep in the store's attributes, such as how many tiles were left out
+    part_tiles        tiles that one worker writes where several do, whole shards: see tiling.parts
     progress          is told (tiles done, of all) whenever pixels are written
     """
 
@@ -58,6 +59,7 @@ class PatchRequest:
     progress: Callable[[int, int], None] | None = None
     memory: int = MEMORY_BYTES
     notes: Mapping[str, Any] | None = None
+    part_tiles: int = 0
 
     def __post_init__(self) -> None:
         if self.pixels not in MODES:
@@ -66,19 +68,30 @@ class PatchRequest:
             raise SpecError("quality", f"{self.quality} is out of range", "give 1 to 100, such as 90")
 
 
-def write_pixels(store: Path, slide: Slide, grid: TileGrid, request: PatchRequest) -> NDArray[np.bool_]:
-    """Write the array `patches` of the store in that folder; returns ok, bool (n,): which tiles are in it.
+def declare_pixels(store: Path, grid: TileGrid, request: PatchRequest) -> Path:
+    """The array `patches` of the store in that folder, still without pixels: returns its folder."""
+    codec = None if request.pixels == "raw" else JpegCodec(request.quality if request.pixels == "jpeg" else None)
+    size = grid.spec.tile_px
+    return create_patches(store, (len(grid), size), batch_tiles(size), codec)
+
+
+def write_pixels(
+    folder: Path, slide: Slide, grid: TileGrid, request: PatchRequest, first: int = 0
+) -> NDArray[np.bool_]:
+    """Write the tiles of `grid` into the array in `folder`; returns ok, bool (n,): which of them are in it.
+
+    first  place of the first tile in the array: whole shards lie before it. The grid may be a part of the array's
 
     A tile that is not ok is zeros in raw, and is absent otherwise, which reads as zeros. Memory is bounded: that of
     `iter_patches` and two batches more.
     """
     ok = np.zeros(len(grid), bool)
     mode, threads, per_shard = request.pixels, max(1, request.threads), batch_tiles(grid.spec.tile_px)
-    codec = None if mode == "raw" else JpegCodec(request.quality if mode == "jpeg" else None)
-    folder = create_patches(store, (len(grid), grid.spec.tile_px), per_shard, codec)
+    if first % per_shard:
+        raise ValueError(f"tile {first} is not the first of a shard of {per_shard}")
 
     def write(start: int, chunks: list[Chunk | None]) -> int:
-        write_shard(folder, start // per_shard, per_shard, chunks)
+        write_shard(folder, (first + start) // per_shard, per_shard, chunks)
         return len(chunks)
 
     done = 0
@@ -95,6 +108,12 @@ def write_pixels(store: Path, slide: Slide, grid: TileGrid, request: PatchReques
             if request.progress is not None:
                 request.progress(done, len(grid))
     return ok
+
+
+def check_pixels(slide: Slide, grid: TileGrid, request: PatchRequest) -> None:
+    """Raise SpecError where native pixels are asked for that the grid does not allow."""
+    if request.pixels == "native":
+        check_native(slide, grid)
 
 
 def check_native(slide: Slide, grid: TileGrid) -> None:

@@ -116,6 +116,15 @@ class PatchShards:
             self._read_into(int(numbers[row]), out[row])
         return out
 
+    def path_of(self, shard: int) -> Path:
+        """The file of a shard, by its number."""
+        return self.folder / "c" / str(shard) / "0" / "0" / "0"
+
+    def check_files(self, rows: slice) -> None:
+        """Raise StoreError where a file of these patches is gone or damaged, as far as its length and index say."""
+        for number in range(rows.start, rows.stop, self.per_shard):
+            self._shard(number)
+
     def chunk(self, number: int) -> bytes | None:
         """A patch as it is stored: its pixels' bytes, or a JPEG file; None where none was stored."""
         shard, place = self._shard(number)
@@ -158,8 +167,7 @@ class PatchShards:
         with self._turn:
             shard = self._open.get(which)
             if shard is None:
-                path = self.folder / "c" / str(which) / "0" / "0" / "0"
-                shard = self._open[which] = _Shard(path, self.folder.parent, self.per_shard)
+                shard = self._open[which] = _Shard(self.path_of(which), self.folder.parent, self.per_shard)
                 if len(self._open) > OPEN_FILES:  # who still reads from it keeps it open until he is done
                     self._open.popitem(last=False)
             self._open.move_to_end(which)

@@ -6,6 +6,7 @@ record with a checksum of each array is written last, and only then does the sto
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,6 +84,21 @@ class StoreWriter:
         self._written[name] = writer.layout
         return writer
 
+    def adopt(self, folder: Path) -> None:
+        """A finished array of another folder becomes one of the store: the same files under two names, or copies where
+        the file system has no links. Files that its layout does not name are left behind. Raises StoreError where one
+        is gone."""
+        layout, target = read_layout(folder), f"{self.draft}/{folder.name}"
+        for file in (f"{folder}/zarr.json", *(layout.files(folder) if 0 not in layout.shape else ())):
+            place = target + file.removeprefix(str(folder))
+            os.makedirs(os.path.dirname(place), exist_ok=True)
+            try:
+                _link(file, place)
+            except FileNotFoundError:
+                named = file.removeprefix(f"{folder.parent}/")
+                raise StoreError(folder.parent, f"its file {named} is gone", "run again: it is made anew") from None
+        self._written[folder.name] = layout
+
     def finish(self, schema: str, facts: dict[str, Any], tiles: int, failed: int) -> None:
         """All arrays are written: check them, flush them, and write the record that says so.
 
@@ -147,3 +163,12 @@ def count_files(path: Path) -> dict[str, int]:
 
 def _count(folder: Path) -> int:
     return sum(len(files) for _, _, files in os.walk(folder / "c"))
+
+
+def _link(file: str, place: str) -> None:
+    try:
+        os.link(file, place)
+    except FileNotFoundError:
+        raise
+    except OSError:  # some network file systems, and those of memory cards
+        shutil.copyfile(file, place)

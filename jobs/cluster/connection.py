@@ -217,12 +217,13 @@ def _look(root: str) -> tuple[str, bool]:
 
 def _check_workers(client: Client, root: Path) -> None:
     """Raises ClusterError for a worker that has no slidestream, another version, or does not see the run folder."""
-    try:
-        seen = client.run(_look, str(root.resolve()))
-    except ImportError as error:
-        address = client.scheduler.address  # type: ignore[union-attr]
-        raise ClusterError(address, f"its workers cannot load slidestream ({error})", "install it there") from error
-    for worker, (installed, sees_folder) in seen.items():
+    seen = client.run(_look, str(root.resolve()), on_error="return")
+    for worker, found in seen.items():
+        if isinstance(found, ImportError):
+            raise ClusterError(worker, f"it cannot load slidestream ({found})", "install it on all machines")
+        if isinstance(found, BaseException):
+            continue  # it died just now
+        installed, sees_folder = found
         if installed != version("slidestream"):
             problem = f"it has slidestream {installed}, this is {version('slidestream')}"
             raise ClusterError(worker, problem, "install the same version on all machines")

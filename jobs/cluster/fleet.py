@@ -42,7 +42,7 @@ SETTINGS = {
     "distributed.scheduler.worker-ttl": "5m",
     "distributed.scheduler.no-workers-timeout": None,  # `wait_s` of the recipe, which knows of jobs that still queue
     "distributed.worker.daemon": False,  # its children read the slides
-    "distributed.worker.profile.enabled": False,  # of workers whose children work; memory grows for its first hour
+    "distributed.worker.profile.enabled": False,  # the work is in their children
     "distributed.admin.tick.limit": "30s",
     # one thread for every library is Dask's choice for its own tasks, not for a model in a child
     "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": None,

@@ -167,6 +167,7 @@ class _Lane(threading.Thread):
                 return not self.ended
         else:
             if task is None:
+                workers.close(kill=True)  # an idle one with a large model takes seconds to end by itself
                 return False
             workers.submit(task.key, *task.arguments)
         for key, result in workers.results(_POLL_S if self._slots == 1 else _SOON_S):

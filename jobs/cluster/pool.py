@@ -3,12 +3,14 @@
 import asyncio
 import queue
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from distributed import Future, KilledWorker
 from distributed.scheduler import NoWorkerError
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from ..last_words import Death
 from ..receipts import CRASH, KILLED
@@ -18,6 +20,8 @@ from .host import HostPlugin, Task, attempt
 
 if TYPE_CHECKING:
     from .connection import Connection
+
+_TRIES = 10  # to tell the workers of a pool
 
 
 @dataclass
@@ -42,8 +46,7 @@ class DaskPool:
         self._ended: queue.SimpleQueue[tuple[str, Future, Any]] = queue.SimpleQueue()
         self._attempts = 0
         self.expected = 0
-        connection.refresh()
-        self._client.register_plugin(HostPlugin(self._name, work, limits, slots), name=self._name)
+        self._register(HostPlugin(self._name, work, limits, slots))
 
     @property
     def room(self) -> int:
@@ -99,7 +102,17 @@ class DaskPool:
         if self._tasks:
             self._client.cancel([submitted.future for submitted in self._tasks.values()], force=True)
         self._tasks = {}
-        self._client.unregister_worker_plugin(self._name)
+        with suppress(OSError):  # a worker that dies meanwhile takes it along
+            self._client.unregister_worker_plugin(self._name)
+
+    def _register(self, plugin: HostPlugin) -> None:
+        """Give the plugin to all workers there are, and to those that come."""
+        for trial in Retrying(
+            stop=stop_after_attempt(_TRIES), wait=wait_fixed(1), retry=retry_if_exception_type(OSError), reraise=True
+        ):
+            with trial:  # it fails where a worker dies just then
+                self._connection.refresh()
+                self._client.register_plugin(plugin, name=self._name)
 
     def _send(self, task: Task, lost: int) -> None:
         self._attempts += 1
