@@ -68,6 +68,8 @@ class Flow:
             while not self._is_done():
                 heed()
                 self.step()
+            if self.halt.why is None:
+                self.record.claims.clear()
             kill = False
         finally:
             for pool in self._open.values():
@@ -140,7 +142,8 @@ class Flow:
             line.contested.add(unit)
             return False
         # a peer may have ended it between the last look and the claim
-        self.record.peers.look(line.name, now=unit in line.contested)
+        peers = self.record.peers
+        peers.look(line.name, now=peers.are_few or unit in line.contested)
         if self._settled_elsewhere(line, unit):
             self.record.claims.free(unit)
             return False

@@ -43,6 +43,7 @@ def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcom
     asked = _asked(record, spec, folder)
     there = asked.there()
     if there is not None:
+        rmtree(asked.parts, ignore_errors=True)  # of a run that was killed when it had just joined them
         return Outcome(SKIPPED, asked.mark, there.tiles, there.failed)
     tiles, size = len(asked.store.grid), asked.part_tiles
     if tiles > size:

@@ -259,7 +259,10 @@ def test_a_planner_that_comes_late_leaves_the_plan_that_has_parts(slide, tmp_pat
 
 
 def test_plans_of_other_settings_are_removed(slide, tmp_path):
-    other, same_end = split(slide, tmp_path, spec_of("jpeg")), tmp_path / "tiles" / ".parts" / "0123456789ab-plan-other-s"
+    other, same_end = (
+        split(slide, tmp_path, spec_of("jpeg")),
+        tmp_path / "tiles" / ".parts" / "0123456789ab-plan-other-s",
+    )
     same_end.mkdir()
     found = split(slide, tmp_path, spec_of("native"))
     assert (other.folder.exists(), found.folder.exists(), same_end.exists()) == (False, True, True)
