@@ -78,6 +78,16 @@ def main() -> None:
         err.print("[bold red]error[/] ", end="")
         err.print(str(error), markup=False)
         sys.exit(2)
+    except OSError as error:
+        from jobs.attempt import FULL_DISK, explain_os_error
+
+        if error.errno not in FULL_DISK:
+            raise
+        from .console import err
+
+        problem, remedy, _ = explain_os_error(error)  # of what is written beside the slides' results
+        err.print(f"{problem}; {remedy}", markup=False)
+        sys.exit(1)
     except KeyboardInterrupt as error:
         sys.exit(exit_code(error))
     except SystemExit as end:

@@ -23,7 +23,7 @@ from .outcome import Outcome, Split, Stage, Unit
 from .progress import alive
 from .receipts import DONE, FAILED, FULL, IO, MEMORY, MISSING, Receipt
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # what a network disk says while it is away, or a disk that is dying: not the slide's fault, and it may pass
 _PASSING = tuple(
     getattr(errno, name)
@@ -116,7 +116,7 @@ def problem_of(error: EngineError, record: SlideRecord) -> str:
 
 def explain_os_error(error: OSError) -> tuple[str, str, str]:
     """(problem, remedy, cause) of what the system refused."""
-    if error.errno in _FULL:
+    if error.errno in FULL_DISK:
         words = f"{os.strerror(error.errno or 0)} ({error.filename or 'where results are written'})"
         return f"nothing more can be written: {words}", "free space there and run again: what is done stays done", FULL
     if isinstance(error, FileNotFoundError):

@@ -5,7 +5,7 @@ lives. Where it does not, another session makes the file of the next number: fil
 none, which every file system does for one process only, and the highest number counts. No clock and no lock is needed.
 
 A file is made by a hard link to one that has the content already: atomic on NFS since its second version. Where there
-are no hard links it is created exclusively and then written.
+are no hard links it is created exclusively and then written; between the two it is somebody's, for as long as a lease.
 """
 
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 from .outcome import Unit
 from .sessions import Session
 
-_NOBODY = ""
+_UNSAID = ""  # what is in a claim's file that was made but not yet written
 
 
 @dataclass
@@ -36,7 +36,8 @@ class Claims:
         return self.root / f".{self.session.id}"
 
     def take(self, unit: Unit) -> str | None:
-        """Claim the unit: None where it is this session's now, else the id of the session that is at it."""
+        """Claim the unit: None where it is this session's now, else the id of the session that is at it, "" where that
+        is about to say who it is."""
         if unit in self._mine:
             return None
         folder = self._prepare(unit.stage)
@@ -57,9 +58,18 @@ class Claims:
             if holder is None:  # it was given up just now
                 number, before = 0, None
                 continue
-            if self.session.lives(holder):
+            if self.session.lives(holder) if holder != _UNSAID else self._is_young(path):
                 return holder
             number, before = number + 1, (path, holder)
+
+    def taken(self, stage: str) -> set[str]:
+        """Names of the units of a stage that any session has claimed, living or dead; on a network disk as they were
+        up to a minute ago."""
+        try:
+            names = os.listdir(self.root / stage)
+        except FileNotFoundError:
+            return set()
+        return {name.rpartition("~")[0] for name in names}
 
     def free(self, unit: Unit) -> None:
         """Give the unit up: it is done, or will not be done here."""
@@ -74,6 +84,17 @@ class Claims:
         for unit in list(self._mine):
             self.free(unit)
         self._token.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Take away what sessions left here that are no more; each claim is taken first, as by who wants the unit."""
+        for token in self.root.glob(".*"):
+            if not self.session.lives(token.name[1:]):
+                token.unlink(missing_ok=True)
+        for path in self.root.glob("*/*~*"):
+            slide_id, _, part = path.name.rpartition("~")[0].partition("+")
+            unit = Unit(path.parent.name, slide_id, int(part) if part else None)
+            if unit not in self._mine and self.take(unit) is None:
+                self.free(unit)
 
     def _prepare(self, stage: str) -> Path:
         folder = self.root / stage
@@ -95,11 +116,22 @@ class Claims:
             except OSError:  # no hard links here, or too many of this file: the other way shows what else is wrong
                 self._links = False
         try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(self.session.id)
-            return True
+            file = path.open("x", encoding="utf-8")
         except FileExistsError:
             return False
+        try:
+            with file:
+                file.write(self.session.id)
+        except OSError:  # a full disk: a claim that says nothing would keep others waiting
+            path.unlink(missing_ok=True)
+            raise
+        return True
+
+    def _is_young(self, path: Path) -> bool:
+        try:
+            return self.session.age_s(path.stat().st_mtime) <= self.session.lease_s
+        except FileNotFoundError:
+            return True  # it was given up just now: the next look begins anew
 
 
 def _holder(path: Path) -> str | None:

@@ -74,11 +74,14 @@ class Flow:
         finally:
             for pool in self._open.values():
                 pool.close(kill)
-            self._free_all()
+            self._free_all(tidy=not kill and self.halt.why is None)
         self._tell(last=True)
 
-    def _free_all(self) -> None:
+    def _free_all(self, tidy: bool) -> None:
+        """Give up all claims; `tidy`: also take away those that dead sessions left."""
         try:
+            if tidy:
+                self.record.claims.clear()
             self.record.claims.free_all()
         except OSError as error:  # the run folder is gone, which is said already; this session ends, so they are void
             _log.warning("claims could not be given up: %s", error)
@@ -148,7 +151,8 @@ class Flow:
             line.contested.add(unit)
             return False
         # a peer may have ended it between the last look and the claim
-        self.record.peers.look(line.name, now=unit in line.contested)
+        peers = self.record.peers
+        peers.look(line.name, now=peers.are_few or unit in line.contested)
         if self._settled_elsewhere(line, unit):
             self.record.claims.free(unit)
             return False
@@ -246,11 +250,17 @@ class Flow:
         return failed or slide_id in lines[-1].receipts or slide_id not in lines[-1].records
 
     def _look_at_held(self, line: Line) -> None:
-        """Try units again that other sessions were at: these may be done, or the sessions dead."""
-        if line.held:
-            self.record.peers.look(line.name)
-            line.waiting.extendleft(line.held)
-            line.held.clear()
+        """Try units again that other sessions were at, and are not any more: they are done, or free, or the session is
+        dead. One look at the folder tells: to try each of them would keep a network disk busy."""
+        if not line.held:
+            return
+        self.record.peers.look(line.name)
+        taken = self.record.claims.taken(line.name)
+        lives = {holder: self.record.session.lives(holder) for holder in set(line.held.values())}
+        again = [unit for unit, holder in line.held.items() if unit.name not in taken or not lives[holder]]
+        for unit in again:
+            del line.held[unit]
+        line.waiting.extendleft(again)
 
     def _tell(self, last: bool = False) -> None:
         """Watchers and other sessions learn how far it is."""

@@ -85,7 +85,7 @@ class RunFolder:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".probe-{os.getpid()}"
-            probe.write_text("")
+            probe.write_text("a full disk takes names, but no bytes")
             probe.unlink()
         except OSError as error:
             raise StoreError(

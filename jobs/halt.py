@@ -79,10 +79,11 @@ def _place(record: SlideRecord) -> str:
 
 
 def _others_are_there(record: SlideRecord, line: Line) -> bool:
-    """Whether some slides that are still to come can be found: then those that cannot are gone, and the disk is not.
-    At the end of a list those that went well are asked about."""
-    failed = {receipt.slide_id for receipt in line.receipts.values() if receipt.status == FAILED}
-    later = {unit.slide_id for unit in line.waiting} or line.records.keys() - failed
-    others = sorted(str(line.records[key].path) for key in later if not is_url(line.records[key].path))
-    probes = random.Random(record.slide_id).sample(others, min(_PROBES, len(others)))
-    return any(os.path.exists(path) for path in probes)
+    """Whether one of some other slides can be found, of those to come or else of those that did not fail: then what
+    cannot be reached is gone, and the disk is not."""
+    others = [line.records[unit.slide_id] for unit in list(line.waiting)[:1000]]
+    if not others:
+        failed = {slide_id for slide_id, receipt in line.receipts.items() if receipt.status == FAILED}
+        others = [one for slide_id, one in line.records.items() if slide_id not in failed and one is not record]
+    few = random.Random(record.slide_id).sample(others, min(_PROBES, len(others)))
+    return any(not is_url(other.path) and os.path.exists(other.path) for other in few)

@@ -12,6 +12,7 @@ from .receipts import FAILED, Receipt, parse_receipts
 from .sessions import Session
 
 _PAUSE_S = 1.0
+_FEW = 8  # sessions, that can be asked before each unit
 
 
 @dataclass
@@ -32,6 +33,11 @@ class Peers:
 
     def receipt(self, stage: str, slide_id: str) -> Receipt | None:
         return self._known.get(stage, {}).get(slide_id)
+
+    @property
+    def are_few(self) -> bool:
+        """Whether all can be asked before each unit; else one that failed there a moment ago may be tried here, too."""
+        return sum((self._met or {}).values()) <= _FEW
 
     def look(self, stage: str, now: bool = False) -> None:
         """Read what is new: not more often than once a second unless `now`, and less often where sessions are many."""

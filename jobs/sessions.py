@@ -93,6 +93,7 @@ class Session:
         ]
         self._beat_at, self._beat_mtime = 0.0, 0.0
         self._seen: dict[str, tuple[float, dict[str, Any]]] = {}  # session → (time of change, what it says)
+        self._unread: dict[str, float] = {}  # session → since when its file cannot be read
 
     @property
     def path(self) -> Path:
@@ -144,19 +145,30 @@ class Session:
         last sign of life is not older than its lease."""
         if session == self.id:
             return True
-        facts = self.read(session)
+        try:
+            facts = self._load(session)
+            self._unread.pop(session, None)
+        except OSError:  # a network disk that does not answer says nothing of who is at work
+            return time.monotonic() - self._unread.setdefault(session, time.monotonic()) <= self.lease_s
         if facts is None or facts.get("ended"):
             return False
         if facts.get("machine") == machine_id() and not is_alive(int(facts["pid"]), str(facts.get("start", ""))):
             return False
-        return self._now() - self._seen[session][0] <= float(facts.get("lease_s", self.lease_s))
+        return self.age_s(self._seen[session][0]) <= float(facts.get("lease_s", self.lease_s))
 
-    def _now(self) -> float:
-        """Time by the clock of the file system."""
-        return self._beat_mtime + (time.monotonic() - self._beat_at)
+    def age_s(self, changed: float) -> float:
+        """Seconds since that time by the clock of the file system."""
+        return self._beat_mtime + (time.monotonic() - self._beat_at) - changed
 
     def read(self, session: str) -> dict[str, Any] | None:
-        """What a session says of itself; None where its file is gone or damaged."""
+        """What a session says of itself; None where its file is gone, damaged, or cannot be read now."""
+        try:
+            return self._load(session)
+        except OSError:
+            return None
+
+    def _load(self, session: str) -> dict[str, Any] | None:
+        """The same; raises OSError where it is there and cannot be read."""
         path = self.root / f"{session}.json"
         try:
             with path.open(encoding="utf-8") as file:  # opened, as a network disk then asks its server how it is
@@ -165,7 +177,7 @@ class Session:
                 if known is not None and known[0] == changed:
                     return known[1]
                 facts = json.load(file)
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError):
             return None
         if not isinstance(facts, dict) or "pid" not in facts:
             return None
