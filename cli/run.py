@@ -74,7 +74,8 @@ def work(job: "Job") -> int:
     facts = run_facts(command_line(), settings_of(job))
     write_run(job.folder, facts, ended=False)
     run_shown(job, tile_slide, embed_slide, *((predict_slide, heatmap_slide) if job.spec.model else ()))
-    if all(receipt.status == "skipped" for receipts in job.receipts.values() for receipt in receipts):
+    statuses = {receipt.status for receipts in job.receipts.values() for receipt in receipts}
+    if job.halted is None and statuses == {"skipped"}:
         out.print("Nothing to do: all of it was already there.")
     if job.spec.model:
         say(f"predictions: {write_table(job)}")

@@ -62,6 +62,15 @@ class Claims:
                 return holder
             number, before = number + 1, (path, holder)
 
+    def taken(self, stage: str) -> set[str]:
+        """Names of the units of a stage that any session has claimed, living or dead; on a network disk as they were
+        up to a minute ago."""
+        try:
+            names = os.listdir(self.root / stage)
+        except FileNotFoundError:
+            return set()
+        return {name.rpartition("~")[0] for name in names}
+
     def free(self, unit: Unit) -> None:
         """Give the unit up: it is done, or will not be done here."""
         path = self._mine.pop(unit, None)
@@ -91,7 +100,8 @@ class Claims:
         folder = self.root / stage
         if folder not in self._ready:
             folder.mkdir(parents=True, exist_ok=True)
-            self._token.write_text(self.session.id, encoding="utf-8")
+            if not self._ready:  # once: every claim is a link to it, and would be empty while it is written again
+                self._token.write_text(self.session.id, encoding="utf-8")
             self._ready.add(folder)
         return folder
 

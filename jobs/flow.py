@@ -4,6 +4,7 @@ There is no list of tasks. A unit is begun when there is room for it, when its s
 when no other session is at it; what a run holds in memory is a name and a receipt for each slide.
 """
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ LOOK_S = 0.5  # between two looks at what other sessions hold
 TICK_S = 0.5  # between two words to those who watch
 _WAIT_S = 0.2
 _IDLE_S = 0.05
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,21 @@ class Flow:
             while not self._is_done():
                 heed()
                 self.step()
-            if self.halt.why is None:
-                self.record.claims.clear()
             kill = False
         finally:
             for pool in self._open.values():
                 pool.close(kill)
-            self.record.claims.free_all()
+            self._free_all(tidy=not kill and self.halt.why is None)
         self._tell(last=True)
+
+    def _free_all(self, tidy: bool) -> None:
+        """Give up all claims; `tidy`: also take away those that dead sessions left."""
+        try:
+            if tidy:
+                self.record.claims.clear()
+            self.record.claims.free_all()
+        except OSError as error:  # the run folder is gone, which is said already; this session ends, so they are void
+            _log.warning("claims could not be given up: %s", error)
 
     def step(self) -> None:
         """Begin what can be begun, and wait a moment for what ends."""
@@ -91,7 +100,7 @@ class Flow:
                     self._look_at_held(line)
         except OSError as error:  # of the books: what slides throw is in their receipts
             self.halt.stop_for(error)
-        except EngineError as error:  # of a cluster: it is gone, and what was at work there
+        except EngineError as error:  # of a pool: the cluster is gone, or no worker can be begun
             self.halt.stop(f"{error.args[0]}: {error.problem}", str(error.args[2]))
             for line in self.lines:
                 line.running.clear()
@@ -172,8 +181,9 @@ class Flow:
         if not busy and not any(line.waiting for line in self.lines):
             time.sleep(_IDLE_S)  # others are at what is left
         for line in busy:
-            for name, result in self._open[line.name].results(_WAIT_S / len(busy)):
-                unit, begun = line.running.pop(name)
+            results = self._open[line.name].results(_WAIT_S / len(busy))
+            # all of them are no longer at work, whatever happens when the first is recorded
+            for (unit, begun), result in [(line.running.pop(name), result) for name, result in results]:
                 line.busy_s += time.monotonic() - begun
                 self._take(line, unit, result)
 
@@ -181,7 +191,8 @@ class Flow:
         if isinstance(result, Split):
             line.part(unit.slide_id, result)
         elif isinstance(result, Death):
-            if unit not in line.tried:
+            has_failed = unit.slide_id in line.receipts  # another part of the slide did
+            if unit not in line.tried and not has_failed:
                 line.suspects[unit] = result
                 return  # still claimed: it is tried again here
             self._keep(line, self.record.post_mortem(unit, line.records[unit.slide_id], result))
@@ -199,6 +210,7 @@ class Flow:
             receipt = replace(receipt, part=None)
         if receipt.slide_id in line.receipts:
             return
+        self._give_up(line, receipt.slide_id)
         receipt = line.settle(receipt)
         self.record.append(receipt)
         self.halt.judge(receipt, line.records[receipt.slide_id], self.lines)
@@ -207,9 +219,16 @@ class Flow:
     def _settle(self, line: Line, receipt: Receipt) -> None:
         """What another says of a slide."""
         if receipt.slide_id not in line.receipts:
+            self._give_up(line, receipt.slide_id)
             line.drop(receipt.slide_id)
             status = SKIPPED if receipt.status == DONE else receipt.status
             self._pass_on(line, line.settle(replace(receipt, status=status)))
+
+    def _give_up(self, line: Line, slide_id: str) -> None:
+        """Parts that were to be tried again are not: others may want them."""
+        for unit in line.suspects:
+            if unit.slide_id == slide_id:
+                self.record.claims.free(unit)
 
     def _pass_on(self, line: Line, receipt: Receipt) -> None:
         """The slide goes to the next stage, and so do slides whose bag it is in, where they waited for it only."""
@@ -237,11 +256,17 @@ class Flow:
         return failed or slide_id in lines[-1].receipts or slide_id not in lines[-1].records
 
     def _look_at_held(self, line: Line) -> None:
-        """Try units again that other sessions were at: these may be done, or the sessions dead."""
-        if line.held:
-            self.record.peers.look(line.name)
-            line.waiting.extendleft(line.held)
-            line.held.clear()
+        """Try units again that other sessions were at, and are not any more: they are done, or free, or the session is
+        dead. One look at the folder tells: to try each of them would keep a network disk busy."""
+        if not line.held:
+            return
+        self.record.peers.look(line.name)
+        taken = self.record.claims.taken(line.name)
+        lives = {holder: self.record.session.lives(holder) for holder in set(line.held.values())}
+        again = [unit for unit, holder in line.held.items() if unit.name not in taken or not lives[holder]]
+        for unit in again:
+            del line.held[unit]
+        line.waiting.extendleft(again)
 
     def _tell(self, last: bool = False) -> None:
         """Watchers and other sessions learn how far it is."""

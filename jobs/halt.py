@@ -79,9 +79,11 @@ def _place(record: SlideRecord) -> str:
 
 
 def _others_are_there(record: SlideRecord, line: Line) -> bool:
-    """Whether slides that were not tried yet can be found: then those that cannot are gone, and the disk is not."""
-    later = [line.records[unit.slide_id] for unit in list(line.waiting)[:1000]]
-    for other in random.Random(record.slide_id).sample(later, min(_PROBES, len(later))):
-        if is_url(other.path) or not os.path.exists(other.path):
-            return False
-    return bool(later)
+    """Whether one of some other slides can be found, of those to come or else of those that did not fail: then what
+    cannot be reached is gone, and the disk is not."""
+    others = [line.records[unit.slide_id] for unit in list(line.waiting)[:1000]]
+    if not others:
+        failed = {slide_id for slide_id, receipt in line.receipts.items() if receipt.status == FAILED}
+        others = [one for slide_id, one in line.records.items() if slide_id not in failed and one is not record]
+    few = random.Random(record.slide_id).sample(others, min(_PROBES, len(others)))
+    return any(not is_url(other.path) and os.path.exists(other.path) for other in few)

@@ -1,9 +1,11 @@
 """Parts of a slide: what one unit of work leaves for whoever joins them."""
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,12 +76,11 @@ def _save(path: Path, **arrays: Any) -> None:
 
 
 def _load(path: Path, *names: str) -> dict[str, NDArray[Any]]:
-    from zipfile import BadZipFile
-
+    content = path.read_bytes()  # what the disk says is no damage
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(BytesIO(content), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in names}
-    except (BadZipFile, ValueError, KeyError, EOFError) as error:
+    except (BadZipFile, ValueError, KeyError, EOFError, RuntimeError, OSError) as error:
         raise damaged_part(path, error) from error
 
 

@@ -4,10 +4,11 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .folder import RunFolder
-from .receipts import Receipt, parse_receipts
+from .receipts import FAILED, Receipt, parse_receipts
 from .sessions import Session
 
 _PAUSE_S = 1.0
@@ -18,8 +19,8 @@ _FEW = 8  # sessions, that can be asked before each unit
 class Peers:
     """Receipts of the sessions that work for the same as this one at the same time.
 
-    What sessions did that had ended before this one began is not taken from their receipts: the stages look at what is
-    there.
+    What was done before this one began is not taken from receipts: the stages look at what is there, as it may have
+    been put aside since. What living sessions failed at is, so that it is not tried by each that comes.
     """
 
     folder: RunFolder
@@ -27,6 +28,7 @@ class Peers:
     _known: dict[str, dict[str, Receipt]] = field(default_factory=dict)  # stage → slide_id → its receipt
     _read: dict[tuple[str, str], int] = field(default_factory=dict)  # (stage, session) → bytes read
     _met: dict[str, bool] | None = None  # session → whether it is a peer
+    _before: dict[Path, int] = field(default_factory=dict)  # file of receipts → bytes there when this session began
     _looked: dict[str, float] = field(default_factory=dict)
 
     def receipt(self, stage: str, slide_id: str) -> Receipt | None:
@@ -57,6 +59,9 @@ class Peers:
             if facts is not None:
                 same = facts.get("asked") == self.session.asked.all
                 met[session] = same and (not first or self.session.lives(session))
+                if first and met[session]:
+                    files = self.folder.receipts("*").parent.glob(f"*.{session}.jsonl")
+                    self._before |= {path: path.stat().st_size for path in files}
         return [session for session, is_peer in met.items() if is_peer]
 
     def _news(self, stage: str, session: str) -> list[Receipt]:
@@ -70,7 +75,9 @@ class Peers:
             return []
         whole = text[: text.rfind(b"\n") + 1]
         self._read[stage, session] = start + len(whole)
-        return [receipt for receipt in parse_receipts(list(_objects(whole))) if receipt.part is None]
+        old = max(0, self._before.get(path, 0) - start)
+        failed = [receipt for receipt in parse_receipts(list(_objects(whole[:old]))) if receipt.status == FAILED]
+        return [one for one in (*failed, *parse_receipts(list(_objects(whole[old:])))) if one.part is None]
 
 
 def _objects(text: bytes) -> Iterator[dict[str, Any]]:

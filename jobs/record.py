@@ -55,9 +55,12 @@ class Record:
 
     def known(self, stage: str, record: SlideRecord) -> Receipt | None:
         """What is known of the slide without trying: a peer did it, or it would only crash, hang or fill the memory
-        again as it did in an earlier run."""
+        again as it did in an earlier run.
+
+        Of a slide whose bag has others in it, what a peer made is looked at: it may have lacked one that is there now.
+        """
         found = self.peers.receipt(stage, record.slide_id)
-        if found is not None and not (found.status == FAILED and found.cause in _LOCAL):
+        if found is not None and not (found.cause in _LOCAL if found.status == FAILED else record.others):
             return found
         past = self._lasting(stage).get(record.slide_id)
         if past is None or past.mark != self._mark(record):

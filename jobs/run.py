@@ -75,7 +75,7 @@ def run_stages(
             Flow(lines, pools, Record.of(session, spec, folder), halt, watchers, _take_turns(lines, spec)).run()
         session.tell(exit=int(halt.why is not None or any(line.has_failed for line in lines)))
         if any(line.tried for line in lines):
-            folder.prepare()  # clears what workers that died had begun to write
+            folder.clear()  # of what workers that died had begun to write
     return halt
 
 

@@ -52,7 +52,8 @@ class Asked:
 class Session:
     """This process at work on `folder`. As a context manager it says so at its start and at its end.
 
-    each  called after every sign of life, in a thread of its own; an OSError of it is logged
+    each  called as often as there are signs of life, and after the last one, in a thread of its own; an OSError of it
+          is logged
     """
 
     def __init__(
@@ -85,7 +86,11 @@ class Session:
             "stages": {},
             "running": [],
         }
-        self._over, self._turn = threading.Event(), threading.Lock()
+        self._over, self._ended, self._turn = threading.Event(), threading.Event(), threading.Lock()
+        # two, as signs of life must not wait for what reads everybody's receipts, nor end with it
+        self._threads = [
+            threading.Thread(target=work, name="session", daemon=True) for work in (self._live, self._keep_telling)
+        ]
         self._beat_at, self._beat_mtime = 0.0, 0.0
         self._seen: dict[str, tuple[float, dict[str, Any]]] = {}  # session → (time of change, what it says)
         self._unread: dict[str, float] = {}  # session → since when its file cannot be read
@@ -97,20 +102,21 @@ class Session:
     def __enter__(self) -> Self:
         self.beat()
         self._refuse_conflict()
-        self._thread = threading.Thread(target=self._live, name="session", daemon=True)
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
-        self._thread.join()
+        self._threads[0].join()
         if value is not None:
             self.tell(exit=exit_code(value))
         self.tell(ended=now(), running=[])
         self._try_beat()
-        self._do_each()
+        self._ended.set()
+        self._threads[1].join()
 
     def tell(self, **facts: Any) -> None:
         """What the next sign of life says."""
@@ -178,11 +184,18 @@ class Session:
         self._seen[session] = changed, facts
         return facts
 
+    @property
+    def _pause_s(self) -> float:
+        return min(_LONGEST_BEAT_S, self.lease_s / BEATS)
+
     def _live(self) -> None:
-        pause = min(_LONGEST_BEAT_S, self.lease_s / BEATS)
-        while not self._over.wait(pause):
+        while not self._over.wait(self._pause_s):
             self._try_beat()
+
+    def _keep_telling(self) -> None:
+        while not self._ended.wait(self._pause_s):
             self._do_each()
+        self._do_each()
 
     def _do_each(self) -> None:
         try:

@@ -1,5 +1,6 @@
 """Units that read slides from copies on a local disk, which are made while others are at work."""
 
+import time
 from collections import deque
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -62,6 +63,8 @@ class StagedPool:
 
     def results(self, wait_s: float = 0.2) -> list[tuple[str, Any]]:
         self._begin()
+        if not self.pool.busy:
+            time.sleep(min(wait_s, 0.05))  # all wait for their copies
         found = [(key, self._restored(key, result)) for key, result in self.pool.results(min(wait_s, 0.05))]
         self._begin()
         return found

@@ -47,7 +47,6 @@ def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcom
         return Outcome(SKIPPED, asked.mark, there.tiles, there.failed)
     tiles, size = len(asked.store.grid), asked.part_tiles
     if tiles > size:
-        clear_parts(asked.parts)
         asked.parts.mkdir(parents=True, exist_ok=True)
         return Split(asked.parts, -(-tiles // size), tiles, embed_part, join_parts)
     return asked.publish([lambda: embed_rows(record, spec, folder, asked.store, asked.contract, slice(0, tiles))])
@@ -79,6 +78,7 @@ def join_parts(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcome
             raise
     else:
         outcome = Outcome(SKIPPED, asked.mark, there.tiles, there.failed)
+    clear_parts(asked.parts)  # not before: another session may make the slide of parts of another size
     rmtree(asked.parts, ignore_errors=True)
     return outcome
 

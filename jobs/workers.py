@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -23,17 +24,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from wsi.errors import EngineError
+
 from . import progress
 from .executors import start_worker
 from .last_words import Death, explain_death
+from .receipts import CRASH, KILLED
 
 _START_S = 600  # for a worker to load its modules, from a slow network disk too; no slide is at fault then
 _POLL_S = 0.2
 _END_S = 10  # for a worker to end when it is told so
 _log = logging.getLogger(__name__)
 
+_NOT_BEGUN = "see in the receipts what it said: a package may be missing or damaged on that machine"
+_LIMITS = "see this machine's limits of processes, open files and memory, or give fewer --workers"
+
 # spawn: a forked child inherits locked locks of threads and a CUDA context that does not survive the fork
 _context = get_context("spawn")
+
+
+class WorkerError(EngineError):
+    """No process can be begun here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +116,7 @@ class Workers:
         """Give a task to the worker that has least to do. There must be fewer than `room` tasks at work.
 
         alone  nothing here: who asks for it waits until nothing else is at work
+        Raises WorkerError where no process can be begun.
         """
         while self._workers:
             worker = min(self._workers, key=lambda worker: len(worker.at_work))
@@ -115,8 +127,12 @@ class Workers:
             if worker.at_work:  # it died, which is seen when results are asked for: it is of the tasks at work, too
                 break
             self._bury(worker)  # it died idle: the system took it, no task did
-        if not self._give(self._start(), key, arguments):
-            raise RuntimeError("a worker process ended before it began")
+        try:
+            begun = self._give(self._start(), key, arguments)
+        except OSError as error:
+            raise WorkerError("workers", f"none can be begun ({error.strerror})", _LIMITS) from error
+        if not begun:
+            raise WorkerError("workers", "a process ended before it began", _LIMITS)
 
     def expect(self, waiting: int) -> None:
         """Nothing here: processes are as many as were asked for."""
@@ -210,6 +226,9 @@ class Workers:
 
     def _explain(self, worker: _Worker, slot: _Slot, code: int | None, problem: str = "") -> Death:
         death = explain_death(code, _read(worker.notes), self._limits.memory_mib, problem)
+        if death.cause == CRASH and not progress.signs_of_life(slot.board)[0]:
+            # no slide is at fault, so it is tried again by the next run
+            death = replace(death, problem=f"{death.problem}, before it began", remedy=_NOT_BEGUN, cause=KILLED)
         return replace(death, seconds=time.monotonic() - slot.begun)
 
     def _bury(self, worker: _Worker) -> int | None:
@@ -255,7 +274,7 @@ def _serve(pipe: Connection, life: _Life, work: Callable[..., Any]) -> None:
     global _number
     _number = life.number
     start_worker(life.parent)
-    with life.notes.open("wb") as file:
+    with suppress(OSError), life.notes.open("wb") as file:  # without room for them, its last words are not known
         os.dup2(file.fileno(), 2)
     faulthandler.enable()
     if hasattr(faulthandler, "register"):

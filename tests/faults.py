@@ -111,7 +111,7 @@ STAGES = {"read": read_slide, "draw": draw_slide}
 def _stage(stage: str, record: SlideRecord, folder: RunFolder) -> Outcome | Split:
     words = _words(record)
     target = folder.root / stage / record.slide_id
-    parts = target.with_name(f".parts-{record.slide_id}")
+    parts = target.parent / ".parts" / record.slide_id
     if (target / "value").is_file():
         shutil.rmtree(parts, ignore_errors=True)  # of a run that was killed when it had just joined them
         return Outcome(SKIPPED, "mark", 1)
@@ -130,7 +130,7 @@ def _do_part(stage: str, record: SlideRecord, spec: object, folder: RunFolder, n
         return 1, 0
     with _unit(stage, record, str(number)):
         value = _value(stage, record, number)
-        path = folder.root / stage / f".parts-{record.slide_id}" / Split.name_of(number)
+        path = folder.root / stage / ".parts" / record.slide_id / Split.name_of(number)
         with appear_file(path) as draft:
             draft.write_bytes(value)
     return 1, 0
@@ -138,7 +138,7 @@ def _do_part(stage: str, record: SlideRecord, spec: object, folder: RunFolder, n
 
 def _join_parts(stage: str, record: SlideRecord, spec: object, folder: RunFolder) -> Outcome:
     target = folder.root / stage / record.slide_id
-    parts = target.with_name(f".parts-{record.slide_id}")
+    parts = target.parent / ".parts" / record.slide_id
     if (target / "value").is_file():
         return Outcome(SKIPPED, "mark", 1)
     with _unit(stage, record, "-"):
@@ -359,7 +359,7 @@ def results(run: Path, *stages: str) -> dict[str, bytes]:
 
 def litter(run: Path) -> list[str]:
     """Drafts, parts and claims that nobody took away."""
-    found = [*run.rglob(".draft-*"), *run.rglob(".parts-*"), *(p for p in (run / "claims").rglob("*") if p.is_file())]
+    found = [*run.rglob(".draft-*"), *run.rglob(".parts/*"), *(p for p in (run / "claims").rglob("*") if p.is_file())]
     return sorted(str(path.relative_to(run)) for path in found)
 
 

@@ -134,6 +134,7 @@ STAGES = (tile_slide, embed_slide, predict_slide)
 def play(root: Path, records: list[SlideRecord], stages: int = 2, phased: bool = True, **facts: Any) -> Scene:
     """Run the first stages over the records; facts: `room`, `seconds` and `ends` of pools, `max_failures`."""
     spec, folder = RunSpec(jobs=ExecSpec(max_failures=facts.pop("max_failures", None))), RunFolder(root)
+    facts["ends"] = {name: list(found) for name, found in facts.get("ends", {}).items()}  # they are used up
     clock, halt, told = Clock(), Halt(spec.jobs.max_failures), []
     lines = [Line(stage, {record.slide_id: record for record in records}) for stage in STAGES[:stages]]
     with Session(folder, spec) as session:
@@ -340,3 +341,10 @@ def test_slides_out_of_reach_end_the_run_and_missing_ones_among_others_do_not(tm
     scattered = gone[:6] + there[:10] + gone[6:14] + there[10:]
     whole = play(tmp_path / "b", scattered, 1, ends=ends)
     assert (whole.halt.why, len(whole.told)) == (None, 44)
+    last = play(tmp_path / "c", there + gone[:5], 1, ends=ends)  # nothing comes after them, but others were there
+    assert (last.halt.why, len(last.told)) == (None, 35)
+    later = {f"embed {one.slide_id}": [failed("embed", one.slide_id, cause="missing")] for one in there[:8]}
+    again = play(tmp_path / "d", there, 2, ends=later)  # gone since they were tiled
+    assert (again.halt.why, len(again.told)) == (None, 60)
+    only = play(tmp_path / "e", gone[:9], 1, ends=ends)
+    assert "the slides cannot be reached" in only.halt.why

@@ -164,7 +164,7 @@ def test_a_command_killed_at_any_moment_goes_on_to_the_same_bytes(cohort, undist
     receipts = run / "receipts"
     moments = (
         lambda: any((run / "tiles").glob("[!.]*.zarr")),
-        lambda: any((run / "embeddings").glob("*/.parts-*/part-*")),
+        lambda: any((run / "embeddings").glob("*/.parts/*/part-*")),
         lambda: any_embedded(run),
     )
     for happened in moments:

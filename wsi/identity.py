@@ -95,14 +95,17 @@ def _companions(path: Path) -> list[Path]:
     if suffix == ".mrxs":
         folder = path.with_suffix("")
         return [file for file in folder.rglob("*") if file.is_file()] if folder.is_dir() else []
-    siblings = [file for file in _files_in(path.parent) if file.name != path.name]
     if suffix in (".vms", ".vmu"):
         text = path.read_text("latin-1")
-        return [file for file in siblings if file.name in text]
+        return [file for file in _siblings(path) if file.name in text]
     if not _is_dicom(path):
-        return []
+        return []  # without a look at its folder, which may hold ten thousand slides
     series = _series(path)
-    return [file for file in siblings if _is_dicom(file) and _series(file) == series]
+    return [file for file in _siblings(path) if _is_dicom(file) and _series(file) == series]
+
+
+def _siblings(path: Path) -> list[Path]:
+    return [file for file in _files_in(path.parent) if file.name != path.name]
 
 
 def _files_in(folder: Path) -> list[Path]:
