@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from multiprocessing import active_children
 from pathlib import Path
@@ -183,14 +184,22 @@ def test_a_run_killed_at_any_step_goes_on_to_the_same_bytes(slide, tmp_path, who
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_a_worker_that_is_killed_in_a_part_costs_that_part_only(slide, tmp_path, whole):
-    killed = []
+    over, killed = threading.Event(), []
 
-    def kill(tiles: dict[str, tuple[int, int]]) -> None:
-        if not killed and (tmp_path / "tiles").glob(".parts/[!.]*") and list((tmp_path / "tiles").rglob(".draft-*-0")):
-            killed.append(active_children()[0])
-            os.kill(killed[0].pid, signal.SIGKILL)
+    def kill() -> None:
+        """As soon as a part is being written."""
+        while not (killed or over.wait(0.001)):
+            if list((tmp_path / "tiles").glob(".parts/*/patches/**/.draft-*")):
+                killed.append(active_children()[0].pid)
+                os.kill(killed[0], signal.SIGKILL)
 
-    receipt = tile(slide, tmp_path, spec_of("raw", 16, "processes"), Watcher(tiles=kill))
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        receipt = tile(slide, tmp_path, spec_of("raw", 16, "processes"))
+    finally:
+        over.set()
+        killer.join()
     assert killed
     assert (receipt.status, receipt.problem) == ("done", "")
     assert sorted(parts_done(tmp_path)) == [0, 1, 2]
