@@ -229,6 +229,7 @@ def scheduler_memory(scratch: Path, slides: int) -> dict[str, float]:
 
 
 def _traced(out: str, slides: int) -> tuple[float, Took]:
+    _schedule(many_records(3), f"{out}-first")  # what is loaded on the way is not of the shards
     records = many_records(slides)
     tracemalloc.start()
     spent = _schedule(records, out)
@@ -236,7 +237,7 @@ def _traced(out: str, slides: int) -> tuple[float, Took]:
 
 
 def _resident(out: str, slides: int) -> tuple[float, Took]:
-    _schedule(many_records(3), f"{out}-first")  # what is loaded on the way is not of the shards
+    _schedule(many_records(3), f"{out}-first")
     records = many_records(slides)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     spent = _schedule(records, out)
