@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from uuid import uuid4
 
 from wsi.machine import is_alive, machine_id
@@ -25,6 +25,8 @@ AT_WORK, ENDED, LOST = "at work", "ended", "lost"
 RECENT_S = 600.0  # what is meant by the rate of work now
 _LEASE_S = 120.0  # of sessions that do not say theirs
 _NO_STAGE = "commands"  # receipts/commands.jsonl: a line per command that ended
+_AT_ONCE = 1 << 20  # bytes of lines
+_END = 64 << 10  # bytes, in which the last line is
 _SKEW_S = 2.0  # clocks nearer than that are taken for equal
 
 
@@ -86,7 +88,8 @@ class _File:
     """A file of receipts that is read on where it was left."""
 
     place: int = 0
-    damaged: int = 0
+    lines: int = 0
+    receipts: int = 0
 
 
 @dataclass
@@ -136,28 +139,31 @@ class Follower:
         stage, _, session = path.name.removesuffix(".jsonl").partition(".")
         if stage == _NO_STAGE:
             return
-        known = self._files[path.name]
+        known, receipts = self._files[path.name], 0
         try:
             with path.open("rb") as file:
+                ahead = _ahead(file)
                 file.seek(known.place)
-                added = file.read()
-                changed = os.fstat(file.fileno()).st_mtime
+                while lines := file.readlines(_AT_ONCE):  # not all at once: of a long run it is hundreds of megabytes
+                    for line in lines:
+                        if line.endswith(b"\n"):  # else it is being written
+                            known.place += len(line)
+                            receipts += self._read_line(stage, session, line, ahead)
+                            known.lines += 1
         except OSError as error:
             self.notes.append(f"receipts/{path.name} cannot be read: {error.strerror}")
-            return
-        added = added[: added.rfind(b"\n") + 1]  # what comes after is being written
-        known.place += len(added)
-        lines = [_object(line) for line in added.splitlines()]
-        receipts = [line for line in lines if line is not None and {"slide_id", "status"} <= line.keys()]
-        known.damaged += len(lines) - len(receipts)
-        if known.damaged:
-            count = "a line" if known.damaged == 1 else f"{known.damaged} lines"
+        known.receipts += receipts
+        damaged = known.lines - known.receipts
+        if damaged:
+            count = "a line" if damaged == 1 else f"{damaged} lines"
             self.notes.append(f"receipts/{path.name}: {count} cannot be read, cut short by a kill or damaged")
-        if receipts:
-            ahead = epoch(text(receipts[-1], "finished")) - changed  # its writer's clock before the file system's
-            ahead = ahead if abs(ahead) > _SKEW_S else 0.0
-            for receipt in receipts:
-                self._take(stage, session, receipt, ahead)
+
+    def _read_line(self, stage: str, session: str, line: bytes, ahead: float) -> bool:
+        receipt = _object(line)
+        if receipt is None or not {"slide_id", "status"} <= receipt.keys():
+            return False
+        self._take(stage, session, receipt, ahead)
+        return True
 
     def _take(self, stage: str, session: str, receipt: dict[str, Any], ahead: float) -> None:
         part = receipt.get("part")
@@ -216,6 +222,18 @@ class Follower:
             pid = int(number(facts, "pid"))
             state = AT_WORK if pid and is_alive(pid, text(facts, "start")) else LOST
         return Seen(facts, changed, age, exact or facts.get("machine") == machine_id(), state)
+
+
+def _ahead(file: BinaryIO) -> float:
+    """Seconds that the clock of who writes a file of receipts is before the file system's, by its last line."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _END))
+    text_of_end = file.read()
+    whole = text_of_end[: text_of_end.rfind(b"\n")].rpartition(b"\n")[2]
+    last = _object(whole) or {}
+    if "finished" not in last:
+        return 0.0
+    ahead = epoch(text(last, "finished")) - os.fstat(file.fileno()).st_mtime
+    return ahead if abs(ahead) > _SKEW_S else 0.0
 
 
 def session_age(path: Path, now: float) -> float:
