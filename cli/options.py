@@ -257,7 +257,7 @@ EXECUTOR = {
     "retry_failed": Setting(
         Annotated[
             bool | None,
-            option("Also try slides again that crashed or hung before", "--retry-failed", panel=_C),
+            option("Also try slides again that crashed their reader before", "--retry-failed", panel=_C),
         ],
         at("jobs.retry_failed"),
     ),

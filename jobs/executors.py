@@ -14,6 +14,7 @@ from pathlib import Path
 
 from wsi.errors import SpecError
 
+_M_ARENA_MAX, _HEAPS = -8, 2
 EXECUTORS = ("serial", "processes", "dask")
 _LEAST = {"workers": 1, "threads": 1, "deadline_s": 1, "read_mib": 256, "memory_mib": 256, "shard_tiles": 1,
           "lease_s": 1, "stage_gib": 0.001, "max_failures": 0}  # fmt: skip
@@ -41,7 +42,7 @@ class ExecSpec:
                 sees at once that it ended
     stage_to    folder on a local disk to which slides are copied ahead of reading; stage_gib: of at most so much
     max_failures  the run ends when more slides than these have failed, None for never
-    retry_failed  also try slides again that crashed, hung or took too much memory in an earlier run, and are unchanged
+    retry_failed  also try slides again that crashed or took too much memory in an earlier run, and are unchanged
     metrics     file that is kept up to date with the run's figures as OpenMetrics text
     """
 
@@ -150,7 +151,10 @@ def start_worker(parent: int) -> None:
     if sys.platform == "linux":  # the system's own way works also while a hanging decoder keeps threads from running
         import ctypes
 
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: when the thread that started this process ends
+        system = ctypes.CDLL(None)
+        if hasattr(system, "mallopt"):  # glibc keeps a heap for each of the threads that come and go with every slide
+            system.mallopt(_M_ARENA_MAX, _HEAPS)
+        system.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: when the thread that started this process ends
         if os.getppid() != parent:
             os._exit(1)
         return

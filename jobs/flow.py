@@ -141,7 +141,7 @@ class Flow:
         receipt = self.record.known(line.name, line.records[unit.slide_id])
         if receipt is None:
             return False
-        self._settle(line, receipt)
+        self._adopt(line, receipt)
         return True
 
     def _claimed(self, line: Line, unit: Unit) -> bool:
@@ -216,7 +216,7 @@ class Flow:
         self.halt.judge(receipt, line.records[receipt.slide_id], self.lines)
         self._pass_on(line, receipt)
 
-    def _settle(self, line: Line, receipt: Receipt) -> None:
+    def _adopt(self, line: Line, receipt: Receipt) -> None:
         """What another says of a slide."""
         if receipt.slide_id not in line.receipts:
             self._give_up(line, receipt.slide_id)

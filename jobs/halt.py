@@ -1,7 +1,9 @@
 """What ends a run early, with its slides left as they are: where more of it would fail for the same reason."""
 
+import logging
 import os
 import random
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +13,12 @@ from wsi.source import is_url
 from .attempt import explain_os_error
 from .lines import Line
 from .manifest import SlideRecord
-from .receipts import FAILED, FULL, IO, MISSING, Receipt
+from .receipts import FAILED, FULL, IO, MISSING, TIMEOUT, Receipt
 
 IN_A_ROW = 5  # slides that cannot be reached, before it is the disk that is asked about and not the slides
 ALIKE = 20  # slides in a row that fail for one reason, before that is said aloud
-_PROBES = 3
+_log = logging.getLogger(__name__)
+_PROBES, _PROBE_S = 3, 5.0
 
 
 @dataclass
@@ -52,7 +55,7 @@ class Halt:
         self._failed += 1
         if receipt.cause == FULL:
             self.stop(receipt.problem, receipt.remedy)
-        self._lost = self._lost + 1 if receipt.cause in (IO, MISSING) else 0
+        self._lost = self._lost + 1 if receipt.cause in (IO, MISSING, TIMEOUT) else 0
         if self._lost >= IN_A_ROW and not _others_are_there(record, lines[0]):
             problem = f"the slides cannot be reached: {self._lost} in a row, the last {receipt.problem}"
             self.stop(problem, f"see that the disk of {_place(record)} is mounted and answers, then run again")
@@ -67,6 +70,7 @@ class Halt:
         self._alike = (reason, self._alike[1] + 1) if reason == self._alike[0] else (reason, 1)
         if self._alike[1] == ALIKE:
             self.warning = f"{ALIKE} slides in a row failed for one reason: {receipt.problem}"
+            _log.warning("%s", self.warning)
 
 
 def _reason(receipt: Receipt) -> str:
@@ -86,4 +90,12 @@ def _others_are_there(record: SlideRecord, line: Line) -> bool:
         failed = {slide_id for slide_id, receipt in line.receipts.items() if receipt.status == FAILED}
         others = [one for slide_id, one in line.records.items() if slide_id not in failed and one is not record]
     few = random.Random(record.slide_id).sample(others, min(_PROBES, len(others)))
-    return any(not is_url(other.path) and os.path.exists(other.path) for other in few)
+    found = []
+
+    def look() -> None:  # in a thread of its own: a mount that hangs does not answer this either
+        found.extend(other for other in few if not is_url(other.path) and os.path.exists(other.path))
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    looking.join(_PROBE_S)
+    return bool(found)

@@ -22,7 +22,6 @@ from .receipts import (
     KILLED,
     MEMORY,
     MISSING,
-    TIMEOUT,
     Receipt,
     append_receipt,
     latest,
@@ -30,7 +29,7 @@ from .receipts import (
 )
 from .sessions import Session
 
-_LASTING = (CRASH, MEMORY, TIMEOUT)  # what happens again to the same slide, and costs a deadline or a process each time
+_LASTING = (CRASH, MEMORY)  # what happens again to the same slide, and costs a process each time
 
 _LOCAL = (FULL, IO, KILLED, MISSING)  # what may be so on one machine only
 
@@ -54,7 +53,7 @@ class Record:
         append_receipt(self.folder.receipts(receipt.stage), receipt, self.session.id)
 
     def known(self, stage: str, record: SlideRecord) -> Receipt | None:
-        """What is known of the slide without trying: a peer did it, or it would only crash, hang or fill the memory
+        """What is known of the slide without trying: a peer did it, or it would only crash or fill the memory
         again as it did in an earlier run.
 
         Of a slide whose bag has others in it, what a peer made is looked at: it may have lacked one that is there now.
