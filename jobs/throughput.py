@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,7 @@ def _measure(spec: RunSpec, folder: RunFolder, work: str) -> Rate:
     return Rate(tiles, seconds, f"the model alone, measured now on {tiles:,} tiles of noise")
 
 
+@lru_cache(maxsize=64)
 def _work(spec: EmbedSpec, tile_px: int, device: str) -> str:
     """All that decides how fast a device embeds, in words."""
     entry, threads = spec.entry(), compute_threads(find_devices(spec.device))

@@ -3,6 +3,8 @@
 Four to five times OpenSlide's patches per core: no cache, no RGBA, no tile decoded twice in a batch.
 """
 
+import os
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import SlideError, TileError
 from ..slide import SlideInfo
-from ..source import ByteSource, open_source
+from ..source import ByteSource, is_url, open_source
 from . import tiff_directory as tags
 from .codecs import JPEG, YCBCR, decoder_for
 from .file_check import COPY_AGAIN
@@ -85,6 +87,25 @@ class TiffLevel:
         return read_stored(self._source, int(self._tiles.offsets[part]), int(self._tiles.counts[part]))
 
 
+# who is asked whether it takes a file, and does, opens it next: its structure need not be read twice. One a thread
+_kept = threading.local()
+
+
+def _state(path: Path | str) -> tuple[object, ...] | None:
+    """What is another when a file is; None for a URL."""
+    if is_url(path):
+        return None
+    status = os.stat(path)
+    return str(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _taken(path: Path | str) -> Pyramid | None:
+    """The structure that this thread read last, if it is of this file as it is now; it is given once."""
+    state, pyramid = getattr(_kept, "last", (None, None))
+    _kept.last = None, None
+    return pyramid if state is not None and state == _state(path) else None
+
+
 class TiffSlide(TiledSlide):
     """An open TIFF. Reads are thread-safe: they share a file and nothing else."""
 
@@ -92,7 +113,7 @@ class TiffSlide(TiledSlide):
         with ExitStack() as until_open:
             self._source = open_source(path)
             until_open.callback(self._source.close)
-            pyramid = read_pyramid(self._source)
+            pyramid = _taken(path) or read_pyramid(self._source)
             if isinstance(pyramid, str):
                 raise SlideError(path, f"no TIFF that is read as RGB ({pyramid})", "open it with open_slide")
             stored = [TiffLevel(self._source, tiles) for tiles in pyramid.levels]
@@ -105,6 +126,7 @@ class TiffSlide(TiledSlide):
         pyramid = read_pyramid(path)
         if isinstance(pyramid, str):
             return Match(False, pyramid)
+        _kept.last = _state(path), pyramid
         kind = "striped" if pyramid.levels[0].is_striped else "tiled"
         codec = {"jpeg": "JPEG", "jpeg2000": "JPEG 2000"}.get(pyramid.codec, pyramid.codec)
         return Match(True, f"{kind} {codec} TIFF ({pyramid.vendor})")
