@@ -90,7 +90,7 @@ def _others_are_there(record: SlideRecord, line: Line) -> bool:
         failed = {slide_id for slide_id, receipt in line.receipts.items() if receipt.status == FAILED}
         others = [one for slide_id, one in line.records.items() if slide_id not in failed and one is not record]
     few = random.Random(record.slide_id).sample(others, min(_PROBES, len(others)))
-    found = []
+    found: list[SlideRecord] = []
 
     def look() -> None:  # in a thread of its own: a mount that hangs does not answer this either
         found.extend(other for other in few if not is_url(other.path) and os.path.exists(other.path))
