@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import COMPUTING, DryRun, Out, Setting, Source, at, option, with_settings
+from .options import COMPUTING, EXECUTOR, DryRun, Out, Setting, Source, at, option, with_settings
 from .stages import settings_of, start
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ ENCODE = {
 }  # fmt: skip
 
 
-@with_settings(ENCODE)
+@with_settings(ENCODE, EXECUTOR)
 def encode(source: Source, out: Out, settings: dict[str, Any], dry_run: DryRun = False) -> None:
     """Make one vector of every embedded slide with a slide encoder → slide_embeddings/<encoder>.npz."""
     from embedding.contract import contract_name

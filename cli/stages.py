@@ -189,15 +189,15 @@ def _finish(job: "Job", stage: "Stage", dry_run: bool = False) -> None:
 def where_embedded(job: "Job") -> Path | None:
     """The folder that the slides' embeddings are in, by the first slide that is tiled."""
     from embedding.contract import contract_name
+    from jobs.agreed import agreed
     from jobs.checks import tiled_first
     from jobs.stages import contract_of, lossy_pixels
 
     store = tiled_first(job.records, job.folder)
     if store is None:
         return None
-    return job.folder.embeddings(
-        contract_name(contract_of(job.spec.embed, store.grid.spec, lossy_pixels(store))), ""
-    ).parent
+    embed = agreed(job.spec.embed, job.folder)
+    return job.folder.embeddings(contract_name(contract_of(embed, store.grid.spec, lossy_pixels(store))), "").parent
 
 
 def settings_of(job: "Job") -> dict[str, Any]:

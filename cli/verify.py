@@ -35,6 +35,6 @@ def verify(job: "Job", inputs: bool) -> None:
     if len(faults) > MOST_FAULTS:
         say(f"  … and {len(faults) - MOST_FAULTS} more")
     if faults:
-        say(f"{len(faults)} faults: put aside in {job.folder.root / 'quarantine' / time}, and made anew now")
+        say(f"{len(faults)} damaged: put aside in {job.folder.root / 'quarantine' / time}, and made anew now")
     else:
         say(f"Every result of {len(job.records)} slides is as it was published.")

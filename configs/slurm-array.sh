@@ -17,6 +17,8 @@
 #SBATCH --signal=B:USR1@120
 #SBATCH --output=wsi-%A_%a.log
 
+# source /path/to/venv/bin/activate   # where `wsi` is not on the nodes' PATH
+
 wsi "$@" &
 command=$!
 queue_again=

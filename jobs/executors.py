@@ -147,6 +147,10 @@ def open_executor(workers: int = 1) -> Iterator[Executor]:
 def start_worker(parent: int) -> None:
     """A worker leaves an interrupt to the run, and does not outlive a run that was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(
+            signal.SIG_UNBLOCK, {signal.SIGINT}
+        )  # what was begun with it blocked ignores it from here
 
     if sys.platform == "linux":  # the system's own way works also while a hanging decoder keeps threads from running
         import ctypes

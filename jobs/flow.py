@@ -67,6 +67,8 @@ class Flow:
         try:
             for slide_id in self.lines[0].records:
                 self.lines[0].add(slide_id)
+            self._tell(last=True)
+            self._beat()
             while not self._is_done():
                 heed()
                 self.step()
@@ -85,6 +87,13 @@ class Flow:
             self.record.claims.free_all()
         except OSError as error:  # the run folder is gone, which is said already; this session ends, so they are void
             _log.warning("claims could not be given up: %s", error)
+
+    def _beat(self) -> None:
+        """Who looks now, or after a kill in the next seconds, knows what was to be done."""
+        try:
+            self.record.session.beat()
+        except OSError as error:
+            self.halt.stop_for(error)
 
     def step(self) -> None:
         """Begin what can be begun, and wait a moment for what ends."""

@@ -18,6 +18,7 @@ from wsi.publish import fingerprint
 from wsi.resample import pick_level
 from wsi.slide import Slide
 
+from .agreed import agreed
 from .attempt import problem_of
 from .config import RunSpec
 from .folder import RunFolder
@@ -198,7 +199,7 @@ class _Contracts:
         pixels = lossy_pixels(store)
         kind = fingerprint(store.grid.spec, pixels)
         if kind not in self._kept:
-            self._kept[kind] = self._make(store, pixels)
+            self._kept[kind] = self._make(store, pixels, folder)
         contract = self._kept[kind]
         if contract is None:
             return False
@@ -206,11 +207,12 @@ class _Contracts:
         path = folder.embeddings(contract_name(contract), record.slide_id)
         return find_stored(path, mark, self.spec.tile.max_failed_tiles, open_embeddings) is not None
 
-    def _make(self, store: PatchStore, pixels: str | None) -> dict[str, Any] | None:
+    def _make(self, store: PatchStore, pixels: str | None, folder: RunFolder) -> dict[str, Any] | None:
         from .stages import contract_of
 
         try:
-            return contract_of(replace(self.spec.embed, offline=True), store.grid.spec, pixels)
+            embed = agreed(self.spec.embed, folder)
+            return contract_of(replace(embed, offline=True), store.grid.spec, pixels)
         except BackboneError:  # no weights, no embeddings
             return None
 

@@ -1,7 +1,7 @@
 """The embedding stage: one tiled slide in, its embeddings out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
@@ -18,6 +18,7 @@ from wsi.identity import slide_identity
 from wsi.publish import fingerprint
 from wsi.source import is_url
 
+from .agreed import agreed
 from .checks import check_native
 from .config import RunSpec
 from .extraction import TILE_AGAIN, check_unread, choice, embed_rows, precision_of
@@ -49,7 +50,7 @@ def embed_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outcom
     if tiles > size:
         asked.parts.mkdir(parents=True, exist_ok=True)
         return Split(asked.parts, -(-tiles // size), tiles, embed_part, join_parts)
-    return asked.publish([lambda: embed_rows(record, spec, folder, asked.store, asked.contract, slice(0, tiles))])
+    return asked.publish([lambda: embed_rows(record, asked.spec, folder, asked.store, asked.contract, slice(0, tiles))])
 
 
 def embed_part(record: SlideRecord, spec: RunSpec, folder: RunFolder, number: int) -> tuple[int, int]:
@@ -58,7 +59,7 @@ def embed_part(record: SlideRecord, spec: RunSpec, folder: RunFolder, number: in
     size = asked.part_tiles
     rows = slice(number * size, min(len(asked.store.grid), (number + 1) * size))
     if asked.there() is None:
-        found = embed_rows(record, spec, folder, asked.store, asked.contract, rows)
+        found = embed_rows(record, asked.spec, folder, asked.store, asked.contract, rows)
         write_part(asked.parts / Split.name_of(number), found)
         return len(found.ok), int((~found.ok).sum())
     return 0, 0  # others have joined the parts
@@ -155,6 +156,7 @@ def _asked(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> _Asked:
         raise StoreError(store.path, f"it was tiled at {tiled_mpp} µm/px, the manifest says {record.mpp}", TILE_AGAIN)
     check_native(spec.embed, store.grid.spec)
     check_unchanged(record, store.identity, TILE_AGAIN)
+    spec = replace(spec, embed=agreed(spec.embed, folder, choose=True))
     with busy():  # reads the weights, gigabytes of them, for their digest
         contract = contract_of(spec.embed, store.grid.spec, lossy_pixels(store))
     mark = fingerprint(EMBED_VERSION, contract["hash"], store.attrs["grid_fingerprint"])
@@ -249,6 +251,9 @@ def check_embedding(spec: RunSpec, wanted: Mapping[str, Any] | None = None) -> s
     from embedding.stain_target import reference
     from embedding.weights import weights_digest, weights_of
 
+    on_cluster = spec.jobs.executor == "dask"
+    if on_cluster:  # where this command runs there may be none of the devices that it asks its workers for
+        spec = replace(spec, embed=replace(spec.embed, device="auto"))
     contract = contract_of(spec.embed, spec.tile, AS_JPEG if spec.patches == "jpeg" else None)
     if wanted is not None and ("joined" in wanted or "tiles" in wanted):
         kind = "several backbones' embeddings" if "joined" in wanted else "slides' vectors"
@@ -263,4 +268,4 @@ def check_embedding(spec: RunSpec, wanted: Mapping[str, Any] | None = None) -> s
         check_adapter(open_adapter(spec.embed.adapter), spec.embed.entry(), weights_digest(weights))
     if spec.embed.stain.method != "none":
         reference(spec.embed.stain)
-    return choice(spec.embed)
+    return f"{spec.embed.entry().name} on the workers of a cluster" if on_cluster else choice(spec.embed)

@@ -14,8 +14,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -179,7 +179,8 @@ class Workers:
         boards = [progress.make_board(_context) for _ in range(self._slots)]
         life = _Life(boards, notes, os.getpid(), self._limits.memory_mib, number)
         process = _context.Process(target=_serve, args=(theirs, life, self._work))
-        process.start()
+        with _spared():
+            process.start()
         theirs.close()
         worker = _Worker(number, process, ours, notes, [_Slot(board) for board in boards])
         self._workers.append(worker)
@@ -240,6 +241,19 @@ class Workers:
         worker.process.kill()
         worker.process.join(_END_S)
         return worker.process.exitcode
+
+
+@contextmanager
+def _spared() -> Iterator[None]:
+    """A process that is begun meanwhile hears no Ctrl-C, also before it can say that it leaves that to the run."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _read(notes: Path) -> str:

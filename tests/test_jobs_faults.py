@@ -302,7 +302,8 @@ def test_a_run_with_a_hanging_slide_ends_when_it_is_told(slides, tmp_path, sent,
         time.sleep(0.01)
     ended, text = finish(process, 30)
     assert time.monotonic() - told_at < 10  # what batch systems grant is 30 s
-    assert ended == code, text
+    # the second Ctrl-C may also find Python at its end, where it kills as it does by default: to a shell the same 130
+    assert ended in ((code,) if len(sent) == 1 else (code, -signal.SIGINT)), text
     assert "Traceback" not in text
     assert not is_group_alive(process)
     if len(sent) == 1:
