@@ -135,7 +135,8 @@ def test_workers_that_die_cost_their_own_slides_one_more_try_alone_and_others_no
     again = read_all(cohort, tmp_path / "run", deadline_s=2, memory_mib=512)
     assert words(again) == {"skipped": 12, "failed": 6}
     tried = Counter(cohort.begun()) - begun
-    assert {name.split()[1] for name in tried} == {"killed", "hog"}  # of the others each would cost a process again
+    # what crashed would only cost a process again; what hung may have had a slow disk
+    assert {name.split()[1] for name in tried} == {"killed", "hog", "loop"}
 
 
 # --- disks -----------------------------------------------------------------------------------------------------------
