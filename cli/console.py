@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
-PACKAGES = ("wsi", "tiling", "embedding", "mil", "heatmaps", "jobs", "cli")  # what -v shows the log of
+PACKAGES = ("wsi", "tiling", "embedding", "mil", "heatmaps", "jobs", "viewer", "cli")  # what -v shows the log of
 MOST_FAILURES = 30  # listed on the terminal
 WORDS = {"done": "done", "empty": "empty", "skipped": "already there", "failed": "failed"}
 VERBS = {

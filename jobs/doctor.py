@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .executors import cpu_count
 
-PACKAGES = ("wsi", "tiling", "embedding", "mil", "heatmaps", "jobs", "cli", "configs")
+PACKAGES = ("wsi", "tiling", "embedding", "mil", "heatmaps", "jobs", "viewer", "cli", "configs")
 GOOD, NOTE, BAD = "ok", "note", "bad"
 
 

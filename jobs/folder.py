@@ -60,6 +60,14 @@ class RunFolder:
     def overlay(self, model: str, slide_id: str, score: str = "prediction") -> Path:
         return self.root / "heatmaps" / model / f"{slide_id}{_of(score)}.png"
 
+    def scores(self, model: str, slide_id: str, score: str = "prediction") -> Path:
+        return self.root / "heatmaps" / model / f"{slide_id}{_of(score)}.scores.npz"
+
+    @property
+    def review(self) -> Path:
+        """Where what people said of the slides is kept, and what the engine suggests that they look at."""
+        return self.root / "review"
+
     def tissue_picture(self, slide_id: str) -> Path:
         return self.root / "tissue" / f"{slide_id}.jpg"
 

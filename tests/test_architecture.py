@@ -16,7 +16,8 @@ MAY_IMPORT = {
     "mil": {"wsi", "tiling", "embedding"},
     "heatmaps": {"wsi"},
     "jobs": {"wsi", "tiling", "embedding", "mil", "heatmaps", "configs"},
-    "cli": {"wsi", "tiling", "embedding", "mil", "heatmaps", "jobs", "configs"},
+    "viewer": {"wsi", "tiling", "heatmaps", "jobs"},
+    "cli": {"wsi", "tiling", "embedding", "mil", "heatmaps", "jobs", "viewer", "configs"},
 }
 ONLY_IN = {
     "torch": {"embedding", "mil", "jobs/doctor.py", "wsi/_compat.py"},
@@ -25,7 +26,10 @@ ONLY_IN = {
     "distributed": {"jobs/cluster"},
     "typer": {"cli"},
     "rich": {"cli"},
-    "tifffile": {"wsi"},
+    "tifffile": {"wsi", "heatmaps/ome_tiff.py"},
+    "fastapi": {"viewer"},
+    "starlette": {"viewer"},
+    "uvicorn": {"viewer"},
     "openslide": {"wsi", "jobs/doctor.py"},
     "simplejpeg": {"wsi", "tiling/codecs.py"},
 }
@@ -97,8 +101,8 @@ def test_help_and_info_load_nothing_heavy(arguments, forbidden, real_slide, tmp_
 
 
 def test_importing_the_packages_loads_no_torch(tmp_path):
-    modules = loaded_after("import wsi, tiling, embedding, mil, heatmaps, jobs, cli", tmp_path)
-    assert not modules & {"torch", "timm", "dask", "openslide", "tifffile"}
+    modules = loaded_after("import wsi, tiling, embedding, mil, heatmaps, jobs, viewer, cli", tmp_path)
+    assert not modules & {"torch", "timm", "dask", "openslide", "tifffile", "fastapi"}
 
 
 def test_no_other_distribution_owns_our_package_names():

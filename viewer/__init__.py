@@ -1,0 +1,1 @@
+"""The browser viewer: worklist, slide page and review, served from this machine."""
