@@ -1,6 +1,7 @@
 // The shell: which page is shown for which address (#/worklist, #/slide/ID, #/queue).
 
 import { session } from "./api";
+import "./styles/index.css";
 import { h } from "./dom";
 import type { OpenPage, Page, Route } from "./page";
 import { openQueue } from "./pages/queue";
