@@ -131,6 +131,9 @@ export interface Tiles {
   columns: { name: string; low: number; high: number; values: Float32Array }[];
 }
 
+/** Fired on window when the server no longer knows this browser (401). */
+export const SESSION_ENDED = "slidestream:ended";
+
 export class ApiError extends Error {
   constructor(readonly status: number, readonly title: string, readonly detail: string) {
     super(detail || title);
@@ -205,6 +208,7 @@ async function get<T>(url: string): Promise<T> {
 
 async function checked(answer: Response): Promise<Response> {
   if (answer.ok) return answer;
+  if (answer.status === 401) window.dispatchEvent(new Event(SESSION_ENDED));
   const said = await answer.json().catch(() => ({}));
   throw new ApiError(answer.status, said.title ?? answer.statusText, said.detail ?? "");
 }
