@@ -46,21 +46,20 @@ function navigation(session: Session): { element: HTMLElement; moved(route: Rout
   if (session.kind === "slide") return { element: h("nav", {}), moved: () => undefined };
   const links: Record<string, HTMLAnchorElement> = { worklist: h("a", { href: "#/worklist" }, icon("list"), "Worklist") };
   if (session.review) links.queue = h("a", { href: "#/queue" }, icon("queue"), "Review queue");
-  let last = "";
   const moved = (route: Route) => {
     for (const [name, link] of Object.entries(links)) {
       if (name === route.name) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     }
-    if (last === "worklist" && route.name !== "worklist") links.worklist!.href = worklistAddress ?? "#/worklist";
-    last = route.name;
+    // From another page back to the filters as they were left; on the worklist itself, to all slides.
+    links.worklist!.href = route.name === "worklist" ? "#/worklist" : worklistAddress;
   };
   return { element: h("nav", { class: "tabs", "aria-label": "Pages" }, ...Object.values(links)), moved };
 }
 
-let worklistAddress: string | null = null;
+let worklistAddress = "#/worklist";
 
-/** The worklist's filters as they were left, to which its tab goes back. */
+/** The worklist's address with its filters, to which its tab goes back. */
 export function rememberWorklist(hash: string): void {
   worklistAddress = hash;
 }
