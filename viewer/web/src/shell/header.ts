@@ -15,14 +15,15 @@ export interface Frame {
 }
 
 export function header(session: Session): Frame {
-  document.title = `${session.title} – slidestream`;
+  document.title = session.title;
+  const name = session.title.replace(/ · slidestream$/, ""); // the brand stands beside it
   const tabs = navigation(session);
   const bar = h(
     "header",
     { class: "header" },
     h("a", { class: "skip", href: "#page", onclick: skip }, "Skip to the page"),
     h("span", { class: "brand" }, icon("slide", "1.4em"), h("span", {}, "slidestream")),
-    h("span", { class: "run-name ellipsis", title: session.title }, session.title),
+    h("span", { class: "run-name ellipsis", title: name }, name),
     tabs.element,
     h("span", { class: "grow" }),
     h("span", { class: "badge warn not-diagnostic" }, "Research use – not for diagnosis"),
