@@ -108,8 +108,11 @@ def served(source: Path, folder: Path, limits: Limits | None = None, **site: Any
     thread.start()
     while not server.started:
         time.sleep(0.01)
+    headers = {"origin": f"http://{host}"}  # as a browser sends it with what the page itself asks
     try:
-        with httpx.Client(base_url=f"http://{host}", cookies={"wsi_test": TOKEN}, timeout=60) as client:
+        with httpx.Client(
+            base_url=f"http://{host}", cookies={"wsi_test": TOKEN}, headers=headers, timeout=60
+        ) as client:
             yield Served(client, f"http://{host}", readers, catalogue)
     finally:
         server.should_exit = True

@@ -243,10 +243,10 @@ class Catalogue:
                 said = read_said(path / name, self._urgent)
                 if said is not None:
                     table.said[name.removesuffix(".json")] = said
-        table.files = files
+        is_new, table.files = files != table.files, files
         recent = time.time_ns() - stamp < 2 * EVERY_S * 1e9  # more may come within the clock's tick
         table.changed = -1 if recent else stamp
-        return True
+        return is_new
 
 
 def _json_files(path: Path) -> list[Any]:
