@@ -68,6 +68,8 @@ export interface Slide extends Card {
   /** Deep-zoom pyramid: square tiles of this side, level 0 is 1 × 1 pixel, level `max_level` the slide itself. */
   tile_px: number;
   max_level: number;
+  /** Null where the slide's file can be read; else why not, and tiles are drawn from the run's coarse thumbnail. */
+  pixels: string | null;
   /** Per model the scores that are drawn: "prediction", "attention", "gradient", "occlusion". */
   scores: Record<string, string[]>;
   tissue: boolean;
