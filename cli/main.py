@@ -7,7 +7,22 @@ from typing import Annotated
 
 import typer
 
-from . import backbones, convert, demo, doctor, encode, evaluate, finetune, info, run, stages, status, train, zero_shot
+from . import (
+    backbones,
+    convert,
+    demo,
+    doctor,
+    encode,
+    evaluate,
+    finetune,
+    info,
+    run,
+    stages,
+    status,
+    train,
+    view,
+    zero_shot,
+)
 
 app = typer.Typer(
     name="wsi",
@@ -42,6 +57,7 @@ def _main(
 for command, panel in (
     (run.run, "The whole road"),
     (status.status, "The whole road"),
+    (view.view, "The whole road"),
     (demo.demo, "The whole road"),
     (info.info, "One step"),
     (stages.tile, "One step"),

@@ -25,6 +25,7 @@ from .receipts import Receipt
 from .record import Record
 from .sessions import Session
 from .slide_list import keep_list
+from .slide_table import keep_records
 from .staged_pool import READING, StagedPool, cache_of, run_copied
 from .stager import Stager
 from .status import write_status
@@ -66,6 +67,7 @@ def run_stages(
     names, keep_status = tuple(line.name for line in lines), _StatusKeeper(folder.root, spec.jobs.metrics)
     with Session(folder, spec, names, keep_status) as session, _notes(folder.root) as notes:
         session.tell(slides=keep_list(folder.root, lines[0].records))
+        keep_records(folder, lines[0].records.values())
         session.beat()  # so that who looks now, or after a kill, knows what was asked for
         with ExitStack() as stack:
             if spec.jobs.executor == "dask":

@@ -179,7 +179,7 @@ class Workers:
         boards = [progress.make_board(_context) for _ in range(self._slots)]
         life = _Life(boards, notes, os.getpid(), self._limits.memory_mib, number)
         process = _context.Process(target=_serve, args=(theirs, life, self._work))
-        with _spared():
+        with spared():
             process.start()
         theirs.close()
         worker = _Worker(number, process, ours, notes, [_Slot(board) for board in boards])
@@ -244,7 +244,7 @@ class Workers:
 
 
 @contextmanager
-def _spared() -> Iterator[None]:
+def spared() -> Iterator[None]:
     """A process that is begun meanwhile hears no Ctrl-C, also before it can say that it leaves that to the run."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -294,7 +294,7 @@ def _serve(pipe: Connection, life: _Life, work: Callable[..., Any]) -> None:
     if hasattr(faulthandler, "register"):
         faulthandler.register(signal.SIGUSR1, all_threads=True)
     if life.memory_mib is not None:
-        _limit_memory(life.memory_mib)
+        limit_memory(life.memory_mib)
     threading.excepthook = _die
     sending = threading.Lock()
 
@@ -324,7 +324,7 @@ def _die(raised: threading.ExceptHookArgs) -> None:
     os._exit(1)
 
 
-def _limit_memory(mib: int) -> None:
+def limit_memory(mib: int) -> None:
     """Let allocations fail beyond `mib` MiB more than now; on Linux, where private memory can be limited.
 
     RLIMIT_DATA counts private writable memory only: an address space limit would also count what libraries reserve

@@ -31,7 +31,7 @@ ONLY_IN = {
     "starlette": {"viewer"},
     "uvicorn": {"viewer"},
     "openslide": {"wsi", "jobs/doctor.py"},
-    "simplejpeg": {"wsi", "tiling/codecs.py"},
+    "simplejpeg": {"wsi", "tiling/codecs.py", "viewer/pixels.py"},
 }
 SOURCES = sorted(path for package in MAY_IMPORT for path in (REPOSITORY / package).rglob("*.py"))
 

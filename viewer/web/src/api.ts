@@ -68,6 +68,8 @@ export interface Slide extends Card {
   /** Deep-zoom pyramid: square tiles of this side, level 0 is 1 × 1 pixel, level `max_level` the slide itself. */
   tile_px: number;
   max_level: number;
+  /** Null where the slide's file can be read; else why not, and tiles are drawn from the run's coarse thumbnail. */
+  pixels: string | null;
   /** Per model the scores that are drawn: "prediction", "attention", "gradient", "occlusion". */
   scores: Record<string, string[]>;
   tissue: boolean;
@@ -130,6 +132,9 @@ export interface Tiles {
   failed: Int32Array;
   columns: { name: string; low: number; high: number; values: Float32Array }[];
 }
+
+/** Fired on window when the server no longer knows this browser (401). */
+export const SESSION_ENDED = "slidestream:ended";
 
 export class ApiError extends Error {
   constructor(readonly status: number, readonly title: string, readonly detail: string) {
@@ -205,6 +210,7 @@ async function get<T>(url: string): Promise<T> {
 
 async function checked(answer: Response): Promise<Response> {
   if (answer.ok) return answer;
+  if (answer.status === 401) window.dispatchEvent(new Event(SESSION_ENDED));
   const said = await answer.json().catch(() => ({}));
   throw new ApiError(answer.status, said.title ?? answer.statusText, said.detail ?? "");
 }
