@@ -1,6 +1,7 @@
 // Colours that mean numbers. The engine's own map is computed as heatmaps/colour.py does, so that files and the
 // viewer show one colour for one score.
 
+/** Those without a name are one colour, for layers that show no numbers. */
 export const MAPS: Record<string, { name: string; anchors: string[] }> = {
   engine: {
     name: "Blue to red",
@@ -15,6 +16,8 @@ export const MAPS: Record<string, { name: string; anchors: string[] }> = {
     anchors: ["#000004", "#1b0c41", "#4a0c6b", "#781c6d", "#a52c60", "#cf4446", "#ed6925", "#fb9b06", "#f7d13d", "#fcffa4"],
   },
   grey: { name: "Grey", anchors: ["#101010", "#f2f2f2"] },
+  grid: { name: "", anchors: ["#1e3a8a", "#1e3a8a"] },
+  failed: { name: "", anchors: ["#969696", "#969696"] },
 };
 
 export const STEPS = 256;

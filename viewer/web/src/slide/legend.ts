@@ -7,6 +7,7 @@ import { scoreText } from "./units";
 
 export class Legend {
   private readonly title = h("div", { class: "slide-legend-title" });
+  private readonly model = h("div", { class: "slide-legend-note ellipsis" });
   private readonly bar = h("canvas", { class: "slide-legend-bar", role: "img" });
   private readonly low = h("span");
   private readonly middle = h("span");
@@ -16,6 +17,7 @@ export class Legend {
     "div",
     { class: "slide-legend", "data-testid": "legend", hidden: true },
     this.title,
+    this.model,
     this.bar,
     h("div", { class: "slide-legend-ends" }, this.low, this.middle, this.high),
     this.note,
@@ -27,7 +29,8 @@ export class Legend {
     const { scores } = this;
     const column = scores.column;
     this.element.hidden = !scores.on || (!column && !scores.busy && !scores.problem);
-    this.title.textContent = scores.choice?.model ? `${scores.choice.model} · ${scores.name}` : scores.name;
+    this.title.textContent = scores.name;
+    this.model.textContent = scores.choice?.model ?? "";
     this.bar.hidden = !column;
     this.note.textContent = scores.problem ? `Not shown: ${scores.problem}` : scores.busy && !column ? "Loading …" : "";
     if (!column) return;

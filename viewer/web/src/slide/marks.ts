@@ -4,6 +4,8 @@ import type { GeoJSON, Geometry, Slide } from "../api";
 import { h } from "../dom";
 import type { TileField } from "./field";
 import type { View } from "./overlay";
+import { ScoreRaster } from "./raster";
+import type { Loaded } from "./scores";
 
 export interface Toggle {
   on: boolean;
@@ -17,7 +19,7 @@ interface Shape {
   colour: string;
 }
 
-const MOST_SINGLE_TILES = 20_000;
+const FLAT = { low: 0, high: 1, threshold: -Infinity };
 const TISSUE = "#0b6e4f";
 const PALETTE = ["#b4235a", "#1d4ed8", "#a15c00", "#0f766e", "#7e22ce", "#4d7c0f", "#be123c", "#334155"];
 
@@ -30,8 +32,10 @@ export class Marks {
   };
   /** Names of the annotations' classes with their colours. */
   readonly classes = new Map<string, string>();
-  grid: TileField | null = null;
-  failed: TileField | null = null;
+  private grid: TileField | null = null;
+  private failed: TileField | null = null;
+  /** One picture of all tiles for views where they are too many, or too small, to be drawn one by one. */
+  private readonly rasters = new Map<TileField, ScoreRaster>();
   private tissue: Path2D | null = null;
   private annotations: Shape[] = [];
   private readonly hatch = hatching();
@@ -39,6 +43,10 @@ export class Marks {
   setTissue(found: GeoJSON): void {
     this.tissue = new Path2D();
     for (const feature of found.features) addGeometry(this.tissue, feature.geometry);
+  }
+
+  setGrid(loaded: Loaded): void {
+    [this.grid, this.failed] = [loaded.field, loaded.failed];
   }
 
   setAnnotations(found: GeoJSON): void {
@@ -87,32 +95,45 @@ export class Marks {
 
   private drawGrid(context: CanvasRenderingContext2D, view: View, field: TileField): void {
     context.globalAlpha = this.toggles.grid.opacity;
-    context.strokeStyle = context.fillStyle = "#1e3a8a";
+    if (field.span * view.scale < 6) { // lines would run into one area
+      context.globalAlpha *= 0.4;
+      this.raster(field, "grid").draw(context, view, { ...FLAT, map: "grid" });
+      return;
+    }
+    context.strokeStyle = "#1e3a8a";
     context.lineWidth = window.devicePixelRatio / view.scale;
-    const fine = field.span * view.scale >= 6; // below, lines would run into one area
-    this.drawTiles(context, view, field, fine ? "stroke" : "fill", fine ? 1 : 0.35);
+    context.stroke(inView(field, view));
   }
 
   private drawFailed(context: CanvasRenderingContext2D, view: View, field: TileField | null): void {
     if (!field?.count) return;
     context.globalAlpha = this.toggles.failed.opacity;
+    if (field.span * view.scale < 6) {
+      this.raster(field, "failed").draw(context, view, { ...FLAT, map: "failed" });
+      return;
+    }
     const pattern = context.createPattern(this.hatch, "repeat")!;
     pattern.setTransform(new DOMMatrix().scale(1 / view.scale)); // the hatching keeps its width on the screen
     context.fillStyle = pattern;
-    this.drawTiles(context, view, field, "fill", 1);
+    context.fill(inView(field, view));
   }
 
-  private drawTiles(context: CanvasRenderingContext2D, view: View, field: TileField, how: "fill" | "stroke", alpha: number): void {
-    const path = new Path2D();
-    let seen = 0;
-    field.visible(view.left, view.top, view.right, view.bottom, (tile) => {
-      if (seen++ > MOST_SINGLE_TILES) return;
-      path.rect(field.xy[2 * tile]! - view.left, field.xy[2 * tile + 1]! - view.top, field.span, field.span);
-    });
-    context.globalAlpha *= alpha;
-    context[how](path);
-    context.globalAlpha = 1;
+  private raster(field: TileField, map: string): ScoreRaster {
+    const known = this.rasters.get(field);
+    if (known) return known;
+    const made = new ScoreRaster(field, new Float32Array(field.count));
+    made.paint({ ...FLAT, map });
+    this.rasters.set(field, made);
+    return made;
   }
+}
+
+function inView(field: TileField, view: View): Path2D {
+  const path = new Path2D();
+  field.visible(view.left, view.top, view.right, view.bottom, (tile) =>
+    path.rect(field.xy[2 * tile]! - view.left, field.xy[2 * tile + 1]! - view.top, field.span, field.span),
+  );
+  return path;
 }
 
 /** Which of the layers a slide has at all. */

@@ -27,10 +27,13 @@ export class Pane {
   private readonly bar: ScaleBar;
   private readonly legend: Legend;
 
-  constructor(readonly slide: Slide, readonly scores: ScoreLayer, name: string, draw: Draw) {
+  /** Stands in `room`, which is in the document; `draw` draws over the slide. */
+  constructor(readonly slide: Slide, readonly scores: ScoreLayer, name: string, room: HTMLElement, draw: Draw) {
     this.bar = new ScaleBar(slide.mpp);
     this.legend = new Legend(scores);
     this.element = h("section", { class: "slide-pane", "aria-label": name }, this.stage, this.bar.element, this.legend.element);
+    room.append(this.element); // laid out before OpenSeadragon measures it
+    forestallStyle();
     this.viewer = OpenSeadragon({ element: this.stage, ...options() });
     this.viewer.canvas.setAttribute("aria-label", `${name}: ${slide.id}. Arrow keys move, plus and minus zoom.`);
     this.viewer.canvas.setAttribute("role", "application");
@@ -49,7 +52,7 @@ export class Pane {
         this.mark();
         opened();
       });
-      this.viewer.open(slideSource(this.slide));
+      this.viewer.open({ tileSource: slideSource(this.slide) });
     });
   }
 
@@ -100,7 +103,8 @@ export class Pane {
   }
 
   turn(degrees: number): void {
-    this.viewer.viewport.rotateBy(degrees, STILL.matches);
+    const { viewport } = this.viewer;
+    viewport.setRotation(viewport.getRotation() + degrees, STILL.matches);
   }
 
   /** Level-0 pixels under a place of the stage in CSS pixels. */
@@ -131,6 +135,16 @@ export class Pane {
   }
 }
 
+/** OpenSeadragon adds a style element, which the page's security policy refuses, unless it finds its own there: one
+ * outside of HTML is found by its name, and the browser takes it for nothing. Its one rule stands in slide.css. */
+function forestallStyle(): void {
+  const mark = "data-openseadragon-mobile-css";
+  if (document.querySelector(`style[${mark}]`)) return;
+  const found = document.createElementNS(null, "style");
+  found.setAttribute(mark, "true");
+  document.head.append(found);
+}
+
 function options(): OpenSeadragon.Options {
   return {
     drawer: "canvas", // runs everywhere, and leaves the few WebGL contexts of a page to the drawing of regions
@@ -139,6 +153,8 @@ function options(): OpenSeadragon.Options {
     navigatorPosition: "TOP_RIGHT",
     navigatorSizeRatio: 0.16,
     navigatorAutoFade: false,
+    navigatorBackground: "#e4e8ea",
+    navigatorOpacity: 1,
     navigatorBorderColor: "#8a94a3",
     navigatorDisplayRegionColor: "#c2410c",
     keyboardNavEnabled: false, // the page's own keys work wherever the focus is
@@ -158,5 +174,6 @@ function options(): OpenSeadragon.Options {
     timeout: 20_000,
     placeholderFillStyle: "#f4f4f2",
     autoResize: true,
+    preserveImageSizeOnResize: true, // so that a place keeps its magnification, and its link
   };
 }
