@@ -37,8 +37,9 @@ from sklearn.preprocessing import StandardScaler
 
 from jobs.bags import bag_for
 from jobs.folder import RunFolder
+from jobs.heatmap_stage import explained
 from jobs.manifest import SlideRecord, read_manifest
-from jobs.model_stages import explained, open_model
+from jobs.model_stages import open_model
 from jobs.prediction_table import read_predictions
 from mil.bag import Bag
 from mil.evaluation.discrimination import auroc, auroc_interval

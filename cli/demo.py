@@ -19,8 +19,9 @@ def demo(
     """Make a SYNTHETIC cohort, run every stage on it, and end with a report. No network, no GPU."""
     from jobs.config import load_recipe, resolve
     from jobs.folder import RunFolder, command_line, run_facts, write_run
+    from jobs.heatmap_stage import heatmap_slide
     from jobs.look import make_contact_sheet
-    from jobs.model_stages import heatmap_slide, predict_slide
+    from jobs.model_stages import predict_slide
     from jobs.pipeline import Job
     from jobs.report import DEMO_MODEL, make_report
     from jobs.stages import embed_slide

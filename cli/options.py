@@ -122,7 +122,7 @@ def at(key: str, convert: Callable[[Any], Any] = lambda value: value) -> Callabl
     return lambda value: {key: str(convert(value)) if isinstance(value, Path) else convert(value)}
 
 
-def _words(value: list[str]) -> list[str]:
+def words(value: list[str]) -> list[str]:
     return [word.strip() for text in value for word in text.split(",")]
 
 
@@ -206,7 +206,7 @@ TILE = {
         Annotated[
             list[str] | None, option("Leave out tiles with blur, fold, pen, dark, bubble", panel=_L, takes="FLAG")
         ],
-        at("tile.quality.exclude", _words),
+        at("tile.quality.exclude", words),
     ),
     "include": Setting(
         Annotated[Path | None, option("Only tiles in these regions: GeoJSON, XML or a folder", panel=_L, takes="FILE")],

@@ -62,8 +62,9 @@ def run(
 def work(job: "Job") -> int:
     """Run every stage, write the table and the report; returns the exit code."""
     from jobs.folder import command_line, run_facts, write_run
+    from jobs.heatmap_stage import heatmap_slide
     from jobs.look import make_contact_sheet
-    from jobs.model_stages import heatmap_slide, predict_slide
+    from jobs.model_stages import predict_slide
     from jobs.report import make_report
     from jobs.stages import embed_slide
     from jobs.tile_stage import tile_slide

@@ -19,6 +19,7 @@ from .options import (
     option,
     read_records,
     with_settings,
+    words,
 )
 from .options_embed import BACKBONE, EMBED
 
@@ -36,6 +37,29 @@ HEATMAP = {
             ),
         ],
         at("heatmap.score"),
+    ),
+    "formats": Setting(
+        Annotated[
+            list[str] | None,
+            option(
+                "What to write, by default geojson,png; of geojson, png, ome-tiff, ome-zarr",
+                "--format",
+                "-f",
+                takes="NAMES",
+            ),
+        ],
+        at("heatmap.formats", words),
+    ),
+    "display": Setting(
+        Annotated[
+            str | None,
+            option(
+                "What colours are spread over: cohort (by default), definition, or two numbers: 0.2,0.8",
+                "--range",
+                takes="RANGE",
+            ),
+        ],
+        at("heatmap.display"),
     ),
     "tiles": Setting(
         Annotated[int | None, option("Also so many tiles of the highest and the lowest score, as pictures", takes="N")],
@@ -82,7 +106,7 @@ def predict(source: Source, out: Out, model: ModelDir, settings: dict[str, Any],
 @with_settings(HEATMAP, WORKERS)
 def heatmap(source: Source, out: Out, model: ModelDir, settings: dict[str, Any], dry_run: DryRun = False) -> None:
     """Draw the heatmap of every embedded slide: GeoJSON for QuPath, and a PNG overlay → heatmaps/<model>/."""
-    from jobs.model_stages import heatmap_slide
+    from jobs.heatmap_stage import heatmap_slide
 
     _finish(_start_with(model, source, out, settings), heatmap_slide, dry_run)
 

@@ -1,5 +1,6 @@
 """Recipes: YAML files whose keys are a spec's fields, with command-line flags over them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
@@ -20,6 +21,7 @@ from wsi.errors import SpecError
 from .executors import ExecSpec
 
 SCORES = ("prediction", "attention", "gradient", "occlusion")
+FORMATS = ("geojson", "png", "ome-tiff", "ome-zarr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +32,16 @@ class HeatmapSpec:
              gradient × input; occlusion: what the slide's output loses without the tile
     tiles    that many tiles of the highest and of the lowest score, as pictures
     max_px   longer side of the PNG overlay
+    formats  files that are made, of FORMATS
+    display  what colours are spread over. cohort: where the tiles of the model's training cohort lie, so that a colour
+             means the same on every slide; definition: the whole range that the score can have; or "LOW,HIGH"
     """
 
     score: str = "prediction"
     tiles: int = 0
     max_px: int = 1600
+    formats: tuple[str, ...] = ("geojson", "png")
+    display: str = "cohort"
 
     def __post_init__(self) -> None:
         if self.score not in SCORES:
@@ -43,6 +50,23 @@ class HeatmapSpec:
             raise SpecError("heatmap.tiles", f"{self.tiles} is out of range", "give 0 to 100")
         if not 100 <= self.max_px <= 20_000:
             raise SpecError("heatmap.max_px", f"{self.max_px} is out of range", "give 100 to 20000")
+        for name in self.formats:
+            if name not in FORMATS:
+                raise SpecError("heatmap.formats", f"{name!r} is unknown", f"choose of {', '.join(FORMATS)}")
+        if self.display not in ("cohort", "definition"):
+            self.given_range()
+
+    def given_range(self) -> tuple[float, float]:
+        """(low, high) of a display range in numbers. Raises SpecError for anything else."""
+        parts = self.display.split(",")
+        try:
+            low, high = (float(part) for part in parts)
+        except ValueError:
+            low, high = math.nan, math.nan
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            remedy = "give cohort, definition, or two numbers such as 0.2,0.8"
+            raise SpecError("heatmap.display", f"{self.display!r} is no range", remedy)
+        return low, high
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from .bags import bag_id, with_truth
 from .evaluation import predictions_of
 from .evaluation_page import page_of
 from .folder import RunFolder
-from .model_stages import heatmap_is_of, open_model
+from .heatmap_stage import heatmap_files
+from .model_stages import open_model
 from .pipeline import Job
 from .prediction_table import read_predictions
 from .report import FIGURE_PX, all_synthetic
@@ -55,9 +56,10 @@ def make_evaluation_report(job: Job, facts: Mapping[str, Any], result: Mapping[s
 
 def _case(folder: RunFolder, model: str, case: Mapping[str, str], slides: Sequence[str], rows: Rows) -> Case:
     """A worst error, with the picture and heatmap of the first of its slides that has them."""
-    shown = next((name for name in slides if heatmap_is_of(rows[name], folder, model)), None)
-    image = None if shown is None else thumbnail_jpeg(folder.overlay(model, shown), FIGURE_PX)
-    link = None if shown is None else f"../heatmaps/{model}/{folder.heatmap(model, shown).name}"
+    drawn = (heatmap_files(rows[name], folder, model) for name in slides)
+    shown: Mapping[str, Path] = next((files for files in drawn if files), {})
+    image = thumbnail_jpeg(shown["png"], FIGURE_PX) if "png" in shown else None
+    link = f"../heatmaps/{model}/{shown['geojson'].name}" if "geojson" in shown else None
     return Case(case["id"], case["truth"], case["said"], case["detail"], image, link)
 
 

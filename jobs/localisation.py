@@ -14,8 +14,8 @@ from wsi.errors import SpecError
 
 from .bags import bag_for, with_others
 from .folder import RunFolder
+from .heatmap_stage import tiles_here
 from .manifest import SlideRecord
-from .model_stages import tiles_here
 
 if TYPE_CHECKING:
     from shapely import Polygon

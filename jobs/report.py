@@ -31,8 +31,10 @@ from heatmaps.report import (
 from tiling.patches import PatchStore, open_patches
 from wsi.synthetic import truth_path
 
+from .heatmap_files import HeatmapFiles
+from .heatmap_stage import heatmap_files
 from .manifest import SlideRecord
-from .model_stages import heatmap_is_of, open_model
+from .model_stages import open_model
 from .pipeline import Job
 from .prediction_table import read_predictions
 from .receipts import STATUSES
@@ -155,7 +157,7 @@ def _slides(job: Job, predictions: dict[str, dict[str, str]], model: str | None,
             else found.get("status") or ("done" if receipt and receipt.tiles else "empty")
         )
         softmax = _outputs(found)
-        shown = model is not None and state == "done" and heatmap_is_of(found, job.folder, model)
+        shown = heatmap_files(found, job.folder, model) if model is not None and state == "done" else {}
         rows.append(
             SlideRow(
                 record.slide_id,
@@ -165,7 +167,7 @@ def _slides(job: Job, predictions: dict[str, dict[str, str]], model: str | None,
                 softmax,
                 int(found.get("tiles") or (receipt.tiles if receipt else 0)),
                 int(found.get("failed_tiles") or 0),
-                f"../heatmaps/{model}/{record.slide_id}.geojson.gz" if shown else None,
+                f"../heatmaps/{model}/{shown['geojson'].name}" if "geojson" in shown else None,
             )
         )
     return sorted(
@@ -187,9 +189,10 @@ def _figures(job: Job, slides: Sequence[SlideRow], model: str | None) -> list[Fi
     for row in slides:
         if len(figures) == MAX_FIGURES:
             break
-        if model is not None and row.heatmap is not None:
+        shown = HeatmapFiles.of(job.folder, model, row.slide_id).by_format() if model and row.softmax else {}
+        if row.heatmap is not None and "png" in shown:
             caption = ", ".join(f"{name} {value:.3f}" for name, value in row.softmax.items())
-            picture = thumbnail_jpeg(job.folder.overlay(model, row.slide_id), FIGURE_PX)
+            picture = thumbnail_jpeg(shown["png"], FIGURE_PX)
             figures.append(Figure(row.slide_id, picture, caption))
         elif row.status in ("done", "empty") and job.folder.tiles(row.slide_id).exists():
             store = open_patches(job.folder.tiles(row.slide_id))

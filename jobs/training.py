@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,8 @@ def train_model(
     other labelled slide has no embeddings of the asked contract. A training that was killed is taken up where it was.
     """
     from mil.crossval import cross_validate
-    from mil.model import named, save_model
+    from mil.model import save_model
+    from mil.ranges import tile_ranges
     from mil.tracking import open_tracker
 
     bags = load_bags(records, spec, folder)
@@ -73,7 +75,8 @@ def train_model(
     work = folder.root / "training" / f"{name}-{kind}"
     kept = work if spec.train.track == "csv" else folder.root / "tracking" / name
     tracker = open_tracker(spec.train.track, kept)
-    model = named(cross_validate(bags, spec.train, progress=progress, resume=work, tracker=tracker), name)
+    model = cross_validate(bags, spec.train, progress=progress, resume=work, tracker=tracker)
+    model = replace(model, name=name, ranges=tile_ranges(model, bags))
     facts = run_facts(command_line(), as_settings(spec))
     cards = write_card(model, work, facts, _flow(records, spec, folder), synthetic=all_synthetic(records))
     files = {path.name: path for path in (*(work / file for file in _KEPT), *cards)}

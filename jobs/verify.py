@@ -18,8 +18,9 @@ from wsi.publish import appear_file, append_line, damaged_lines, read_lines
 from wsi.source import is_url, open_source
 
 from .config import SCORES, RunSpec
-from .damage import gzip_damage, png_damage, read_sealed
+from .damage import read_sealed
 from .folder import RunFolder, now
+from .heatmap_files import HeatmapFiles, checksum_of
 from .manifest import SlideRecord
 
 Progress = Callable[[int, int], None]  # (slides done, of all)
@@ -164,19 +165,14 @@ class _Places:
             file
             for place in self.heatmaps
             for score in self.scores(place, slide_id)
-            for file in _heatmap_files(place, slide_id, score)
+            for file in HeatmapFiles(place / f"{slide_id}{score}").all_files()
         ]
         yield from (path for path in (*stores, *said, *drawn) if path.exists())
 
     def scores(self, place: Path, slide_id: str) -> list[str]:
         """Of the slide's heatmaps in a folder: "" for that of the prediction, else such as ".attention"."""
-        endings = (".geojson.gz", ".json", ".png")
         scores = ["" if score == "prediction" else f".{score}" for score in SCORES]
-        return [score for score in scores if any((place / f"{slide_id}{score}{end}").exists() for end in endings)]
-
-
-def _heatmap_files(place: Path, slide_id: str, score: str) -> list[Path]:
-    return [place / f"{slide_id}{score}{end}" for end in (".geojson.gz", ".png", ".json")]
+        return [score for score in scores if HeatmapFiles(place / f"{slide_id}{score}").all_files()]
 
 
 def _faults_of(slide_id: str, places: _Places) -> list[Fault]:
@@ -210,9 +206,9 @@ def _of_slide(slide_id: str, places: _Places) -> Iterator[Fault]:
             yield from (Fault(slide_id, "predict", path, problem) for problem in problems)
     for place in places.heatmaps:
         for score in places.scores(place, slide_id):
-            files = _heatmap_files(place, slide_id, score)
-            problems = _tried(_damage_of_heatmap(files, said.get(place.name)))
-            yield from (Fault(slide_id, "heatmap", files[0], problem, tuple(files[1:])) for problem in problems)
+            files = HeatmapFiles(place / f"{slide_id}{score}")
+            problems, (first, *rest) = _tried(_damage_of_heatmap(files, said.get(place.name))), files.all_files()
+            yield from (Fault(slide_id, "heatmap", first, problem, tuple(rest)) for problem in problems)
 
 
 def _tried(problems: Iterator[str]) -> list[str]:
@@ -308,23 +304,22 @@ def _damage_of_prediction(path: Path, slide_id: str, marks: dict[str, str], said
     said[path.parent.name] = str(made["fingerprint"])
 
 
-def _damage_of_heatmap(files: Sequence[Path], said: str | None) -> Iterator[str]:
+def _damage_of_heatmap(files: HeatmapFiles, said: str | None) -> Iterator[str]:
     """said: fingerprint of the slide's prediction by the same model, None where there is none that is sound."""
-    packed, picture, sidecar = files
-    facts: dict[str, Any] = {}
-    if sidecar.is_file():
-        facts, problem = read_sealed(sidecar)
-        if problem:
-            yield f"{sidecar.name}: {problem}"
-            return
-        if said is not None and facts.get("prediction") not in (None, said):
-            yield "its slide has been predicted anew since"
-    if facts.get("objects") == 0 and "score" not in facts:  # of a slide without tissue
+    if not files.sidecar.is_file():
+        return  # written last: a heatmap without it is to be made
+    facts, problem = read_sealed(files.sidecar)
+    if problem:
+        yield f"{files.sidecar.name}: {problem}"
         return
-    for file, damage in ((packed, gzip_damage), (picture, png_damage)):
-        problem = damage(file) if file.is_file() else "it is gone"
-        if problem:
-            yield f"{file.name}: {problem}"
+    if said is not None and facts.get("prediction") not in (None, said):
+        yield "its slide has been predicted anew since"
+    for name, checksum in facts.get("checksums", {}).items():
+        path = files.stem.parent / name
+        if not path.exists():
+            yield f"{name}: it is gone"
+        elif checksum_of(path) != checksum:
+            yield f"{name}: its checksum does not fit"
 
 
 def _receipts(folder: RunFolder) -> Iterator[Fault]:

@@ -19,15 +19,17 @@ from embedding.backbones import BACKBONES, find_backbone
 from embedding.contract import contract_name, side_by_side
 from embedding.spec import EmbedSpec
 from embedding.zero_shot import Prompts, class_embeddings, slide_cosines, softmax, tile_cosines
-from heatmaps import Heatmap, OverlayStyle, draw_overlay, write_geojson
+from heatmaps import Heatmap
 from tiling.patches import open_patches
 from wsi.errors import BackboneError, SpecError, StoreError
 from wsi.publish import appear_file, fingerprint, write_json
 
-from .config import RunSpec, Settings
+from .config import HeatmapSpec, RunSpec, Settings
 from .features import choose_features, contracts_in, features_table
 from .folder import RunFolder
+from .heatmap_files import Drawing, HeatmapFiles
 from .manifest import SlideRecord
+from .model_stages import recorded
 from .outcome import Outcome
 from .prediction_table import as_cell, table_rows
 from .receipts import DONE, EMPTY, FAILED, SKIPPED
@@ -161,12 +163,11 @@ def zero_shot_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Ou
     if not path.exists():
         raise StoreError(path, "this slide has no embeddings", "run `wsi embed` on it first")
     store = open_unchanged(path, folder, record)
-    mark = fingerprint(VERSION, described.mark, store.fingerprint, spec.heatmap.max_px)
+    mark = fingerprint(VERSION, described.mark, store.fingerprint)
     target = folder.predictions(described.name).with_suffix("") / f"{record.slide_id}.json"
-    drawn = [folder.heatmap(described.name, record.slide_id), folder.overlay(described.name, record.slide_id)]
-    ok = np.asarray(store.ok, bool)
-    whole = not ok.any() or all(file.is_file() for file in drawn)
-    if whole and target.is_file() and json.loads(target.read_text(encoding="utf-8"))["fingerprint"] == mark:
+    files, ok = HeatmapFiles.of(folder, described.name, record.slide_id), np.asarray(store.ok, bool)
+    wanted = files.to_write(spec.heatmap, fingerprint(mark, spec.heatmap.display)) if ok.any() else {}
+    if not wanted and recorded(target) == mark:
         return Outcome(SKIPPED, mark, len(ok))
     features = np.asarray(store.embeddings)[ok].astype(np.float32)
     if not np.isfinite(features).all():
@@ -175,11 +176,13 @@ def zero_shot_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Ou
     scores = softmax(slide_cosines(cosines, described.top_k), described.logit_scale) if len(cosines) else None
     row = _row(record, described, store, scores) | {"fingerprint": mark}
     if scores is None:
-        for file in drawn:
-            file.unlink(missing_ok=True)  # of an earlier run that found tissue
+        files.clear()  # of an earlier run that found tissue
     else:
         heatmap = heatmap_of(softmax(cosines, described.logit_scale), described, store, str(row["predicted"]))
-        _draw(heatmap, described, folder, spec.heatmap.max_px)
+        if files.recorded().get("prediction") != mark:
+            files.clear()
+        facts = {"slide_id": record.slide_id, "model": described.mark, "embeddings": store.fingerprint}
+        files.write(_drawing(heatmap, spec.heatmap, folder), wanted, {**facts, "prediction": mark})
     write_json(target, row, sealed=True)
     return Outcome(EMPTY if scores is None else DONE, mark, len(ok), int((~ok).sum()))
 
@@ -259,15 +262,11 @@ def _row(
     }
 
 
-def _draw(heatmap: Heatmap, described: Description, folder: RunFolder, max_px: int) -> None:
-    path, picture = (
-        folder.heatmap(described.name, heatmap.slide_id),
-        folder.overlay(described.name, heatmap.slide_id),
-    )
-    tiles = open_patches(folder.tiles(heatmap.slide_id))
-    thumbnail, mpp = tiles.thumbnail, float(tiles.attrs["slide"]["mpp"])
-    write_geojson(heatmap, path)
-    draw_overlay(thumbnail.pixels, thumbnail.scale, heatmap, picture, mpp, OverlayStyle(max_px=max_px))
+def _drawing(heatmap: Heatmap, asked: HeatmapSpec, folder: RunFolder) -> Drawing:
+    """No cohort was trained on, so colours are spread over the whole softmax unless a range is given."""
+    given = asked.display not in ("cohort", "definition")
+    display, note = (asked.given_range(), "as asked for") if given else (heatmap.limits, "the score's whole range")
+    return Drawing(heatmap, open_patches(folder.tiles(heatmap.slide_id)), asked, display, note)
 
 
 def _described(spec: RunSpec) -> Description:

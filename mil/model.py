@@ -5,7 +5,7 @@ import json
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +67,7 @@ class TrainedModel:
     partition   hash of the splits it was cross-validated on
     outliers    what tells slides that are unlike the cohort, None where the cohort is too small to say
     conformal   miscoverage and thresholds of prediction sets, and of abstaining; empty without
+    ranges      column of the output -> (low, high) of its tile scores over the cohort: see `mil.ranges`; empty without
     """
 
     name: str
@@ -86,6 +87,7 @@ class TrainedModel:
     partition: str = ""
     outliers: Outliers | None = None
     conformal: Mapping[str, Any] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def figures(self) -> Mapping[str, Any]:
@@ -157,6 +159,7 @@ def save_model(model: TrainedModel, folder: Path, companions: Mapping[str, Path]
     config["calibrator"] = model.calibrator.as_dict()
     config["covariates"] = None if model.covariates is None else model.covariates.as_dict()
     config |= {"conformal": model.conformal, "versions": model.versions, "metrics": model.metrics, "folds": model.folds}
+    config["ranges"] = {name: list(ends) for name, ends in model.ranges.items()}
     config["cohort"] = [asdict(row) for row in model.cohort]
     config["weights"] = []
     files = {f"fold-{fold}.safetensors": weights for fold, weights in enumerate(model.weights)}
@@ -201,13 +204,10 @@ def load_model(folder: str | Path) -> TrainedModel:
             partition=config["partition"],
             outliers=None if outliers is None else Outliers.from_state(outliers),
             conformal=config["conformal"],
+            ranges={name: (low, high) for name, (low, high) in config.get("ranges", {}).items()},
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise StoreError(folder / "config.json", f"an entry is missing or misshapen ({error})", _REMEDY) from error
-
-
-def named(model: TrainedModel, name: str) -> TrainedModel:
-    return replace(model, name=name)
 
 
 def current_versions() -> dict[str, str]:

@@ -13,8 +13,9 @@ from jobs.config import HeatmapSpec, resolve
 from jobs.demo import truth_figures
 from jobs.evaluation import _check_current
 from jobs.folder import RunFolder
+from jobs.heatmap_stage import heatmap_files, heatmap_slide
 from jobs.manifest import read_manifest
-from jobs.model_stages import heatmap_is_of, heatmap_slide, open_model, predict_slide
+from jobs.model_stages import open_model, predict_slide
 from jobs.pipeline import Job
 from jobs.prediction_table import read_predictions, write_predictions
 from jobs.receipts import FAILED, Receipt
@@ -76,13 +77,13 @@ def test_a_heatmap_and_its_tiles_are_of_the_prediction_beside_them(job, pair):
     now = Job([mine], drawing, job.folder)
     done(now, predict_slide), done(now, heatmap_slide)
     gallery = job.folder.overlay("patients", mine.slide_id).with_suffix(".tiles")
-    assert heatmap_is_of(rows_of(now, model)[mine.slide_id], job.folder, "patients")
+    assert heatmap_files(rows_of(now, model)[mine.slide_id], job.folder, "patients")
     assert gallery.is_dir()
     later = Job(pair, job.spec, job.folder)  # beside its other slide the patient is another bag
     done(later, predict_slide)
-    assert not heatmap_is_of(rows_of(later, model)[mine.slide_id], job.folder, "patients")
+    assert not heatmap_files(rows_of(later, model)[mine.slide_id], job.folder, "patients")
     done(later, heatmap_slide)
-    assert heatmap_is_of(rows_of(later, model)[mine.slide_id], job.folder, "patients")
+    assert heatmap_files(rows_of(later, model)[mine.slide_id], job.folder, "patients")
     assert not gallery.exists()
 
 

@@ -10,9 +10,10 @@ import pytest
 
 from embedding.slide_store import write_slide_vector
 from embedding.store import open_embeddings, write_embeddings
-from heatmaps import Heatmap, draw_overlay, write_geojson
-from jobs.config import resolve
+from heatmaps import Heatmap
+from jobs.config import HeatmapSpec, resolve
 from jobs.folder import RunFolder
+from jobs.heatmap_files import Drawing, HeatmapFiles
 from jobs.manifest import SlideRecord
 from jobs.receipts import DONE, Receipt, append_receipt, read_receipts
 from jobs.run import run_stage
@@ -56,10 +57,9 @@ def finish(run: RunFolder, record: SlideRecord) -> None:
     tiles = open_patches(run.tiles(name))
     scores = np.linspace(0, 1, len(tiles.grid)).astype(np.float32)
     heatmap = Heatmap(name, "tumor probability", "tumor", scores, tiles.grid.xy, tiles.grid.span_px)
-    write_geojson(heatmap, run.heatmap("model", name))
-    draw_overlay(tiles.thumbnail.pixels, tiles.thumbnail.scale, heatmap, run.overlay("model", name), 0.5)
-    facts = {"slide_id": name, "prediction": "said", "score": heatmap.name, "objects": len(scores)}
-    write_json(run.overlay("model", name).with_suffix(".json"), {**facts, "fingerprint": "drawn"}, sealed=True)
+    files, asked = HeatmapFiles.of(run, "model", name), HeatmapSpec()
+    drawing = Drawing(heatmap, tiles, asked, (0.0, 1.0), "")
+    files.write(drawing, files.to_write(asked, "said"), {"slide_id": name, "prediction": "said"})
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_every_flipped_byte_lost_and_shortened_file_is_found(made):
 def test_every_byte_of_a_file_of_patches_and_of_a_heatmap_counts(made):
     run, record = made
     shard = run.tiles("a") / "patches" / "c" / "0" / "0" / "0" / "0"
-    for file in (shard, run.heatmap("model", "a"), run.overlay("model", "a")):
+    for file in (shard, run.heatmap("model", "a"), run.overlay("model", "a"), run.scores("model", "a")):
         sound = bytearray(file.read_bytes())
         places = [*range(0, 20), *range(len(sound) - 20, len(sound)), *range(20, len(sound), len(sound) // 20)]
         for place in places:
@@ -182,9 +182,14 @@ def test_what_is_faulty_is_put_aside_and_made_anew_and_nothing_is_deleted(made):
     assert str(found[0]) == f"{run.tiles('a')}: its array xy is not what was published: its checksum does not fit"
     places = [quarantine(fault, run, "20260101T120000") for fault in found]
     kept = run.root / "quarantine" / "20260101T120000"
-    assert places == [kept / "tiles" / "a.zarr", kept / "heatmaps" / "model" / "a.geojson.gz"]
+    assert places == [kept / "tiles" / "a.zarr", kept / "heatmaps" / "model" / "a.scores.npz"]
     assert (kept / "tiles" / "a.zarr" / "xy" / "c" / "0" / "0").read_bytes() == damaged
-    assert {path.name for path in (kept / "heatmaps" / "model").iterdir()} == {"a.geojson.gz", "a.png", "a.json"}
+    assert {path.name for path in (kept / "heatmaps" / "model").iterdir()} == {
+        "a.scores.npz",
+        "a.geojson.gz",
+        "a.png",
+        "a.json",
+    }
     assert not list((run.root / "heatmaps" / "model").iterdir())
     assert not run.tiles("a").exists()
     assert [quarantine(fault, run, "20260101T120000") for fault in found] == [None, None]  # they are there already
@@ -242,7 +247,7 @@ def test_a_slide_that_was_changed_since_takes_all_its_results_with_it(made):
         (fault,) = verify_inputs([record], SPEC, run)
         assert (fault.path, fault.stage) == (record.path, "inputs")
         moved = [path.relative_to(run.root).parts[0] for path in fault.with_it]
-        assert moved == ["tiles", "embeddings", "slide_embeddings", "predictions", *["heatmaps"] * 3]
+        assert moved == ["tiles", "embeddings", "slide_embeddings", "predictions", *["heatmaps"] * 4]
     assert fault.problem.startswith("the slide was changed since 20")
     assert quarantine(fault, run, "now") == run.root / "quarantine" / "now" / "tiles" / "a.zarr"
     assert record.path.exists()

@@ -57,3 +57,7 @@ class StoreError(EngineError):
 
 class BackboneError(EngineError):
     """A backbone or head cannot be built, its weights not be found, or its contract is not the one asked for."""
+
+
+class ReviewError(EngineError):
+    """What a reviewer asks for does not fit the slide, or what was said of it before."""

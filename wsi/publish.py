@@ -96,14 +96,16 @@ def seal_fits(text: bytes) -> bool | None:
     return int(found[-1][1], 16) == _crc32c(text[:start] + UNSEALED.encode() + text[end:])
 
 
-def append_line(target: Path, content: dict[str, Any], checked: bool = False) -> None:
+def append_line(target: Path, content: dict[str, Any], checked: bool = False, flush: bool = False) -> None:
     """Append one line of JSON, in ASCII: no character of a file's name can break a line or fail to be written.
 
     A killed process leaves whole lines, but for at most the last; the next one begins on a line of its own.
 
     checked  with a checksum, `crc`, of the line without it: see `damaged_lines`
+    flush    the line, and the name of a new file, are on the disk when this returns
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    is_new = flush and not target.exists()
     line = json.dumps(content, default=str).encode()
     if checked:
         line = b'%s, "crc": "%08x"}' % (line[:-1], _crc32c(line))
@@ -113,6 +115,11 @@ def append_line(target: Path, content: dict[str, Any], checked: bool = False) ->
             stream.seek(-1, os.SEEK_END)
             line = line if stream.read(1) == b"\n" else b"\n" + line
         stream.write(line)
+        if flush:
+            stream.flush()
+            os.fsync(stream.fileno())
+    if is_new:
+        flush_path(target.parent)
 
 
 def read_lines(target: Path) -> list[dict[str, Any]]:
@@ -135,16 +142,16 @@ def damaged_lines(target: Path) -> list[int]:
     Of lines without a checksum nothing is known, unless they are no JSON. A last line that was cut short by a kill
     counts, too: what it said is lost.
     """
-    found = []
-    for number, line in enumerate(target.read_bytes().split(b"\n") if target.exists() else [], start=1):
-        checked = _CHECKED.search(line)
-        if checked:
-            sound = int(checked[1], 16) == _crc32c(line[: checked.start()] + b"}")
-        else:
-            sound = not line or (_is_json(line) and not _NEARLY.search(line))
-        if not sound:
-            found.append(number)
-    return found
+    lines = target.read_bytes().split(b"\n") if target.exists() else []
+    return [number for number, line in enumerate(lines, start=1) if not line_fits(line)]
+
+
+def line_fits(line: bytes) -> bool:
+    """Whether a line, without its end, is as `append_line` wrote it, as far as can be told."""
+    checked = _CHECKED.search(line)
+    if checked:
+        return int(checked[1], 16) == _crc32c(line[: checked.start()] + b"}")
+    return not line or (_is_json(line) and not _NEARLY.search(line))
 
 
 def clear_drafts(folder: Path, gone: Callable[[str], bool] = lambda machine: False, stale_s: float = 3600.0) -> int:
