@@ -144,7 +144,8 @@ def test_a_package_brings_the_built_pages_and_none_of_the_libraries(static, tmp_
     subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
     (package,) = tmp_path.iterdir()
     if kind == "wheel":
-        names = zipfile.ZipFile(package).namelist()
+        with zipfile.ZipFile(package) as wheel:
+            names = wheel.namelist()
     else:
         with tarfile.open(package) as archive:
             names = [name.partition("/")[2] for name in archive.getnames()]
