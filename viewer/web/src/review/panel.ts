@@ -29,6 +29,7 @@ class ReviewPanel implements RegionActions {
   private readonly comment: CommentBox;
   private readonly top = h("div", { class: "review-stack" });
   private readonly bottom = h("div", { class: "review-stack" });
+  private readonly said = h("div");
   private readonly saving = h("div", { "aria-live": "polite" });
   private selected: string | null = null;
   private popover: Popover | null = null;
@@ -46,7 +47,7 @@ class ReviewPanel implements RegionActions {
       changed: () => this.drawSoon(),
     });
     context.claimClicks(this.drawing.claims);
-    const talk = h("section", { class: "review-part", "aria-labelledby": "review-talk" }, h("h3", { id: "review-talk" }, "Comments"), this.comment.element);
+    const talk = h("section", { class: "review-part", "aria-labelledby": "review-talk" }, h("h3", { id: "review-talk" }, "Comments"), this.said, this.comment.element);
     panel.append(h("div", { class: "review", "data-testid": "review" }, this.saving, this.top, talk, this.bottom));
     this.unbind = bindKeys("Review", this.keys());
     window.addEventListener(REVIEWER_CHANGED, this.drawSoon);
@@ -182,7 +183,8 @@ class ReviewPanel implements RegionActions {
       verdict(slide, shown, this.classes(), this.model),
       this.list.draw(view),
     );
-    this.bottom.replaceChildren(comments(shown), history(shown, this.model, open), exports(slide.id));
+    this.said.replaceChildren(comments(shown));
+    this.bottom.replaceChildren(history(shown, this.model, open), exports(slide.id));
     if (focus) this.context.panel.querySelector<HTMLElement>(`[data-focus="${CSS.escape(focus)}"]`)?.focus({ preventScroll: true });
   }
 

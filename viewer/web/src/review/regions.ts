@@ -88,7 +88,7 @@ export class RegionList {
       dot(region.label, view.classes),
       h("span", { class: "ellipsis grow" }, name),
       h("span", { class: "small muted number" }, areaText(region.geometry, view.slide.mpp)),
-      region.status === "open" ? h("span", { class: "badge info" }, "suggested") : statusBadge(region.status),
+      badge(region),
     );
     return h(
       "li",
@@ -134,4 +134,10 @@ export class RegionList {
       ),
     );
   }
+}
+
+/** Of what a person drew and nobody rejected, there is nothing to accept or relabel. */
+function badge({ status, origin }: Region): HTMLElement {
+  if (status === "open") return h("span", { class: "badge info" }, "suggested");
+  return origin === "drawn" && status !== "rejected" ? h("span", { class: "badge" }, "drawn") : statusBadge(status);
 }
