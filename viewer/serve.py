@@ -59,8 +59,11 @@ def view(spec: ViewSpec, ready: Callable[[str], None]) -> None:
     """
     import uvicorn
 
-    from .app import Site, make_app
+    from .app import make_app
+    from .connection import PatientConnection
     from .readers import Readers
+    from .review import open_review
+    from .site import Site
 
     check_address(spec)
     static = built_pages()
@@ -80,6 +83,7 @@ def view(spec: ViewSpec, ready: Callable[[str], None]) -> None:
                 spec.show_label,
                 spec.reviewer,
                 annotations,
+                open_review(catalogue),
             )
             config = uvicorn.Config(
                 make_app(site, door),
@@ -88,7 +92,7 @@ def view(spec: ViewSpec, ready: Callable[[str], None]) -> None:
                 server_header=False,
                 lifespan="off",
                 ws="none",
-                http="h11",
+                http=PatientConnection,
                 limit_concurrency=256,
                 timeout_keep_alive=20,
                 timeout_graceful_shutdown=1,
@@ -182,7 +186,8 @@ def title_of(source: str, kind: str) -> str:
 def listening(host: str, port: int) -> socket.socket:
     """A socket that listens. Raises ViewerError where the address is taken or is not of this machine."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    # named TCP, so that asyncio sends answers at once: else each waits 40 ms for the browser to confirm its head
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
