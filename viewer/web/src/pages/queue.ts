@@ -4,7 +4,7 @@ import { queue, type Action, type Session } from "../api";
 import { h } from "../dom";
 import { counted } from "../format";
 import type { OpenPage } from "../page";
-import { SuggestionCard, type Answer, type Suggestion } from "../queue/card";
+import { SuggestionCard, type Answer, type CardHooks, type Suggestion } from "../queue/card";
 import { askLabel } from "../queue/labels";
 import { Outbox } from "../review/outbox";
 import { whisper } from "../shell/announce";
@@ -22,6 +22,7 @@ export const openQueue: OpenPage = (root, route, session) => {
 
 interface Item extends Suggestion {
   card: SuggestionCard;
+  hooks: CardHooks;
   answer: Answer | null;
 }
 
@@ -105,14 +106,15 @@ class QueuePage {
 
   #item(one: Suggestion): Item {
     const { id } = one.region;
-    const card = new SuggestionCard(one, this.session, {
-      accept: () => void this.#answer(item, { action: "region-accept", id }, one.region.label ?? "Accepted"),
+    const hooks: CardHooks = {
+      accept: () => void this.#answer(item, { action: "region-accept", id }, `Accepted: ${one.region.label}`),
       reject: () => void this.#answer(item, { action: "region-reject", id }, "Rejected"),
-      relabel: (label) => void this.#answer(item, { action: "region-relabel", id, label }, label),
+      relabel: (label) => void this.#answer(item, { action: "region-relabel", id, label }, `Relabelled: ${label}`),
       otherLabel: () => void this.#other(item),
       undo: () => void this.#undo(item),
-    });
-    const item: Item = { ...one, card, answer: null };
+    };
+    const card = new SuggestionCard(one, this.session, hooks);
+    const item: Item = { ...one, card, hooks, answer: null };
     card.element.addEventListener("focusin", () => this.#mark(this.#items.indexOf(item)));
     card.element.addEventListener("click", () => this.#mark(this.#items.indexOf(item)));
     return item;
@@ -120,7 +122,7 @@ class QueuePage {
 
   async #other(item: Item): Promise<void> {
     const label = await askLabel();
-    if (label !== null) await this.#answer(item, { action: "region-relabel", id: item.region.id, label }, label);
+    if (label !== null) await this.#answer(item, { action: "region-relabel", id: item.region.id, label }, `Relabelled: ${label}`);
   }
 
   async #answer(item: Item, action: Action, words: string): Promise<void> {
@@ -195,13 +197,13 @@ class QueuePage {
     const relabel = (event: KeyboardEvent) => {
       const item = now();
       const label = item && classes(item)[Number(event.key) - 1];
-      if (label === undefined) return false;
-      return void this.#answer(item!, { action: "region-relabel", id: item!.region.id, label }, label);
+      if (label === undefined) return false; // no class has this number
+      item!.hooks.relabel(label);
     };
     const accept = () => {
       const item = now();
       if (!item || item.region.label === null) return false; // there is no class to agree with
-      return void this.#answer(item, { action: "region-accept", id: item.region.id }, item.region.label);
+      item.hooks.accept();
     };
     return [
       { keys: ["j", "ArrowRight"], what: "Next suggestion", run: by(1) },
@@ -209,7 +211,7 @@ class QueuePage {
       { keys: ["ArrowDown"], what: "A row down", run: () => by(across())() },
       { keys: ["ArrowUp"], what: "A row up", run: () => by(-across())() },
       { keys: ["a"], what: "Accept: it is what the model says", run: accept },
-      { keys: ["x"], what: "Reject: leave it out", run: () => now() && void this.#answer(now()!, { action: "region-reject", id: now()!.region.id }, "Rejected") },
+      { keys: ["x"], what: "Reject: leave it out", run: () => now()?.hooks.reject() },
       { keys: ["1", "2", "3", "4", "5", "6", "7", "8", "9"], what: "Relabel: the class of that number", run: relabel },
       { keys: ["u", "Ctrl+z"], what: "Undo the last answer", run: () => void this.#undo(this.#answered.at(-1)) },
       { keys: ["o"], what: "Open the slide at this place", run: () => now()?.card.link.click() },
