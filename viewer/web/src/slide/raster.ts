@@ -19,7 +19,10 @@ export class ScoreRaster {
   private readonly cells: Float32Array;
   private readonly picture = document.createElement("canvas");
 
-  constructor(readonly field: TileField, readonly values: Float32Array) {
+  constructor(
+    readonly field: TileField,
+    readonly values: Float32Array,
+  ) {
     this.cells = averaged(field, values);
     this.picture.width = Math.max(1, field.columns);
     this.picture.height = Math.max(1, field.rows);
