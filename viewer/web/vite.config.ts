@@ -1,8 +1,10 @@
 import { defineConfig } from "vite";
+import { annotorious } from "./vite-annotorious.ts";
 
 // Built into the Python package, from which `wsi view` serves it; nothing is loaded from elsewhere.
 export default defineConfig({
   base: "./",
+  plugins: [annotorious()],
   build: {
     outDir: "../static",
     emptyOutDir: true,
