@@ -57,7 +57,7 @@ def test_licences_of_all_that_may_be_bundled_are_kept(static):
     """Every library of the lock file that is not only for building, and of the largest the words of its licence."""
     text = (static / "licenses.txt").read_text()
     packages = json.loads((WEB / "package-lock.json").read_text())["packages"]
-    shipped = [place.removeprefix("node_modules/") for place, entry in packages.items() if place and not entry.get("dev")]
+    shipped = [place.removeprefix("node_modules/") for place, of in packages.items() if place and not of.get("dev")]
     assert {"openseadragon", "@annotorious/openseadragon"} <= set(shipped)
     missing = [name for name in shipped if not name.startswith("@types/") and f"{name} " not in text]
     assert not missing

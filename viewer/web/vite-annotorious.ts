@@ -6,9 +6,9 @@ import type { Plugin } from "vite";
 
 const BUNDLE = "annotorious-openseadragon.es.js";
 // `, V2 = (r, t) => {  const e = new fs(), i = Vm({  width: t.width,` – the only function that makes a renderer for a canvas
+const STAGE = /, (\w+) = \((\w+), (\w+)\) => \{\s*const \w+ = new \w+\(\), \w+ = \w+\(\{\s*width: \3\.width,\s*height: \3\.height,\s*backgroundAlpha: 0,/g;
 // `dt.add(mi);` at the start of a line – the renderer's parts register themselves, which would keep all of it in the build
 const REGISTERED = /^(\w+)\.add\(\w+\);$/gm;
-const STAGE = /, (\w+) = \((\w+), (\w+)\) => \{\s*const \w+ = new \w+\(\), \w+ = \w+\(\{\s*width: \3\.width,\s*height: \3\.height,\s*backgroundAlpha: 0,/g;
 
 export function annotorious(): Plugin {
   return {
