@@ -257,6 +257,10 @@ def test_behind_a_proxy_its_name_is_served_and_cookies_need_https():
     assert link.startswith("https://viewer.example/?token=")
     assert "viewer.example" in door.hosts
     assert door.secure
+    everywhere, link = make_door(ViewSpec("x", host="0.0.0.0", tls=(Path("c"), Path("k"))), 8000)
+    assert "0.0.0.0" not in link
+    assert link.removeprefix("https://").partition("/")[0].lower() in everywhere.hosts
+    assert f"{socket.gethostname().lower()}:8000" in everywhere.hosts
     plain, link = make_door(ViewSpec("x"), 8000)
     assert link == f"http://127.0.0.1:8000/?token={plain.token}"
     assert len(plain.token) >= 32
