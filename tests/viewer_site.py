@@ -96,7 +96,7 @@ def served(source: Path, folder: Path, limits: Limits | None = None, **site: Any
     sock = listening("127.0.0.1", 0)
     host = f"127.0.0.1:{sock.getsockname()[1]}"
     readers = Readers(2, folder, limits)
-    pages_by_name = {"index.html": pages / "index.html"}
+    pages_by_name = site.pop("pages", {"index.html": pages / "index.html"})
     whole = Site(catalogue, readers, "test", kind, pages_by_name, review=open_review(catalogue), **site)
     app = make_app(whole, Door(frozenset({host}), TOKEN, "wsi_test"))
     config = uvicorn.Config(
