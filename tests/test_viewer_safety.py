@@ -202,7 +202,8 @@ def test_a_failure_inside_says_nothing_of_the_machine(site, tmp_path, monkeypatc
         raise RuntimeError(f"/data/Smith^John in {tmp_path}")
 
     monkeypatch.setattr("viewer.app.page", fail)
-    answer = site.client.get("/api/slides")
+    with httpx.Client(base_url=site.base, cookies={"wsi_test": TOKEN}) as client:  # which is cut off after it
+        answer = client.get("/api/slides")
     assert answer.status_code == 500
     assert "Smith" not in answer.text
     assert str(tmp_path) not in answer.text
@@ -256,6 +257,10 @@ def test_behind_a_proxy_its_name_is_served_and_cookies_need_https():
     assert link.startswith("https://viewer.example/?token=")
     assert "viewer.example" in door.hosts
     assert door.secure
+    everywhere, link = make_door(ViewSpec("x", host="0.0.0.0", tls=(Path("c"), Path("k"))), 8000)
+    assert "0.0.0.0" not in link
+    assert link.removeprefix("https://").partition("/")[0].lower() in everywhere.hosts
+    assert f"{socket.gethostname().lower()}:8000" in everywhere.hosts
     plain, link = make_door(ViewSpec("x"), 8000)
     assert link == f"http://127.0.0.1:8000/?token={plain.token}"
     assert len(plain.token) >= 32

@@ -16,6 +16,8 @@ import { orderedRegions, RegionList, type RegionActions } from "./regions";
 import { CommentBox, comments, exports, history, unsaved } from "./talk";
 import { verdict } from "./verdict";
 
+const POINT_PX = 256; // what is shown around a point, in level-0 pixels
+
 /** The review of a slide: its class, its regions, comments and history; and the drawing on the slide. */
 export function mountReview(context: SlideContext): Mounted {
   const panel = new ReviewPanel(context);
@@ -76,7 +78,9 @@ class ReviewPanel implements RegionActions {
   goTo(id: string): void {
     const box = boxOf(this.model.region(id)?.geometry ?? { type: "", coordinates: [] });
     this.select(id);
-    if (box) this.context.jump(box.minX, box.minY, Math.max(1, box.maxX - box.minX), Math.max(1, box.maxY - box.minY));
+    if (!box) return;
+    const [width, height] = [Math.max(POINT_PX, box.maxX - box.minX), Math.max(POINT_PX, box.maxY - box.minY)];
+    this.context.jump((box.minX + box.maxX - width) / 2, (box.minY + box.maxY - height) / 2, width, height);
   }
 
   accept(id: string): void {

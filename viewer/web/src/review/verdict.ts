@@ -34,7 +34,7 @@ export function verdict(slide: Slide, state: SlideReview, classes: readonly stri
   const press = (action: "accept" | "reject" | "reopen", picture: IconName, text: string, key: string | null, held: boolean) =>
     h(
       "button",
-      { type: "button", "aria-pressed": String(held), "data-focus": `slide/${action}`, onclick: () => void model.act({ action }) },
+      { type: "button", class: "small", "aria-pressed": String(held), "data-focus": `slide/${action}`, onclick: () => void model.act({ action }) },
       icon(picture), text, key && h("kbd", { "aria-hidden": "true" }, key),
     );
   return h(

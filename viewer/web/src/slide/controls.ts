@@ -207,7 +207,7 @@ function section(title: string, ...children: Node[]): HTMLElement {
   return h(
     "section",
     { class: "slide-section stack", "aria-label": title },
-    h("div", { class: "spread" }, h("h3", {}, title)),
+    h("div", { class: "spread" }, h("h2", {}, title)),
     ...children,
   );
 }

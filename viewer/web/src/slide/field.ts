@@ -79,7 +79,7 @@ export class TileField {
     return best;
   }
 
-  /** The next tile in a direction (-1, 0, 1 on each axis), among those whose centre lies in that quarter; -1 without. */
+  /** The next tile in a direction (-1, 0, 1 on each axis), of those that lie in that quarter; -1 without. */
   neighbour(tile: number, dx: number, dy: number): number {
     const x = this.xy[2 * tile]!;
     const y = this.xy[2 * tile + 1]!;

@@ -67,7 +67,9 @@ export class Hover {
     const beyond = (place: number, size: number, room: number) =>
       place + 18 + size > room ? place - size - 12 : place + 18;
     const { offsetWidth, offsetHeight } = this.card;
-    this.card.style.transform = `translate(${Math.max(0, beyond(left, offsetWidth, box.width))}px, ${Math.max(0, beyond(top, offsetHeight, box.height))}px)`;
+    const right = Math.max(0, beyond(left, offsetWidth, box.width));
+    const down = Math.max(0, beyond(top, offsetHeight, box.height));
+    this.card.style.transform = `translate(${right}px, ${down}px)`;
   }
 
   private hide(): void {

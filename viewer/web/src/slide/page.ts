@@ -78,7 +78,7 @@ export class SlidePage {
       this.toolbar.element,
       h("div", { class: "slide-body" }, middle, panel.element),
     );
-    if (choicesOf(slide).length) foot.classList.add("slide-foot-strip"); // its room is kept, so that the view stays as it is
+    if (choicesOf(slide).length) foot.classList.add("slide-foot-strip"); // room from the start: the view stays as it is
     root.append(this.element);
     this.left = this.side("Slide");
     this.main = this.left.pane;
@@ -146,6 +146,7 @@ export class SlidePage {
   }
 
   compare(): void {
+    if (!choicesOf(this.slide).length) return announce("There are no scores of this slide to compare.");
     if (this.right) {
       this.right.stop();
       this.right.hover.destroy();

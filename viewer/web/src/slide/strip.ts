@@ -38,8 +38,8 @@ export class Strip {
     });
     this.element.append(
       h("label", { class: "slide-strip-count" }, h("span", {}, "Tiles"), chooser),
-      h("div", { class: "slide-strip-end" }, h("h3", {}, "Highest"), this.ends.top),
-      h("div", { class: "slide-strip-end" }, h("h3", {}, "Lowest"), this.ends.bottom),
+      h("div", { class: "slide-strip-end" }, h("h2", {}, "Highest"), this.ends.top),
+      h("div", { class: "slide-strip-end" }, h("h2", {}, "Lowest"), this.ends.bottom),
     );
     this.element.hidden = true;
     scores.onChange(() => this.show());

@@ -35,7 +35,7 @@ function prediction(model: string, said: Said): HTMLElement {
     h(
       "div",
       { class: "panel-head" },
-      h("h3", {}, model),
+      h("h2", {}, model),
       said.abstains && h("span", { class: "badge warn" }, "abstains"),
     ),
     h(

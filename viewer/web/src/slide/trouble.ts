@@ -57,7 +57,8 @@ export class Trouble {
   private show(): void {
     const { size } = this.missing;
     this.element.hidden = size === 0;
-    this.text.textContent = `${size === 1 ? "One part" : `${size} parts`} of the picture could not be loaded (hatched).`;
+    const parts = size === 1 ? "One part" : `${size} parts`;
+    this.text.textContent = `${parts} of the picture could not be loaded (hatched).`;
   }
 
   private retry(): void {
