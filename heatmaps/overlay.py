@@ -99,14 +99,24 @@ def paint_tiles(
 ) -> NDArray[np.uint8]:
     """A copy of `base` (rows, cols, 3) with the tiles' colours over grey tissue; other pixels stay untouched."""
     out = base.copy()
-    colours = colours_of(raster.mean[raster.scored], limits, colour_table())
-    out[raster.scored] = _blend(_tissue_grey(base[raster.scored]), colours, alpha)
-    if raster.failed.any():
-        row, col = np.nonzero(raster.failed)
-        pale = (row + col) // 4 % 2  # striped, so that no score colour can be taken for it
+    within = _extent(raster.scored | raster.failed)
+    scored, failed, here = raster.scored[within], raster.failed[within], out[within]
+    colours = colours_of(raster.mean[within][scored], limits, colour_table())
+    here[scored] = _blend(_tissue_grey(here[scored]), colours, alpha)
+    if failed.any():
+        row, col = np.nonzero(failed)
+        pale = (row + within[0].start + col + within[1].start) // 4 % 2  # stripes: no score colour looks like them
         stripes = np.array([NO_DATA, [value + 60 for value in NO_DATA]])[pale]
-        out[row, col] = _blend(_tissue_grey(base[row, col]), stripes, 0.85)
+        here[row, col] = _blend(_tissue_grey(here[row, col]), stripes, 0.85)
     return out
+
+
+def _extent(mask: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """The smallest box around what is True: most of a slide is background."""
+    rows, cols = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return slice(0, 0), slice(0, 0)
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1)
 
 
 def thumbnail_jpeg(path: Path, width: int, quality: int = 85) -> bytes:
@@ -216,18 +226,13 @@ def _legend(page: Image.Image, heatmap: Heatmap, corner: tuple[int, int], em: in
     low, high = style.display or heatmap.limits
     (x, y), wide, high_px = corner, 20 * em, round(1.1 * em)
     bar = np.repeat(_blend(np.full((1, wide, 1), 215.0), colour_table(wide)[None], alpha), high_px, axis=0)
-    title = f"{heatmap.name}, colours over {style.note}" if style.note else heatmap.name
+    title = f"{heatmap.name}, colours {low:.3g} to {high:.3g} ({style.note})" if style.note else heatmap.name
     draw.text((x, y), _elide(title, font, page.width - 2 * x), _INK, font)
     top = y + round(1.35 * em)
     bottom = top + high_px
     page.paste(Image.fromarray(bar), (x, top))
     draw.rectangle((x - 1, top - 1, x + wide, bottom), outline=_RULE)
-    beyond = {0: " or less" if low > heatmap.limits[0] else "", 4: " or more" if high < heatmap.limits[1] else ""}
-    for step, value in enumerate(np.linspace(low, high, 5)):
-        at = x + round(step * (wide - 1) / 4)
-        draw.line((at, bottom, at, bottom + em // 4), _QUIET, max(1, em // 14))
-        text = f"{value:.3g}{beyond.get(step, '')}"
-        draw.text((at, bottom + 0.35 * em), text, _QUIET, font, anchor={0: "la", 4: "ra"}.get(step, "ma"))
+    _numbers(draw, heatmap.limits, (low, high), (x, bottom, x + wide), em)
     if len(heatmap.failed_xy):
         at = x + wide + 2 * em
         everywhere = np.ones((high_px, high_px), bool)
@@ -236,6 +241,27 @@ def _legend(page: Image.Image, heatmap: Heatmap, corner: tuple[int, int], em: in
         page.paste(Image.fromarray(swatch), (at, top))
         draw.rectangle((at - 1, top - 1, at + high_px, bottom), outline=_RULE)
         draw.text((at + high_px + 0.6 * em, top + high_px / 2), "no data: not readable", _INK, font, "lm")
+
+
+def _numbers(
+    draw: ImageDraw.ImageDraw,
+    limits: tuple[float, float],
+    display: tuple[float, float],
+    bar: tuple[int, int, int],
+    em: int,
+) -> None:
+    """Numbers under the colour bar (left, bottom, right); an end that stands for more than its number says so."""
+    (left, bottom, right), font, taken = bar, text_font(em), []
+    ends = {0: " or less" if display[0] > limits[0] else "", 4: " or more" if display[1] < limits[1] else ""}
+    values = np.linspace(*display, 5)
+    for step in (0, 4, 2, 1, 3):  # the ends first: a number that one of them would run into is left out
+        at = left + round(step * (right - left - 1) / 4)
+        draw.line((at, bottom, at, bottom + em // 4), _QUIET, max(1, em // 14))
+        text, anchor = f"{values[step]:.3g}{ends.get(step, '')}", {0: "la", 4: "ra"}.get(step, "ma")
+        first, _, last, _ = draw.textbbox((at, bottom + 0.35 * em), text, font, anchor)
+        if all(last + em / 2 <= start or end + em / 2 <= first for start, end in taken):
+            draw.text((at, bottom + 0.35 * em), text, _QUIET, font, anchor)
+            taken.append((first, last))
 
 
 def _scale_bar(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], mpp: float, em: int) -> None:

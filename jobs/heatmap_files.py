@@ -76,7 +76,8 @@ def _png(drawing: Drawing, path: Path) -> None:
 
 
 def _ome_tiff(drawing: Drawing, path: Path) -> None:
-    write_ome_tiff(drawing.heatmap, path, drawing.slide_size, drawing.mpp, display=drawing.display)
+    size, shown, note = drawing.slide_size, drawing.display, drawing.note
+    write_ome_tiff(drawing.heatmap, path, size, drawing.mpp, display=shown, note=note)
 
 
 def _ome_zarr(drawing: Drawing, path: Path) -> None:
