@@ -16,6 +16,7 @@ from .options import (
     SlideMpp,
     Source,
     at,
+    numbers,
     option,
     read_records,
     with_settings,
@@ -42,13 +43,23 @@ HEATMAP = {
         Annotated[
             list[str] | None,
             option(
-                "What to write, by default geojson,png; of geojson, png, ome-tiff, ome-zarr",
+                "What to write, by default geojson,png; of geojson, regions, contours, png, ome-tiff, ome-zarr",
                 "--format",
                 "-f",
                 takes="NAMES",
             ),
         ],
         at("heatmap.formats", words),
+    ),
+    "levels": Setting(
+        Annotated[
+            list[str] | None, option("Scores from which on regions and contours are outlined", "--level", takes="X")
+        ],
+        at("heatmap.levels", numbers),
+    ),
+    "min_area": Setting(
+        Annotated[float | None, option("Leave out smaller outlines, in µm²", "--min-area", takes="AREA")],
+        at("heatmap.min_area_um2"),
     ),
     "display": Setting(
         Annotated[

@@ -52,7 +52,7 @@ def write_geojson(heatmap: Heatmap, path: Path, *, min_score: float | None = Non
     if bins < 1:
         raise SpecError("bins", f"is {bins}", "give 1 or more")
     kept = np.flatnonzero(heatmap.scores >= (-np.inf if min_score is None else min_score))
-    with appear_file(path) as draft, _open_bytes(draft, packed=path.name.endswith(".gz")) as out:
+    with appear_file(path) as draft, open_bytes(draft, packed=path.name.endswith(".gz")) as out:
         out.write(_head(heatmap, bins))
         first = True
         for text in _texts(heatmap, kept, bins):
@@ -148,7 +148,7 @@ def _edge_texts(limits: tuple[float, float], bins: int) -> list[str]:
 
 
 @contextmanager
-def _open_bytes(path: Path, packed: bool) -> Iterator[BinaryIO | gzip.GzipFile]:
+def open_bytes(path: Path, packed: bool) -> Iterator[BinaryIO | gzip.GzipFile]:
     with path.open("wb") as raw:
         if not packed:
             yield raw

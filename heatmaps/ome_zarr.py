@@ -34,11 +34,11 @@ def write_ome_zarr(heatmap: Heatmap, path: Path, mpp: float, *, display: tuple[f
     with appear(path) as draft:
         group = zarr.open_group(draft, mode="w", zarr_format=3)
         image = _multiscales(group, [mean for mean, _ in levels], raster, mpp, np.nan)
-        facts = {"slide_id": heatmap.slide_id, "score": heatmap.name, "class": heatmap.class_name}
+        facts: dict[str, Any] = {"slide_id": heatmap.slide_id, "score": heatmap.name, "class": heatmap.class_name}
         facts |= {"span_px": heatmap.span_px, "origin": heatmap.origin, "limits": list(heatmap.limits)}
-        channel = {"label": heatmap.name, "active": True, "color": "DD4F2B"}
+        channel: dict[str, Any] = {"label": heatmap.name, "active": True, "color": "DD4F2B"}
         channel["window"] = {"min": heatmap.limits[0], "max": heatmap.limits[1], "start": low, "end": high}
-        omero = {"channels": [channel], "rdefs": {"model": "greyscale"}}
+        omero: dict[str, Any] = {"channels": [channel], "rdefs": {"model": "greyscale"}}
         name = f"{heatmap.slide_id}: {heatmap.name}"
         group.attrs.update(
             {"ome": {"version": "0.5", "multiscales": [{"name": name, **image}], "omero": omero}, "slidestream": facts}
@@ -48,7 +48,7 @@ def write_ome_zarr(heatmap: Heatmap, path: Path, mpp: float, *, display: tuple[f
         shown = _multiscales(state, [state for _, state in levels], raster, mpp, 0)
         colours = [{"label-value": value, "rgba": list(_STATE_RGBA[value])} for value in STATES]
         properties = [{"label-value": value, "meaning": meaning} for value, meaning in STATES.items()]
-        label = {"colors": colours, "properties": properties, "source": {"image": "../../"}}
+        label: dict[str, Any] = {"colors": colours, "properties": properties, "source": {"image": "../../"}}
         state.attrs.update({"ome": {"version": "0.5", "multiscales": [shown], "image-label": label}})
 
 

@@ -55,7 +55,8 @@ def tile_raster(heatmap: Heatmap) -> Raster:
     origin = places.min(axis=0)
     cell = int(np.gcd.reduce(np.append((places - origin).ravel(), heatmap.span_px)))
     cell = max(cell, math.ceil(heatmap.span_px / FINEST))
-    shape = tuple(int(-(-side // cell)) for side in (places.max(axis=0) + heatmap.span_px - origin)[::-1])
+    cols, rows = (int(-(-side // cell)) for side in (places.max(axis=0) + heatmap.span_px - origin))
+    shape = rows, cols
     total, weight = _laid(heatmap.xy - origin, heatmap.scores, heatmap.span_px, cell, shape)
     lost = _laid(heatmap.failed_xy - origin, np.zeros(len(heatmap.failed_xy)), heatmap.span_px, cell, shape)[1]
     half = 0.5 * cell * cell  # edges between cells are rounded, as those between pixels are

@@ -4,11 +4,13 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from heatmaps import Heatmap, OverlayStyle, draw_overlay, write_geojson
+from heatmaps.contours import OutlineSpec, write_outlines
 from heatmaps.ome_tiff import write_ome_tiff
 from heatmaps.ome_zarr import write_ome_zarr
 from heatmaps.scores import write_scores
@@ -84,10 +86,19 @@ def _ome_zarr(drawing: Drawing, path: Path) -> None:
     write_ome_zarr(drawing.heatmap, path, drawing.mpp, display=drawing.display)
 
 
+def _outlines(drawing: Drawing, path: Path, kind: str) -> int:
+    asked = drawing.spec
+    spec = OutlineSpec(kind, asked.levels, asked.min_area_um2, asked.tolerance_um)
+    return write_outlines(drawing.heatmap, path, drawing.mpp, spec, drawing.display)
+
+
+_OUTLINES = ("levels", "min_area_um2", "tolerance_um")
 FORMATS: Mapping[str, Format] = {
     SCORES: Format(".scores.npz", _scores),
     "geojson": Format(".geojson.gz", _geojson),
     "png": Format(".png", _png, ("max_px",)),
+    "regions": Format(".regions.geojson.gz", partial(_outlines, kind="regions"), _OUTLINES),
+    "contours": Format(".contours.geojson.gz", partial(_outlines, kind="contours"), _OUTLINES),
     "ome-tiff": Format(".ome.tif", _ome_tiff),
     "ome-zarr": Format(".ome.zarr", _ome_zarr),
 }

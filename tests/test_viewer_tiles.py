@@ -196,7 +196,7 @@ def test_a_reader_that_dies_costs_its_own_picture_and_is_replaced(tmp_path):
 
     from viewer.readers import Readers
 
-    readers = Readers(2, tmp_path, Limits(memory_mib=1024, deadline_s=1.0), f"{__name__}:crash_or_hang")
+    readers = Readers(2, tmp_path, Limits(memory_mib=1024, deadline_s=6.0), f"{__name__}:crash_or_hang")
 
     async def ask() -> list:
         words = [("tile", "crash"), ("tile", "hang"), ("tile", "memory"), *(("tile", n) for n in range(20))]
@@ -209,7 +209,7 @@ def test_a_reader_that_dies_costs_its_own_picture_and_is_replaced(tmp_path):
         readers.close()
     assert (crash.status, hang.status, memory.status) == (502, 503, 502)
     assert "SIGSEGV" in crash.detail
-    assert "1 s" in hang.detail
+    assert "6 s" in hang.detail
     assert "memory" in memory.detail
     assert good == [f"tile ({n},)" for n in range(20)]
     assert after == "tile ('after',)"

@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +60,8 @@ class Catalogue:
     folder   of the run, None without one
     records  slide_id → where its file lies now, as --slides or the run's own lists say
     urgent   the class whose probability is a slide's urgency; None: the last one
+    channels how fluorescence slides are shown; None: as the run was told
+    again    looks for the records again, when a run has come to slides that are in none
     """
 
     def __init__(
@@ -68,9 +70,10 @@ class Catalogue:
         records: Mapping[str, SlideRecord],
         urgent: str | None = None,
         channels: str | None = None,
+        again: Callable[[], Mapping[str, SlideRecord]] | None = None,
     ):
         self.folder, self.records = folder, records
-        self._urgent, self._channels = urgent, channels
+        self._urgent, self._channels, self._again = urgent, channels, again
         self._follower = None if folder is None else Follower(folder.root)
         self._tables: dict[str, _Table] = {}
         self._stores: dict[str, tuple[int, dict[str, Any]]] = {}
@@ -167,6 +170,8 @@ class Catalogue:
             ids |= follower.slides(str(session.facts.get("slides", ""))) or frozenset()
         if not ids:
             ids = _stored(folder) | set(self.records)
+        if self._again is not None and not ids <= self.records.keys():
+            self.records = self._again()
         cards = {slide_id: self._card(slide_id, receipts.get(slide_id, {})) for slide_id in sorted(ids)}
         self._stamp = stamp
         classes = dict.fromkeys(name for table in self._tables.values() for name in _classes(table))

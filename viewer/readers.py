@@ -22,6 +22,7 @@ from jobs.last_words import explain_death
 from jobs.workers import limit_memory, spared
 
 from .fault import Fault, without_paths
+from .place import Place
 
 START_S, DEADLINE_S, LONG_S = 60.0, 10.0, 60.0  # to load modules; for a picture; for numbers of a million tiles
 MOST_WAITING = 512
@@ -121,7 +122,7 @@ class Readers:
 
     def _put(self, reader: "_Reader", words: tuple[Any, ...]) -> tuple[Any, bool]:
         """(the answer, whether the process is still there)."""
-        limit = LONG_S if words[0] in _LONG else self._limits.deadline_s
+        limit = LONG_S if words[0] in _LONG or _is_far(words) else self._limits.deadline_s
         try:
             reader.wait_until_ready()
             reader.pipe.send(words)
@@ -175,6 +176,11 @@ class _Reader:
         self.pipe.close()
         self.process.kill()
         self.process.join(5)
+
+
+def _is_far(words: tuple[Any, ...]) -> bool:
+    """Whether the question is of a slide behind a URL, which takes its time to open."""
+    return any(isinstance(word, Place) and isinstance(word.path, str) for word in words)
 
 
 def _tell(reply: "asyncio.Future[Any]", said: Any) -> None:
