@@ -36,7 +36,6 @@ def write_ome_tiff(
     *,
     display: tuple[float, float] | None = None,
     kind: str = "rgb",
-    note: str = "",
 ) -> None:
     """Write the heatmap as a pyramid of the slide's extent.
 
@@ -44,7 +43,6 @@ def write_ome_tiff(
     display     (low, high) that the colours are spread over, `heatmap.limits` by default
     kind        rgb: uint8 colours, white where there is no tile, striped grey for tiles without data. scores: float32,
                 NaN in both places
-    note        whose range `display` is, for the file's description
     Raises SpecError for a size, scale or kind that cannot be.
     """
     import tifffile
@@ -69,7 +67,7 @@ def write_ome_tiff(
                 subifds=len(sizes) - 1 if number == 0 else None,
                 subfiletype=0 if number == 0 else 1,
                 resolution=(1e4 / per_px[0], 1e4 / per_px[1]),
-                metadata={**_facts(heatmap, shown, per_px, kind), **_told(heatmap, shown, kind, note)}
+                metadata={**_facts(heatmap, shown, per_px, kind), **_told(heatmap, shown, kind)}
                 if number == 0
                 else None,
                 **options,
@@ -126,10 +124,10 @@ def _facts(heatmap: Heatmap, display: tuple[float, float], per_px: tuple[float, 
     }
 
 
-def _told(heatmap: Heatmap, display: tuple[float, float], kind: str, note: str) -> dict[str, str]:
+def _told(heatmap: Heatmap, display: tuple[float, float], kind: str) -> dict[str, str]:
     """The description that viewers show: what the pixels mean."""
     lost = f"{len(heatmap.failed_xy):,} tiles without data"
-    shown = f"{display[0]:g} to {display[1]:g}" + (f" ({note})" if note else "")
+    shown = f"{display[0]:g} to {display[1]:g}"
     if kind == "rgb":
         meaning = f"colours over {shown}; white: no tile; grey stripes: {lost}"
     else:

@@ -90,8 +90,11 @@ def lay_tiles(heatmap: Heatmap, shape: tuple[int, int], scale_xy: tuple[float, f
     mean = np.divide(total, count, out=np.zeros(count.shape), where=scored)
     _, lost = _sum_boxes(heatmap.failed_xy, np.zeros(len(heatmap.failed_xy)), heatmap.span_px, edges, scale_xy)
     across, down = (np.diff(along) for along in edges)
-    parts = (mean, scored, (lost > 0.5) & ~scored)
-    return TileRaster(*(part.repeat(down, axis=0).repeat(across, axis=1) for part in parts))
+
+    def spread(part: NDArray) -> NDArray:
+        return part.repeat(down, axis=0).repeat(across, axis=1)
+
+    return TileRaster(spread(mean), spread(scored), spread((lost > 0.5) & ~scored))
 
 
 def paint_tiles(
@@ -251,7 +254,7 @@ def _numbers(
     em: int,
 ) -> None:
     """Numbers under the colour bar (left, bottom, right); an end that stands for more than its number says so."""
-    (left, bottom, right), font, taken = bar, text_font(em), []
+    (left, bottom, right), font, taken = bar, text_font(em), list[tuple[float, float]]()
     ends = {0: " or less" if display[0] > limits[0] else "", 4: " or more" if display[1] < limits[1] else ""}
     values = np.linspace(*display, 5)
     for step in (0, 4, 2, 1, 3):  # the ends first: a number that one of them would run into is left out

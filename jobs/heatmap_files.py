@@ -78,8 +78,7 @@ def _png(drawing: Drawing, path: Path) -> None:
 
 
 def _ome_tiff(drawing: Drawing, path: Path) -> None:
-    size, shown, note = drawing.slide_size, drawing.display, drawing.note
-    write_ome_tiff(drawing.heatmap, path, size, drawing.mpp, display=shown, note=note)
+    write_ome_tiff(drawing.heatmap, path, drawing.slide_size, drawing.mpp, display=drawing.display)
 
 
 def _ome_zarr(drawing: Drawing, path: Path) -> None:
