@@ -51,6 +51,21 @@ HEATMAP = {
         ],
         at("heatmap.formats", words),
     ),
+    "class_name": Setting(
+        Annotated[
+            str | None,
+            option("Whose output to draw; by default the positive or the predicted class", "--class", takes="NAME"),
+        ],
+        at("heatmap.class_name"),
+    ),
+    "min_score": Setting(
+        Annotated[float | None, option("geojson: only tiles of at least this score", takes="X")],
+        at("heatmap.min_score"),
+    ),
+    "top_k": Setting(
+        Annotated[int | None, option("geojson: only so many tiles, of the highest score", "--top", takes="N")],
+        at("heatmap.top_k"),
+    ),
     "levels": Setting(
         Annotated[
             list[str] | None, option("Scores from which on regions and contours are outlined", "--level", takes="X")

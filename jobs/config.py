@@ -35,6 +35,8 @@ class HeatmapSpec:
     formats  files that are made, of FORMATS
     display  what colours are spread over. cohort: where the tiles of the model's training cohort lie, so that a colour
              means the same on every slide; definition: the whole range that the score can have; or "LOW,HIGH"
+    class_name  whose output is drawn; None for that of the positive class, or of more than two the predicted one
+    min_score, top_k, max_objects  of the format geojson: see heatmaps.geojson
     levels, min_area_um2, tolerance_um  of the formats regions and contours: see heatmaps.contours.OutlineSpec
     """
 
@@ -43,6 +45,10 @@ class HeatmapSpec:
     max_px: int = 1600
     formats: tuple[str, ...] = ("geojson", "png")
     display: str = "cohort"
+    class_name: str | None = None
+    min_score: float | None = None
+    top_k: int | None = None
+    max_objects: int = 250_000
     levels: tuple[float, ...] = ()
     min_area_um2: float = 0.0
     tolerance_um: float | None = None

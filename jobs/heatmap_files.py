@@ -11,6 +11,7 @@ from typing import Any
 
 from heatmaps import Heatmap, OverlayStyle, draw_overlay, write_geojson
 from heatmaps.contours import OutlineSpec, write_outlines
+from heatmaps.geojson import TileFilter
 from heatmaps.ome_tiff import write_ome_tiff
 from heatmaps.ome_zarr import write_ome_zarr
 from heatmaps.scores import write_scores
@@ -68,7 +69,9 @@ def _scores(drawing: Drawing, path: Path) -> None:
 
 
 def _geojson(drawing: Drawing, path: Path) -> int:
-    return write_geojson(drawing.heatmap, path)
+    asked = drawing.spec
+    tiles = TileFilter(asked.min_score, top_k=asked.top_k)
+    return write_geojson(drawing.heatmap, path, tiles=tiles, display=drawing.display, max_objects=asked.max_objects)
 
 
 def _png(drawing: Drawing, path: Path) -> None:
@@ -94,7 +97,7 @@ def _outlines(drawing: Drawing, path: Path, kind: str) -> int:
 _OUTLINES = ("levels", "min_area_um2", "tolerance_um")
 FORMATS: Mapping[str, Format] = {
     SCORES: Format(".scores.npz", _scores),
-    "geojson": Format(".geojson.gz", _geojson),
+    "geojson": Format(".geojson.gz", _geojson, ("min_score", "top_k", "max_objects")),
     "png": Format(".png", _png, ("max_px",)),
     "regions": Format(".regions.geojson.gz", partial(_outlines, kind="regions"), _OUTLINES),
     "contours": Format(".contours.geojson.gz", partial(_outlines, kind="contours"), _OUTLINES),
