@@ -8,12 +8,15 @@ from numpy.typing import NDArray
 
 from wsi.publish import appear
 
+from .colour import NO_DATA
 from .heatmap import Heatmap
 from .raster import BACKGROUND, FAILED, SCORED, Raster, tile_raster
 
 _SMALLEST_PX = 256
 _CHUNK_PX = 1024
 STATES = {BACKGROUND: "no tile", SCORED: "scored", FAILED: "no data"}
+
+_STATE_RGBA = {BACKGROUND: (255, 255, 255, 0), SCORED: (47, 111, 196, 255), FAILED: (*NO_DATA, 255)}
 
 
 def write_ome_zarr(heatmap: Heatmap, path: Path, mpp: float, *, display: tuple[float, float] | None = None) -> None:
@@ -43,7 +46,7 @@ def write_ome_zarr(heatmap: Heatmap, path: Path, mpp: float, *, display: tuple[f
         labels = group.create_group("labels", attributes={"ome": {"version": "0.5", "labels": ["state"]}})
         state = labels.create_group("state")
         shown = _multiscales(state, [state for _, state in levels], raster, mpp, 0)
-        colours = [{"label-value": value} for value in STATES]
+        colours = [{"label-value": value, "rgba": list(_STATE_RGBA[value])} for value in STATES]
         properties = [{"label-value": value, "meaning": meaning} for value, meaning in STATES.items()]
         label: dict[str, Any] = {"colors": colours, "properties": properties, "source": {"image": "../../"}}
         state.attrs.update({"ome": {"version": "0.5", "multiscales": [shown], "image-label": label}})

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.commands import slides, wsi
-from tests.viewer_site import TOKEN, make_run, served
+from tests.viewer_site import TOKEN, heatmap_of, make_run, predict, served
 from viewer.connection import PatientConnection
 from viewer.fault import without_paths
 from viewer.guard import MAX_BODY, Door, Guard
@@ -322,3 +322,32 @@ def test_the_command_listens_on_this_machine_only_and_ends_at_once_with_all_its_
     while any(is_alive(int(child)) for child in children):
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_no_answer_names_the_patient_or_where_files_lie(tmp_path):
+    canary = "CANARY"
+    folder = slides(tmp_path / canary, f"{canary}-Smith", "b")
+    (folder / "broken.svs").write_bytes((folder / "b.svs").read_bytes()[:9000])
+    rows = [f"a,{folder}/{canary}-Smith.svs", f"b,{folder}/b.svs", f"c,{folder}/broken.svs", f"d,{folder}/gone.svs"]
+    table = "slide_id,path,patient_id,case_id,label\n"
+    table += "".join(f"{row},{canary}-patient,{canary}-case,tumor\n" for row in rows)
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text(table)
+    wsi("tile", manifest, "--out", tmp_path / "run", "--tile-px", 128, code=1)
+    predict(tmp_path / "run", "m", a=0.9, b=0.2)
+    heatmap_of(tmp_path / "run", "a", "m")
+    with served(tmp_path / "run", tmp_path) as site:
+        body = {"event": "7a0f26cb-9d7f-4df6-8f6e-aa6b36b6b3a1", "who": "ann", "action": "accept"}
+        answers = [site.client.post("/api/slides/a/review", json=body)]
+        places = ["session", "slides", "queue", "review/labels.csv"]
+        below = ("", "/review", "/review.geojson", "/tissue", "/grid", "/scores/m", "/annotations", "/thumbnail.jpg",
+                 "/tiles/11/0_0.jpg", "/patch.jpg?x=0&y=0&side=64", "/associated/label.jpg")  # fmt: skip
+        places += [f"slides/{name}{more}" for name in "abcd" for more in below]
+        answers += [site.client.get(f"/api/{place}") for place in places]
+    assert any(f"{canary}-patient" in path.read_text() for path in (tmp_path / "run" / "lists").glob("*.csv"))
+    assert [one.status_code for one in answers[:5]] == [200] * 5
+    assert {card["status"] for card in answers[2].json()["slides"]} == {"done", "failed"}
+    for one in answers:
+        assert one.status_code < 500, one.text
+        assert canary.encode() not in one.content, (one.url, one.text)
+        assert str(tmp_path).encode() not in one.content, (one.url, one.text)

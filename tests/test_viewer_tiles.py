@@ -215,6 +215,29 @@ def test_a_reader_that_dies_costs_its_own_picture_and_is_replaced(tmp_path):
     assert after == "tile ('after',)"
 
 
+def test_where_no_process_can_be_begun_that_is_said_and_tried_again(tmp_path, monkeypatch):
+    import asyncio
+
+    from viewer import readers
+
+    def full(self: object, number: int) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    start = readers.Readers._start
+    monkeypatch.setattr(readers.Readers, "_start", full)
+    pool = readers.Readers(1, tmp_path, Limits(), f"{__name__}:crash_or_hang")
+
+    async def ask(word: str) -> object:
+        return await pool.ask("tile", word)
+
+    try:
+        assert asyncio.run(ask("a")).status == 503
+        monkeypatch.setattr(readers.Readers, "_start", start)
+        assert asyncio.run(ask("b")) == "tile ('b',)"
+    finally:
+        pool.close()
+
+
 def test_a_slide_whose_file_is_gone_is_shown_from_the_runs_thumbnail(tmp_path):
     folder = tmp_path / "slides"
     folder.mkdir()

@@ -188,10 +188,10 @@ class Catalogue:
             tiles = next(
                 (line.tiles for stage, line in receipts.items() if line.status in (DONE, SKIPPED, EMPTY)), None
             )
-        newest = max(receipts.values(), key=lambda line: line.ended, default=None)
+        failure = _failure(receipts)
         problem = None
-        if newest is not None and newest.status == FAILED:
-            words = f"{newest.problem}; {newest.remedy}" if newest.remedy else newest.problem
+        if failure is not None:
+            words = f"{failure.problem}; {failure.remedy}" if failure.remedy else failure.problem
             status, problem = "failed", without_paths(words)
         elif said:
             status = next(iter(facts.values()))["status"]
@@ -268,6 +268,17 @@ def _stamp(folder: RunFolder) -> tuple[Any, ...]:
                 facts = os.stat(place / name)
                 found.append((name, facts.st_size, facts.st_mtime_ns))
     return (*found, len(_stored(folder)))
+
+
+def _failure(receipts: Mapping[str, Any]) -> Any | None:
+    """The receipt of the stage at which a slide failed, unless it came through it, or a later one, after that."""
+    road = [receipts[stage] for stage in (*_STAGES, "heatmap") if stage in receipts]
+    for place, line in reversed(list(enumerate(road))):
+        if line.status == FAILED and not any(
+            later.status != FAILED and later.ended > line.ended for later in road[place + 1 :]
+        ):
+            return line
+    return None
 
 
 def _newest(follower: Follower) -> dict[str, dict[str, Any]]:

@@ -16,10 +16,10 @@ export class Hover {
   private readonly card = h("div", { class: "slide-hover", "data-testid": "hover", hidden: true });
   private readonly stop = new AbortController();
 
-  /** `moved` hears where the pointer is in level-0 pixels, null when it has left. */
+  /** `moved` hears where the pointer is in level-0 pixels, null when it has left; true: no numbers now. */
   constructor(
     private readonly pane: Pane,
-    moved: (at: { x: number; y: number } | null) => void,
+    moved: (at: { x: number; y: number } | null) => boolean,
   ) {
     pane.element.append(this.card);
     const { signal } = this.stop;
@@ -29,8 +29,8 @@ export class Hover {
         const box = pane.stage.getBoundingClientRect();
         const [left, top] = [event.clientX - box.left, event.clientY - box.top];
         const at = pane.toSlide(left, top);
-        moved(at);
-        this.show(at, left, top, box, event.buttons > 0 || event.pointerType === "touch");
+        const taken = moved(at) || event.buttons > 0 || event.pointerType === "touch";
+        this.show(at, left, top, box, taken);
       },
       { signal },
     );

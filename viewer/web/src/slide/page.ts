@@ -214,7 +214,7 @@ export class SlidePage {
     const pane: Pane = new Pane(this.slide, scores, name, this.panes, (context, view) =>
       this.draw(pane, hover, context, view),
     );
-    const hover: Hover = new Hover(pane, (at) => this.point(at));
+    const hover: Hover = new Hover(pane, (at) => this.point(pane, at));
     scores.onChange(() => {
       pane.overlay.invalidate();
       pane.showLegend();
@@ -284,10 +284,12 @@ export class SlidePage {
     this.redraw();
   }
 
-  private point(at: { x: number; y: number } | null): void {
+  /** Says where the pointer is; true while the review draws: it then claims even what is off the slide. */
+  private point(pane: Pane, at: { x: number; y: number } | null): boolean {
     const { mpp } = this.slide;
     const um = at && mpp ? ` · ${trim((at.x * mpp) / 1000)}, ${trim((at.y * mpp) / 1000)} mm` : "";
     this.readout.textContent = at ? `x ${count(Math.floor(at.x))}, y ${count(Math.floor(at.y))} px${um}` : "";
+    return at !== null && pane === this.main && this.claims.some((claims) => claims(-1, -1));
   }
 
   private notices(): HTMLElement[] {
