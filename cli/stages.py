@@ -137,6 +137,14 @@ def heatmap(source: Source, out: Out, model: ModelDir, settings: dict[str, Any],
     _finish(_start_with(model, source, out, settings), heatmap_slide, dry_run)
 
 
+def _objects(tiles: int, top_k: int | None, slides: int) -> str:
+    """How much GeoJSON so many tiles are; a score that is asked for may leave fewer."""
+    from heatmaps.geojson import packed_bytes
+
+    objects = tiles if top_k is None else min(tiles, top_k * slides)
+    return f"GeoJSON: at most {objects:,} tile objects, about {packed_bytes(objects, numbers=3) / 1e6:,.1f} MB packed"
+
+
 def warn_off_native(job: "Job", tiled: bool = False) -> None:
     """Say where the tiles are not those of the backbone's authors; with --strict that is an error.
 
@@ -221,6 +229,8 @@ def _finish(job: "Job", stage: "Stage", dry_run: bool = False) -> None:
         say(f"{ready.slides} slides with {ready.tiles:,} tiles to do, {len(ready.failed)} not ready; nothing was done.")
         for line in ready.costs():
             say(line)
+        if stage.__name__ == "heatmap_slide" and "geojson" in job.spec.heatmap.formats:
+            say(_objects(ready.tiles, job.spec.heatmap.top_k, ready.slides))
         raise typer.Exit(1 if ready.failed else 0)
     job.folder.prepare()
     facts = run_facts(command_line(), settings_of(job))

@@ -88,8 +88,13 @@ def plan_geojson(heatmap: Heatmap, tiles: TileFilter = TileFilter(), max_objects
         raise SpecError("max_objects", f"is {max_objects}", "give 1 or more")
     kept = len(tiles.chosen(heatmap))
     files = max(1, -(-kept // max_objects))
-    each = _PACKED_BYTES + _PACKED_NUMBER * (1 + len(heatmap.measurements))
-    return GeoPlan(kept + len(heatmap.failed_xy), files, each * kept + _PACKED_BYTES * len(heatmap.failed_xy))
+    size = packed_bytes(kept, 1 + len(heatmap.measurements)) + packed_bytes(len(heatmap.failed_xy), 0)
+    return GeoPlan(kept + len(heatmap.failed_xy), files, size)
+
+
+def packed_bytes(objects: int, numbers: int) -> int:
+    """About how large so many tiles with so many measurements are in a .geojson.gz."""
+    return objects * (_PACKED_BYTES + _PACKED_NUMBER * numbers)
 
 
 def write_geojson(
