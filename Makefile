@@ -1,16 +1,29 @@
 # make demo   the whole road on a synthetic cohort, into demo/
+# make viewer the pages of the browser viewer (`wsi view`), into viewer/static
 # make test   lint, types and all tests
-# Both make .venv first. With a GPU: make demo TORCH=cuda
+# All make .venv first. With a GPU: make demo TORCH=cuda
 
 PYTHON ?= python3
 export TORCH
 
-.PHONY: demo test clean
+.PHONY: demo viewer test clean
+
+WEB = viewer/web
+PAGES = viewer/static/index.html
+PAGE_SOURCES = $(shell find $(WEB)/src $(WEB)/public -type f) \
+	$(addprefix $(WEB)/, index.html package-lock.json package.json tsconfig.json vite.config.ts)
 
 demo: .venv/installed
 	.venv/bin/wsi demo --out demo
 
-test: .venv/installed-dev
+viewer: $(PAGES)
+
+$(PAGES): $(PAGE_SOURCES) | .venv/installed
+	.venv/bin/python $(WEB)/build.py $(BUILD)
+
+# Without a network the tests that need the pages are skipped, and say so.
+test: BUILD = --optional
+test: .venv/installed-dev $(PAGES)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
@@ -27,4 +40,4 @@ test: .venv/installed-dev
 	touch $@
 
 clean:
-	rm -rf .venv demo .cache .mypy_cache .ruff_cache .pytest_cache
+	rm -rf viewer/static viewer/web/node_modules .venv demo .cache .mypy_cache .ruff_cache .pytest_cache

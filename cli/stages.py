@@ -41,7 +41,12 @@ HEATMAP = {
     "formats": Setting(
         Annotated[
             list[str] | None,
-            option("What to write, by default geojson,png; of geojson, png", "--format", "-f", takes="NAMES"),
+            option(
+                "What to write, by default geojson,png; of geojson, png, ome-tiff, ome-zarr",
+                "--format",
+                "-f",
+                takes="NAMES",
+            ),
         ],
         at("heatmap.formats", words),
     ),

@@ -27,11 +27,16 @@ class OverlayStyle:
     alpha       how much of a tile's colour covers the tissue, in [0, 1]
     min_px      a smaller thumbnail is enlarged until its longer side has so many pixels, so that text stays readable
     max_px      a larger one is reduced to this
+    display     (low, high) that the colours are spread over; None for the score's whole range. What lies beyond has the
+                colour of the nearer end, and the legend says so
+    note        whose range `display` is, for the legend
     """
 
     alpha: float = 0.6
     min_px: int = 1000
     max_px: int = 4000
+    display: tuple[float, float] | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +72,8 @@ def draw_overlay(
     rows, cols = base.shape[:2]
     scale_xy = (scale * thumbnail.shape[1] / cols, scale * thumbnail.shape[0] / rows)
     raster = lay_tiles(heatmap, (rows, cols), scale_xy)
-    picture = Image.fromarray(paint_tiles(base, raster, heatmap.limits, style.alpha))
-    page = _page(picture, heatmap, None if mpp is None else mpp * scale_xy[0], style.alpha)
+    picture = Image.fromarray(paint_tiles(base, raster, style.display or heatmap.limits, style.alpha))
+    page = _page(picture, heatmap, None if mpp is None else mpp * scale_xy[0], style)
     with appear_file(path) as draft:
         page.save(draft, format="PNG", optimize=False, compress_level=6)
 
@@ -159,7 +164,7 @@ def _blend(under: NDArray[np.float64], colour: NDArray, alpha: float) -> NDArray
 # --- the page around the picture -----------------------------------------------------------------------------------
 
 
-def _page(picture: Image.Image, heatmap: Heatmap, mpp: float | None, alpha: float) -> Image.Image:
+def _page(picture: Image.Image, heatmap: Heatmap, mpp: float | None, style: OverlayStyle) -> Image.Image:
     """The picture on white paper: title above, legend below. `mpp` is µm per pixel of the picture."""
     em = int(np.clip(max(picture.size) / 52, 15, 56))
     pad = round(1.4 * em)
@@ -178,24 +183,28 @@ def _page(picture: Image.Image, heatmap: Heatmap, mpp: float | None, alpha: floa
     draw.text((pad, 2.65 * em), line, _QUIET, small)
     if mpp is not None:
         _scale_bar(draw, (left, head, left + picture.width, head + picture.height), mpp, em)
-    _legend(page, heatmap, (pad, head + picture.height + em), em, alpha)
+    _legend(page, heatmap, (pad, head + picture.height + em), em, style)
     return page
 
 
-def _legend(page: Image.Image, heatmap: Heatmap, corner: tuple[int, int], em: int, alpha: float) -> None:
+def _legend(page: Image.Image, heatmap: Heatmap, corner: tuple[int, int], em: int, style: OverlayStyle) -> None:
     """A colour bar with numbers, in the colours as they look over light tissue, and a swatch for missing data."""
-    draw, font = ImageDraw.Draw(page), text_font(em)
+    draw, font, alpha = ImageDraw.Draw(page), text_font(em), style.alpha
+    low, high = style.display or heatmap.limits
     (x, y), wide, high_px = corner, 20 * em, round(1.1 * em)
     bar = np.repeat(_blend(np.full((1, wide, 1), 215.0), colour_table(wide)[None], alpha), high_px, axis=0)
-    draw.text((x, y), _elide(heatmap.name, font, page.width - 2 * x), _INK, font)
+    title = f"{heatmap.name}, colours over {style.note}" if style.note else heatmap.name
+    draw.text((x, y), _elide(title, font, page.width - 2 * x), _INK, font)
     top = y + round(1.35 * em)
     bottom = top + high_px
     page.paste(Image.fromarray(bar), (x, top))
     draw.rectangle((x - 1, top - 1, x + wide, bottom), outline=_RULE)
-    for step, value in enumerate(np.linspace(*heatmap.limits, 5)):
+    beyond = {0: " or less" if low > heatmap.limits[0] else "", 4: " or more" if high < heatmap.limits[1] else ""}
+    for step, value in enumerate(np.linspace(low, high, 5)):
         at = x + round(step * (wide - 1) / 4)
         draw.line((at, bottom, at, bottom + em // 4), _QUIET, max(1, em // 14))
-        draw.text((at, bottom + 0.35 * em), f"{value:.4g}", _QUIET, font, anchor={0: "la", 4: "ra"}.get(step, "ma"))
+        text = f"{value:.3g}{beyond.get(step, '')}"
+        draw.text((at, bottom + 0.35 * em), text, _QUIET, font, anchor={0: "la", 4: "ra"}.get(step, "ma"))
     if len(heatmap.failed_xy):
         at = x + wide + 2 * em
         everywhere = np.ones((high_px, high_px), bool)

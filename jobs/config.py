@@ -21,7 +21,7 @@ from wsi.errors import SpecError
 from .executors import ExecSpec
 
 SCORES = ("prediction", "attention", "gradient", "occlusion")
-FORMATS = ("geojson", "png")
+FORMATS = ("geojson", "png", "ome-tiff", "ome-zarr")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from heatmaps import Heatmap, OverlayStyle, draw_overlay, write_geojson
+from heatmaps.ome_tiff import write_ome_tiff
+from heatmaps.ome_zarr import write_ome_zarr
 from heatmaps.scores import write_scores
 from tiling.patches import PatchStore
 from wsi.publish import fingerprint, write_json
@@ -69,14 +71,24 @@ def _geojson(drawing: Drawing, path: Path) -> int:
 
 def _png(drawing: Drawing, path: Path) -> None:
     shown = drawing.tiles.thumbnail
-    style = OverlayStyle(max_px=drawing.spec.max_px)
+    style = OverlayStyle(max_px=drawing.spec.max_px, display=drawing.display, note=drawing.note)
     draw_overlay(shown.pixels, shown.scale, drawing.heatmap, path, drawing.mpp, style)
+
+
+def _ome_tiff(drawing: Drawing, path: Path) -> None:
+    write_ome_tiff(drawing.heatmap, path, drawing.slide_size, drawing.mpp, display=drawing.display)
+
+
+def _ome_zarr(drawing: Drawing, path: Path) -> None:
+    write_ome_zarr(drawing.heatmap, path, drawing.mpp, display=drawing.display)
 
 
 FORMATS: Mapping[str, Format] = {
     SCORES: Format(".scores.npz", _scores),
     "geojson": Format(".geojson.gz", _geojson),
     "png": Format(".png", _png, ("max_px",)),
+    "ome-tiff": Format(".ome.tif", _ome_tiff),
+    "ome-zarr": Format(".ome.zarr", _ome_zarr),
 }
 
 

@@ -6,8 +6,6 @@ import logging
 import mimetypes
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query, Request
@@ -16,11 +14,10 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from .cache import ByteCache
-from .catalogue import Catalogue
 from .guard import Door, Guard, problem_body
 from .place import TILE_PX, Place, max_level
-from .readers import Readers
-from .reading import Fault
+from .review import add_review, summaries
+from .site import Refused, Site, ask, find_place
 from .worklist import NO_REVIEW, page
 from .worklist import Query as Asked
 
@@ -32,37 +29,6 @@ _log = logging.getLogger(__name__)
 Text = Annotated[str, Query(max_length=100)]
 
 
-@dataclass(frozen=True)
-class Site:
-    """What the server shows, and how.
-
-    catalogue    the slides; readers: the processes that read them
-    title        of the page; kind: run, folder or slide
-    show_label   whether label and macro pictures may be seen: they may name the patient
-    reviewer     a name given at the start
-    annotations  slide_id → a file of regions that somebody drew
-    static       the built pages
-    """
-
-    catalogue: Catalogue
-    readers: Readers
-    title: str
-    kind: str
-    static: Mapping[str, Path]
-    synthetic: bool = False
-    show_label: bool = False
-    reviewer: str | None = None
-    annotations: Mapping[str, Path] | None = None
-
-
-class Refused(Exception):
-    """A request that is answered with what is wrong with it."""
-
-    def __init__(self, fault: Fault):
-        super().__init__(fault)
-        self.fault = fault
-
-
 def make_app(site: Site, door: Door) -> Guard:
     """The server as an ASGI application."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -70,6 +36,7 @@ def make_app(site: Site, door: Door) -> Guard:
     _add_lists(app, site)
     _add_pictures(app, site)
     _add_numbers(app, site)
+    add_review(app, site)
     _add_files(app, site)
     return Guard(app, door)
 
@@ -114,7 +81,7 @@ def _add_lists(app: FastAPI, site: Site) -> None:
                 "synthetic": site.synthetic,
                 "models": list(now.models),
                 "classes": list(now.classes),
-                "review": False,
+                "review": site.review is not None,
                 "reviewer": site.reviewer,
                 "show_label": site.show_label,
                 "version": version("slidestream"),
@@ -134,19 +101,27 @@ def _add_lists(app: FastAPI, site: Site) -> None:
         limit: Annotated[int, Query(ge=1, le=500)] = 100,
     ) -> JSONResponse:
         asked = Asked(sort, order, model, search, status, review, predicted, offset, limit)
-        return JSONResponse(await asyncio.to_thread(lambda: page(catalogue.look(), {}, asked)))
+        return JSONResponse(await asyncio.to_thread(lambda: page(catalogue.look(), summaries(site), asked)))
 
     @app.get("/api/slides/{slide_id}")
     async def slide(slide_id: str) -> JSONResponse:
-        place = await _place(site, slide_id)
-        facts = await _ask(site, "facts", place)
+        place = await find_place(site, slide_id)
+        facts = await ask(site, "facts", place)
         now = catalogue.look()
         ids = list(now.cards)
         at = ids.index(slide_id)
-        said = {**now.cards[slide_id], "review": dict(NO_REVIEW), **_slide_facts(site, place, facts)}
+        said = {
+            **now.cards[slide_id],
+            "review": await asyncio.to_thread(_review_of, site, slide_id),
+            **_slide_facts(site, place, facts),
+        }
         said |= {"scores": await asyncio.to_thread(catalogue.scores, slide_id)}
         said |= {"previous": ids[at - 1] if at else None, "next": ids[at + 1] if at + 1 < len(ids) else None}
         return JSONResponse(said)
+
+
+def _review_of(site: Site, slide_id: str) -> Mapping[str, Any]:
+    return summaries(site).get(slide_id, NO_REVIEW)
 
 
 def _slide_facts(site: Site, place: Place, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,7 +148,7 @@ def _slide_facts(site: Site, place: Place, facts: Mapping[str, Any]) -> dict[str
         "pixels": facts["pixels"],
         "tissue": stored,
         "grid": stored,
-        "annotations": place.slide_id in (site.annotations or {}),
+        "annotations": place.slide_id in site.annotations,
         "associated": list(facts["associated"]) if site.show_label else [],
         "facts": shown,
     }
@@ -186,7 +161,7 @@ def _add_pictures(app: FastAPI, site: Site) -> None:
         """A JPEG from the cache or a reader; its tag tells a browser whether it has it already."""
         content = cache.get(words)
         if content is None:
-            content = await _ask(site, *words)
+            content = await ask(site, *words)
             cache.put(words, content)
         tag = f'"{hashlib.blake2b(content, digest_size=8).hexdigest()}"'
         headers = {"cache-control": _PRIVATE, "etag": tag}
@@ -196,16 +171,16 @@ def _add_pictures(app: FastAPI, site: Site) -> None:
 
     @app.get("/api/slides/{slide_id}/tiles/{level}/{x}_{y}.jpg")
     async def tile(request: Request, slide_id: str, level: int, x: int, y: int) -> Response:
-        place = await _place(site, slide_id)
+        place = await find_place(site, slide_id)
         if not (0 <= level <= 40 and 0 <= x < 1 << 22 and 0 <= y < 1 << 22):
-            raise Refused(Fault(404, "No such tile", ""))
+            raise Refused(404, "No such tile", "")
         return await picture(request, "tile", place, level, x, y)
 
     @app.get("/api/slides/{slide_id}/thumbnail.jpg")
     async def thumbnail(
         request: Request, slide_id: str, width: Annotated[int, Query(ge=16, le=1200)] = 256
     ) -> Response:
-        return await picture(request, "thumbnail", await _place(site, slide_id), width)
+        return await picture(request, "thumbnail", await find_place(site, slide_id), width)
 
     @app.get("/api/slides/{slide_id}/patch.jpg")
     async def patch(
@@ -216,13 +191,13 @@ def _add_pictures(app: FastAPI, site: Site) -> None:
         side: Annotated[int, Query(ge=1, le=1 << 16)],
         px: Annotated[int, Query(ge=1, le=MAX_PATCH_PX)] = 512,
     ) -> Response:
-        return await picture(request, "patch", await _place(site, slide_id), x, y, side, px)
+        return await picture(request, "patch", await find_place(site, slide_id), x, y, side, px)
 
     @app.get("/api/slides/{slide_id}/associated/{name}.jpg")
     async def associated(request: Request, slide_id: str, name: str) -> Response:
         if not site.show_label:
-            raise Refused(Fault(404, "There is nothing here", ""))
-        return await picture(request, "associated", await _place(site, slide_id), name)
+            raise Refused(404, "There is nothing here", "")
+        return await picture(request, "associated", await find_place(site, slide_id), name)
 
 
 def _add_numbers(app: FastAPI, site: Site) -> None:
@@ -231,34 +206,34 @@ def _add_numbers(app: FastAPI, site: Site) -> None:
 
     @app.get("/api/slides/{slide_id}/grid")
     async def grid(slide_id: str) -> Response:
-        return plain(await _ask(site, "grid", await _place(site, slide_id)))
+        return plain(await ask(site, "grid", await find_place(site, slide_id)))
 
     @app.get("/api/slides/{slide_id}/tissue")
     async def tissue(slide_id: str) -> Response:
-        return plain(await _ask(site, "tissue", await _place(site, slide_id)), "application/geo+json")
+        return plain(await ask(site, "tissue", await find_place(site, slide_id)), "application/geo+json")
 
     @app.get("/api/slides/{slide_id}/scores/{model}")
     async def scores(slide_id: str, model: str, score: Text = "prediction") -> Response:
-        await _place(site, slide_id)
+        await find_place(site, slide_id)
         files = await asyncio.to_thread(site.catalogue.score_files, slide_id, model, score)
         if files is None:
-            raise Refused(Fault(404, "No such scores", "draw them with `wsi heatmap`"))
-        return plain(await _ask(site, "scores", *files))
+            raise Refused(404, "No such scores", "draw them with `wsi heatmap`")
+        return plain(await ask(site, "scores", *files))
 
     @app.get("/api/slides/{slide_id}/annotations")
     async def annotations(slide_id: str) -> Response:
-        await _place(site, slide_id)
-        path = (site.annotations or {}).get(slide_id)
+        await find_place(site, slide_id)
+        path = site.annotations.get(slide_id)
         if path is None:
-            raise Refused(Fault(404, "No annotations of this slide", "give them with --annotations FOLDER"))
-        return plain(await _ask(site, "annotations", path), "application/geo+json")
+            raise Refused(404, "No annotations of this slide", "give them with --annotations FOLDER")
+        return plain(await ask(site, "annotations", path), "application/geo+json")
 
 
 def _add_files(app: FastAPI, site: Site) -> None:
     async def file(name: str) -> Response:
         path = site.static.get(name)
         if path is None:
-            raise Refused(Fault(404, "There is nothing here", ""))
+            raise Refused(404, "There is nothing here", "")
         kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
         lasting = "no-cache" if name == "index.html" else "private, max-age=31536000, immutable"
         content = await asyncio.to_thread(path.read_bytes)
@@ -271,18 +246,3 @@ def _add_files(app: FastAPI, site: Site) -> None:
     @app.get("/{name:path}")
     async def other(name: str) -> Response:
         return await file(name)
-
-
-async def _place(site: Site, slide_id: str) -> Place:
-    """The slide of that id: a look-up, whatever the text is."""
-    place = await asyncio.to_thread(site.catalogue.place, slide_id)
-    if place is None:
-        raise Refused(Fault(404, "No such slide", "go back to the worklist"))
-    return place
-
-
-async def _ask(site: Site, *words: Any) -> Any:
-    said = await site.readers.ask(*words)
-    if isinstance(said, Fault):
-        raise Refused(said)
-    return said

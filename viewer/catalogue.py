@@ -4,10 +4,11 @@ A run that is at work is followed: `look` reads what is new, at most every other
 """
 
 import json
+import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from jobs.follow import Follower
 from jobs.manifest import SlideRecord
 from jobs.receipts import DONE, EMPTY, FAILED, SKIPPED
 
+from .fault import without_paths
 from .place import Place
 from .said import read_said
 
@@ -41,7 +43,6 @@ class Snapshot:
     models: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     version: int = 0
-    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -73,7 +74,7 @@ class Catalogue:
         self._follower = None if folder is None else Follower(folder.root)
         self._tables: dict[str, _Table] = {}
         self._stores: dict[str, tuple[int, dict[str, Any]]] = {}
-        self._looked = -EVERY_S
+        self._looked, self._stamp = -EVERY_S, ()
         self._lock = threading.Lock()
         self._now = Snapshot({})
 
@@ -93,7 +94,7 @@ class Catalogue:
 
     def place(self, slide_id: str) -> Place | None:
         """Where a slide lies; None for one that is not among those shown."""
-        if slide_id not in self.look().cards:
+        if slide_id not in (self._now if self._now.version else self.look()).cards:
             return None
         record = self.records.get(slide_id)
         path = None if record is None else record.path
@@ -135,13 +136,16 @@ class Catalogue:
             known = self._stores.get(slide_id)
             if known is None or known[0] != changed:
                 attrs = json.loads(path.read_bytes())["attributes"]
-                known = self._stores[slide_id] = (
-                    changed,
-                    {key: attrs[key] for key in ("spec", "identity", "tissue_um2")},
-                )
+                attrs = {key: attrs[key] for key in ("spec", "identity", "tissue_um2", "slide")}
+                known = self._stores[slide_id] = changed, attrs
         except (OSError, ValueError, KeyError):
             return None
         return known[1]
+
+    def size(self, slide_id: str) -> tuple[int, int] | None:
+        """(width, height) of a slide in level-0 pixels, as the run found them; None where it has not tiled it."""
+        attrs = None if self.folder is None else self._attrs(slide_id)
+        return None if attrs is None else (attrs["slide"]["width"], attrs["slide"]["height"])
 
     def tissue_um2(self, slide_id: str) -> float | None:
         attrs = None if self.folder is None else self._attrs(slide_id)
@@ -151,10 +155,12 @@ class Catalogue:
         folder, follower = self.folder, self._follower
         if folder is None or follower is None:
             cards = {slide_id: _card(slide_id) for slide_id in sorted(self.records)}
-            self._now = Snapshot(cards, version=1, counts=_counts(cards))
+            self._now = Snapshot(cards, version=1)
+            return
+        changed, stamp = self._read_tables(folder), _stamp(folder)
+        if not changed and stamp == self._stamp:
             return
         follower.look()
-        changed = self._read_tables(folder)
         receipts = _newest(follower)
         ids = set(receipts) | {slide_id for table in self._tables.values() for slide_id in table.said}
         for session in follower.sessions:
@@ -162,12 +168,11 @@ class Catalogue:
         if not ids:
             ids = _stored(folder) | set(self.records)
         cards = {slide_id: self._card(slide_id, receipts.get(slide_id, {})) for slide_id in sorted(ids)}
-        if not changed and cards == self._now.cards:
-            return
+        self._stamp = stamp
         classes = dict.fromkeys(name for table in self._tables.values() for name in _classes(table))
         classes |= dict.fromkeys(sorted({one.label for one in self.records.values() if one.label} - set(classes)))
         models = tuple(sorted(self._tables))
-        self._now = Snapshot(cards, models, tuple(classes), self._now.version + 1, _counts(cards))
+        self._now = Snapshot(cards, models, tuple(classes), self._now.version + 1)
 
     def _card(self, slide_id: str, receipts: Mapping[str, Any]) -> Card:
         said = {name: table.said[slide_id] for name, table in sorted(self._tables.items()) if slide_id in table.said}
@@ -181,7 +186,8 @@ class Catalogue:
         newest = max(receipts.values(), key=lambda line: line.ended, default=None)
         problem = None
         if newest is not None and newest.status == FAILED:
-            status, problem = "failed", f"{newest.problem}; {newest.remedy}" if newest.remedy else newest.problem
+            words = f"{newest.problem}; {newest.remedy}" if newest.remedy else newest.problem
+            status, problem = "failed", without_paths(words)
         elif said:
             status = next(iter(facts.values()))["status"]
         else:
@@ -237,17 +243,26 @@ class Catalogue:
                 said = read_said(path / name, self._urgent)
                 if said is not None:
                     table.said[name.removesuffix(".json")] = said
-        table.files = files
+        is_new, table.files = files != table.files, files
         recent = time.time_ns() - stamp < 2 * EVERY_S * 1e9  # more may come within the clock's tick
         table.changed = -1 if recent else stamp
-        return True
+        return is_new
 
 
 def _json_files(path: Path) -> list[Any]:
-    import os
-
     with os.scandir(path) as entries:
         return [entry for entry in entries if entry.name.endswith(".json") and not entry.name.startswith(".")]
+
+
+def _stamp(folder: RunFolder) -> tuple[Any, ...]:
+    """Of the files of receipts and sessions: another when something was written there."""
+    found = []
+    for place in (folder.root / "receipts", folder.root / "sessions"):
+        for name in sorted(os.listdir(place)) if place.is_dir() else ():
+            with suppress(FileNotFoundError):
+                facts = os.stat(place / name)
+                found.append((name, facts.st_size, facts.st_mtime_ns))
+    return (*found, len(_stored(folder)))
 
 
 def _newest(follower: Follower) -> dict[str, dict[str, Any]]:
@@ -269,12 +284,6 @@ def _stored(folder: RunFolder) -> set[str]:
 
 def _classes(table: _Table) -> list[str]:
     return list(dict.fromkeys(name for said in list(table.said.values())[:1] for name in said["_classes"]))
-
-
-def _counts(cards: Mapping[str, Card]) -> dict[str, dict[str, int]]:
-    predicted = Counter(next(iter(card["said"].values()))["predicted"] for card in cards.values() if card["said"])
-    predicted.pop(None, None)
-    return {"status": dict(Counter(card["status"] for card in cards.values())), "predicted": dict(predicted)}
 
 
 def _card(slide_id: str) -> Card:

@@ -15,6 +15,7 @@ from urllib.parse import parse_qs
 
 MAX_BODY = 1 << 20  # bytes: a region of 10,000 corners
 BODY_S = 20.0  # for a body to arrive
+TOO_LARGE = "slidestream.too_large"  # in a request's scope, where its body was more than that
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; font-src 'self'; "
     "connect-src 'self'; worker-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
@@ -163,7 +164,8 @@ class Guard:
                 return {"type": "http.disconnect"}
             taken += len(message.get("body", b""))
             whole = not message.get("more_body", False)
-            return {"type": "http.disconnect"} if taken > MAX_BODY else message
+            scope[TOO_LARGE] = taken > MAX_BODY
+            return {"type": "http.disconnect"} if scope[TOO_LARGE] else message
 
         return take
 

@@ -8,9 +8,9 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -21,10 +21,11 @@ from jobs.executors import start_worker
 from jobs.last_words import explain_death
 from jobs.workers import limit_memory, spared
 
-from .reading import Fault, answer
+from .fault import Fault, without_paths
 
 START_S, DEADLINE_S, LONG_S = 60.0, 10.0, 60.0  # to load modules; for a picture; for numbers of a million tiles
 MOST_WAITING = 512
+ANSWER = "viewer.reading:answer"
 _LONG = ("scores", "grid", "annotations")
 _context = get_context("spawn")
 _log = logging.getLogger(__name__)
@@ -48,10 +49,10 @@ class Limits:
 class Readers:
     """`count` processes, each with a thread that hands it one question at a time.
 
-    notes  a folder for what they write to stderr; work: what they answer with
+    notes  a folder for what they write to stderr; work: "module:function" that they answer with
     """
 
-    def __init__(self, count: int, notes: Path, limits: Limits | None = None, work: Callable[..., Any] = answer):
+    def __init__(self, count: int, notes: Path, limits: Limits | None = None, work: str = ANSWER):
         self._notes, self._limits, self._work = notes, limits or Limits(), work
         self._questions: queue.Queue[_Question | None] = queue.Queue()
         self._asked: dict[tuple[Any, ...], asyncio.Future[Any]] = {}
@@ -132,7 +133,8 @@ class Readers:
             reader.end()
             if not self._closed:
                 _log.warning("a reader ended at a %s: %s\n%s", words[0], death.problem, death.trace)
-            return Fault(502, "The slide's reader ended", f"{death.problem}; {death.remedy}"), False
+            said = without_paths(f"{death.problem}; {death.remedy}")
+            return Fault(502, "The slide's reader ended", said), False
         reader.dump()
         if not self._closed:
             _log.warning("a reader hung at a %s\n%s", words[0], reader.said())
@@ -180,7 +182,7 @@ def _tell(reply: "asyncio.Future[Any]", said: Any) -> None:
         reply.set_result(said)
 
 
-def _serve(pipe: Connection, parent: int, notes: Path, memory_mib: int, work: Callable[..., Any]) -> None:
+def _serve(pipe: Connection, parent: int, notes: Path, memory_mib: int, work: str) -> None:
     """A reader's life: one question after the other, until the server closes the pipe."""
     start_worker(parent)
     with suppress(OSError), notes.open("wb") as file:
@@ -188,6 +190,8 @@ def _serve(pipe: Connection, parent: int, notes: Path, memory_mib: int, work: Ca
     faulthandler.enable()
     if hasattr(faulthandler, "register"):
         faulthandler.register(signal.SIGUSR1, all_threads=True)
+    module, _, name = work.partition(":")
+    answer = getattr(import_module(module), name)  # here, as the server itself needs none of what it loads
     limit_memory(memory_mib)
     pipe.send(True)
     while True:
@@ -195,4 +199,4 @@ def _serve(pipe: Connection, parent: int, notes: Path, memory_mib: int, work: Ca
             words = pipe.recv()
         except EOFError:
             return
-        pipe.send(work(*words))
+        pipe.send(answer(*words))

@@ -13,23 +13,15 @@ from tiling.patches import PatchStore, open_patches
 from tiling.thumbnail import Thumbnail, read_thumbnail
 from wsi import open_slide, slide_identity
 from wsi.channels import Channels
-from wsi.errors import EngineError, StoreError
+from wsi.errors import EngineError, SlideError, StoreError
 from wsi.slide import Slide
 
 from . import pixels
+from .fault import Fault, without_paths
 from .pack import pack_grid, pack_heatmap
 from .place import Place
 
 OPEN_SLIDES, OPEN_STORES = 8, 16  # that a process keeps open
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """Why there is no answer: a sentence for the person at the browser, without places on this machine."""
-
-    status: int
-    title: str
-    detail: str
 
 
 @dataclass
@@ -50,7 +42,7 @@ def answer(kind: str, *arguments: Any) -> Any:
         return _KINDS[kind](*arguments)
     except EngineError as error:
         _forget(arguments)
-        return Fault(422, "This cannot be shown", f"{error.problem}; {error.args[2]}")
+        return Fault(422, "This cannot be shown", without_paths(f"{error.problem}; {error.args[2]}"))
     except (OSError, MemoryError) as error:
         _forget(arguments)
         words = error.strerror if isinstance(error, OSError) and error.strerror else "not enough memory"
@@ -58,7 +50,7 @@ def answer(kind: str, *arguments: Any) -> Any:
 
 
 def _tile(place: Place, level: int, x: int, y: int) -> bytes | Fault:
-    slide = _slide(place)
+    slide = _readable(place)
     if slide is None:
         store = _store(place)
         base = store.attrs["slide"]
@@ -77,7 +69,7 @@ def _no_tile() -> Fault:
 
 
 def _patch(place: Place, x: int, y: int, side: int, px: int) -> bytes:
-    slide = _slide(place)
+    slide = _readable(place)
     if slide is not None:
         return pixels.encode(pixels.draw_patch(slide, x, y, side, px))
     region, factor = pixels.patch_region(x, y, side, px)
@@ -89,7 +81,7 @@ def _thumbnail_jpeg(place: Place, width: int) -> bytes:
     if place.store is not None and (place.store / "zarr.json").is_file():
         thumbnail = _store(place).thumbnail
     else:
-        thumbnail = _thumbnail(place, _slide(place))
+        thumbnail = _thumbnail(place, _readable(place))
     picture = thumbnail.pixels
     if thumbnail.unread.any():
         picture = picture.copy()
@@ -112,19 +104,21 @@ def _facts(place: Place) -> dict[str, Any]:
 
 def _problem(place: Place) -> str | None:
     """Why the slide's file cannot be shown. Raises EngineError where the run has no picture of it either."""
+    problem = None
     if place.path is None:
         problem = "it is not known where the slide's file lies; start the viewer with --slides FOLDER"
+    elif isinstance(place.path, Path) and not place.path.exists():
+        problem = "the slide's file is not where it was; start the viewer with --slides FOLDER"
     else:
         try:
             _slide(place)
             return None
-        except (EngineError, OSError) as error:
-            problem = error.problem if isinstance(error, EngineError) else str(error.strerror)
-            if place.store is None:
+        except EngineError as error:
+            if place.store is None or not place.store.exists():
                 raise
-            if isinstance(place.path, Path) and not place.path.exists():
-                problem = "the slide's file is not where it was; start the viewer with --slides FOLDER"
-    _store(place)
+            problem = without_paths(error.problem)
+    if place.store is None or not place.store.exists():
+        raise SlideError("the slide", problem.partition(";")[0], "start the viewer with --slides FOLDER")
     return problem
 
 
@@ -181,9 +175,7 @@ def _slide(place: Place) -> Slide | None:
     if found is not None:
         _kept.slides.move_to_end(place)
         return found
-    if place.path is None:
-        return None
-    if place.store is not None and isinstance(place.path, Path) and not place.path.exists():
+    if place.path is None or (place.store is not None and isinstance(place.path, Path) and not place.path.exists()):
         return None
     if place.identity is not None and slide_identity(place.path) != place.identity:
         raise StoreError("the slide's file", "it is another than the one that the run read", "run `wsi run` again")
@@ -193,6 +185,16 @@ def _slide(place: Place) -> Slide | None:
     while len(_kept.slides) > OPEN_SLIDES:
         _kept.slides.popitem(last=False)[1].close()
     return slide
+
+
+def _readable(place: Place) -> Slide | None:
+    """The open slide; None where it cannot be opened, and the run has a picture of it."""
+    try:
+        return _slide(place)
+    except EngineError:
+        if place.store is None or not place.store.exists():
+            raise
+        return None
 
 
 def _store(place: Place) -> PatchStore:

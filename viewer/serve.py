@@ -59,8 +59,11 @@ def view(spec: ViewSpec, ready: Callable[[str], None]) -> None:
     """
     import uvicorn
 
-    from .app import Site, make_app
+    from .app import make_app
+    from .connection import PatientConnection
     from .readers import Readers
+    from .review import open_review
+    from .site import Site
 
     check_address(spec)
     static = built_pages()
@@ -80,6 +83,7 @@ def view(spec: ViewSpec, ready: Callable[[str], None]) -> None:
                 spec.show_label,
                 spec.reviewer,
                 annotations,
+                open_review(catalogue),
             )
             config = uvicorn.Config(
                 make_app(site, door),
@@ -88,7 +92,7 @@ def view(spec: ViewSpec, ready: Callable[[str], None]) -> None:
                 server_header=False,
                 lifespan="off",
                 ws="none",
-                http="h11",
+                http=PatientConnection,
                 limit_concurrency=256,
                 timeout_keep_alive=20,
                 timeout_graceful_shutdown=1,

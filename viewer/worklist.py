@@ -41,7 +41,10 @@ def page(now: Snapshot, reviews: Mapping[str, Mapping[str, Any]], query: Query) 
     slides = [{**card, "review": reviews.get(card["id"], NO_REVIEW)} for card in chosen]
     reviewed = Counter(review["status"] for slide_id, review in reviews.items() if slide_id in now.cards)
     reviewed["open"] += len(now.cards) - reviewed.total()
-    counts = {**now.counts, "review": dict(reviewed)}
+    predicted = Counter(said["predicted"] for card in now.cards.values() if (said := said_by(card, query.model)))
+    predicted.pop(None, None)
+    status = Counter(card["status"] for card in now.cards.values())
+    counts = {"status": status, "review": reviewed, "predicted": predicted}
     return {"total": len(found), "offset": query.offset, "slides": slides, "counts": counts}
 
 

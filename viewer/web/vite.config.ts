@@ -9,5 +9,6 @@ export default defineConfig({
     assetsInlineLimit: 0, // the page's security policy allows no data: scripts or fonts
     modulePreload: { polyfill: false },
     target: "es2022",
+    license: { fileName: "licenses.txt" }, // of the libraries that are bundled, with their text
   },
 });

@@ -15,14 +15,15 @@ export interface Frame {
 }
 
 export function header(session: Session): Frame {
-  document.title = `${session.title} – slidestream`;
+  document.title = session.title;
+  const name = session.title.replace(/ · slidestream$/, ""); // the brand stands beside it
   const tabs = navigation(session);
   const bar = h(
     "header",
     { class: "header" },
     h("a", { class: "skip", href: "#page", onclick: skip }, "Skip to the page"),
     h("span", { class: "brand" }, icon("slide", "1.4em"), h("span", {}, "slidestream")),
-    h("span", { class: "run-name ellipsis", title: session.title }, session.title),
+    h("span", { class: "run-name ellipsis", title: name }, name),
     tabs.element,
     h("span", { class: "grow" }),
     h("span", { class: "badge warn not-diagnostic" }, "Research use – not for diagnosis"),
@@ -46,21 +47,20 @@ function navigation(session: Session): { element: HTMLElement; moved(route: Rout
   if (session.kind === "slide") return { element: h("nav", {}), moved: () => undefined };
   const links: Record<string, HTMLAnchorElement> = { worklist: h("a", { href: "#/worklist" }, icon("list"), "Worklist") };
   if (session.review) links.queue = h("a", { href: "#/queue" }, icon("queue"), "Review queue");
-  let last = "";
   const moved = (route: Route) => {
     for (const [name, link] of Object.entries(links)) {
       if (name === route.name) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     }
-    if (last === "worklist" && route.name !== "worklist") links.worklist!.href = worklistAddress ?? "#/worklist";
-    last = route.name;
+    // From another page back to the filters as they were left; on the worklist itself, to all slides.
+    links.worklist!.href = route.name === "worklist" ? "#/worklist" : worklistAddress;
   };
   return { element: h("nav", { class: "tabs", "aria-label": "Pages" }, ...Object.values(links)), moved };
 }
 
-let worklistAddress: string | null = null;
+let worklistAddress = "#/worklist";
 
-/** The worklist's filters as they were left, to which its tab goes back. */
+/** The worklist's address with its filters, to which its tab goes back. */
 export function rememberWorklist(hash: string): void {
   worklistAddress = hash;
 }

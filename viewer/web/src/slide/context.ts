@@ -13,6 +13,8 @@ export interface SlideContext {
   jump(x: number, y: number, width: number, height: number): void;
   /** Say something in the page's status line, which screen readers read out. */
   announce(text: string, kind?: "info" | "error"): void;
+  /** Asked before a click (level-0 pixels) opens its patch: true where the click is for a region, or for drawing. */
+  claimClicks(claims: (x: number, y: number) => boolean): void;
 }
 
 export interface Mounted {
