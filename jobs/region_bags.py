@@ -18,6 +18,7 @@ from .bags import slide_bag
 from .config import RunSpec
 from .folder import RunFolder
 from .manifest import SlideRecord
+from .slide_sizes import slide_sizes
 
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
@@ -102,7 +103,7 @@ def _of_slide(
         problem = f"slide {record.slide_id} has regions, but no embeddings"
         raise StoreError(folder.root / "embeddings", problem, "run `wsi embed` on it first, or remove its file")
     whole = slide_bag(record, names, folder)
-    size = _size(record, folder)
+    size = slide_sizes(folder, [record.slide_id])[record.slide_id]
     for number, one in enumerate(found, start=1):
         label = _class_of(one, classes)
         if one.geometry.area == 0 or label is None:
@@ -130,16 +131,6 @@ def _file_of(place: Path, slide_id: str) -> Path | None:
 
 def _has_file(place: Path, slide_id: str) -> bool:
     return any((place / f"{slide_id}{suffix}").is_file() for suffix in SUFFIXES)
-
-
-def _size(record: SlideRecord, folder: RunFolder) -> tuple[int, int] | None:
-    """(width, height) of the slide in level-0 pixels, as its tiles know it."""
-    from tiling.patches import open_patches
-
-    if not folder.tiles(record.slide_id).exists():
-        return None
-    slide = open_patches(folder.tiles(record.slide_id)).attrs.get("slide", {})
-    return (slide["width"], slide["height"]) if {"width", "height"} <= set(slide) else None
 
 
 def _truth(record: SlideRecord, target: str) -> str | None:
