@@ -175,9 +175,9 @@ def told(scores: Mapping[str, float], by: str) -> str:
         return "drawn at random"
     words = []
     if by in ("mixed", "uncertainty"):
-        words.append(f"the model is unsure of it ({scores['uncertainty']:.0%} of the most it could be)")
+        words.append(f"the model is undecided (entropy {scores['uncertainty']:.2f} of 1)")
     if by in ("mixed", "disagreement") and not np.isnan(scores["disagreement"]):
-        words.append(f"its networks disagree ({scores['disagreement']:.0%})")
+        words.append(f"its networks disagree ({scores['disagreement']:.2f} of 1)")
     if by in ("mixed", "diversity"):
         words.append("unlike the other choices")
     return ", ".join(words)

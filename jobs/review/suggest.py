@@ -173,7 +173,7 @@ def _suggestion(slide: _Slide, row: int, model: "TrainedModel", spec: ChoiceSpec
     corners = slide.bag.xy[tiles]
     squares = shapely.box(*corners.T, *(corners + slide.bag.span_px).T)
     # tiles that touch at a corner only would make a shape of parts, which nobody can drag as one
-    whole = shapely.union_all(squares)
+    whole = shapely.union_all(squares).simplify(0)  # without points on straight edges
     mine = next(part for part in shapely.get_parts(whole) if part.intersects(squares[0].centroid))
     scores = {"uncertainty": float(entropy(slide.mean)[row]), "disagreement": float(disagreement(slide.outputs)[row])}
     x, y = slide.bag.xy[row].tolist()
