@@ -29,6 +29,7 @@ class Candidates:
     slide         int (n,), patient int (n,): whose it is
     place         int (n, 2), its column and row in tiles
     reviewed      float (m, d), features of places that people have spoken of: no others like these are needed
+    outputs       float (n, C), what networks say on the mean; None where no class is to be preferred
     """
 
     features: NDArray[np.floating]
@@ -38,6 +39,7 @@ class Candidates:
     patient: NDArray[np.integer]
     place: NDArray[np.integer]
     reviewed: NDArray[np.floating]
+    outputs: NDArray[np.floating] | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -96,10 +98,12 @@ def choose(tiles: Candidates, spec: ChoiceSpec) -> NDArray[np.int64]:
     weights = _weights(tiles, spec)
     far = _Distances(tiles) if spec.by in ("mixed", "diversity") else None
     left, chosen = np.isfinite(weights), list[int]()
+    turns = _turns(tiles, spec)
     slides = len(np.unique(tiles.slide[left]))
     cap = spec.per_slide or max(2, -(-3 * spec.count // max(slides, 1)))
     while len(chosen) < spec.count and left.any():
-        value = np.where(left, weights if far is None else weights * far.nearest, -np.inf)
+        mine = weights * turns[len(chosen) % len(turns)]
+        value = np.where(left, mine if far is None else mine * far.nearest, -np.inf)
         best = int(value.argmax())
         chosen.append(best)
         same = tiles.slide == tiles.slide[best]
@@ -110,6 +114,14 @@ def choose(tiles: Candidates, spec: ChoiceSpec) -> NDArray[np.int64]:
         if far is not None:
             far.add(tiles.features[best : best + 1])
     return np.array(chosen, np.int64)
+
+
+def _turns(tiles: Candidates, spec: ChoiceSpec) -> NDArray[np.float64]:
+    """What a tile counts in the turn of each class, (C, n): its rank by the output for that class."""
+    if spec.by != "mixed" or tiles.outputs is None:
+        return np.ones((1, len(tiles)))
+    order = range(tiles.outputs.shape[1] - 1, -1, -1)  # the positive class first: it is the last
+    return np.stack([_ranks(tiles.outputs[:, place]) ** 4 for place in order])
 
 
 def _weights(tiles: Candidates, spec: ChoiceSpec) -> NDArray[np.float64]:

@@ -22,9 +22,9 @@ from mil.spec import TrainSpec
 DIM, SIDE, SPAN_PX = 12, 10, 256
 CONTRACT = {"backbone": "planted", "hash": "0123456789abcdef", "dim": DIM}
 SPEC = TrainSpec(
-    hidden=16, attention=8, folds=3, epochs=15, learning_rate=5e-3, batch=4, accumulate=1, calibrate="none"
+    hidden=16, attention=8, folds=3, epochs=15, learning_rate=5e-3, accumulate=1, calibrate="none"
 )
-LABELLED, POOL, TESTED = 6, 10, 12  # patients, half of them with tumour
+LABELLED, POOL, TESTED = 8, 10, 10  # patients, half of them with tumour
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,19 +41,18 @@ class Planted:
 
 
 def plant(root: Path, seed: int) -> Planted:
-    """Tumour lies as one nest in its slides. A tissue that is none, but lies beside tumour in the slides that have a
-    label, looks like what was learnt until somebody says that it is not; elsewhere it lies in slides of both kinds."""
+    """Tumour lies as one nest of nine tiles in its slides, and differs little from other tissue: a few slide labels
+    say only roughly which tiles are meant."""
     rng = np.random.default_rng(seed)
     folder, records, truth = RunFolder(root), [], {}
-    directions = np.array([[4.0], [2.5]]) * np.linalg.qr(rng.normal(size=(DIM, 2)))[0].T
+    direction = rng.normal(size=DIM)
+    direction *= 3.5 / np.linalg.norm(direction)
     place = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), axis=-1).reshape(-1, 2)
     for number in range(LABELLED + POOL + TESTED):
         positive = number % 2 == 1
-        mimic = positive if number < LABELLED else number % 4 < 2
         features = rng.normal(size=(SIDE * SIDE, DIM)) + 0.3 * rng.normal(size=DIM)
-        nests = [np.abs(place - rng.integers(1, SIDE - 1, 2)).max(axis=1) <= 1 for _ in range(2)]
-        tumour, other = nests[0] & positive, nests[1] & ~(nests[0] & positive) & mimic
-        features += tumour[:, None] * directions[0] + other[:, None] * directions[1]
+        tumour = (np.abs(place - rng.integers(1, SIDE - 1, 2)).max(axis=1) <= 1) & positive
+        features += tumour[:, None] * direction
         name = f"slide-{number:02d}"
         with write_embeddings(folder.embeddings("planted-01234567", name), len(place), (DIM,), "float32") as writer:
             writer.write(features.astype(np.float32)[:, None], np.ones(len(place), bool))

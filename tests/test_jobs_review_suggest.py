@@ -221,12 +221,13 @@ def test_the_commands_go_round(trained, records, tmp_path):
     truth = {record.slide_id: (read_truth(Path(record.path)).labels == 2).any() for record in records}
     for slide, tumour in truth.items():
         act(review, slide, "relabel", label=CLASSES[int(tumour)])
+        draw(review, slide, box(0, 0, 1024, 1024), CLASSES[int(tumour)])
     said = wsi("review", "export", run, "--out", tmp_path / "out", *source)
     assert "12 slides with a class" in said
     regions = tmp_path / "out" / "regions"
     learning = ("--folds", 2, "--epochs", 1, "--device", "cpu")
     said = wsi("train", tmp_path / "out" / "labels.csv", "-o", run, "-n", "next", "--regions", regions, *learning)
-    assert "4 drawn regions" in " ".join(said.split())
+    assert "16 drawn regions" in " ".join(said.split())
     tuned = ("--epochs", 1, "--device", "cpu", "--dry-run", "--run", run)
     for labels, more in (("slides", ()), ("regions", ("--regions", regions))):
         out = tmp_path / f"adapter-{labels}"

@@ -57,6 +57,12 @@ def test_each_of_several_kinds_of_tissue_is_chosen_before_any_twice(by):
     assert sorted(kind[choose(tiles, ChoiceSpec(5, by))].tolist()) == [1, 2, 3, 4, 5]  # the first kind was reviewed
 
 
+def test_of_a_class_that_few_tiles_have_every_second_choice_is_likely():
+    rare = np.where(np.arange(60) % 20 == 0, 0.4, 0.05)
+    chosen = choose(candidates(outputs=np.stack([1 - rare, rare], axis=1)), ChoiceSpec(6, "mixed", per_slide=9))
+    assert sorted(chosen[::2].tolist()) == [0, 20, 40]
+
+
 def test_of_a_slide_and_a_patient_no_more_are_chosen_than_asked():
     tiles = candidates(slides=4, patient=np.arange(60) % 4 // 3)  # three slides of one patient
     chosen = choose(tiles, ChoiceSpec(60, "uncertainty", per_slide=2))

@@ -158,6 +158,7 @@ def _candidates(slides: Sequence[_Slide]) -> tuple[Candidates, list[tuple[int, i
             np.repeat([patients[slide.patient] for slide in slides], counts),
             np.concatenate([slide.place[slide.rows] for slide in slides]),
             np.concatenate([slide.bag.features[slide.reviewed] for slide in slides]).astype(np.float32),
+            np.concatenate([slide.mean[slide.rows] for slide in slides]),
         ),
         owner,
     )
