@@ -11,7 +11,8 @@ export TORCH
 WEB = viewer/web
 PAGES = viewer/static/index.html
 PAGE_SOURCES = $(shell find $(WEB)/src $(WEB)/public -type f) \
-	$(addprefix $(WEB)/, index.html package-lock.json package.json tsconfig.json vite.config.ts)
+	$(addprefix $(WEB)/, index.html package-lock.json package.json tsconfig.json vite.config.ts \
+		vite-annotorious.ts licences.mjs)
 
 demo: .venv/installed
 	.venv/bin/wsi demo --out demo

@@ -126,6 +126,16 @@ def words(value: list[str]) -> list[str]:
     return [word.strip() for text in value for word in text.split(",")]
 
 
+def numbers(value: list[str]) -> list[float]:
+    """Numbers given one by one or divided by commas, lowest first."""
+    from wsi.errors import SpecError
+
+    try:
+        return sorted(float(word) for word in words(value))
+    except ValueError:
+        raise SpecError(", ".join(value), "is not a list of numbers", "give such as 0.5 or 0.3,0.6") from None
+
+
 _T, _L, _C = TILING, LOOKING, COMPUTING
 TILE = {
     "tile_px": Setting(

@@ -16,6 +16,7 @@ from .options import (
     SlideMpp,
     Source,
     at,
+    numbers,
     option,
     read_records,
     with_settings,
@@ -42,13 +43,38 @@ HEATMAP = {
         Annotated[
             list[str] | None,
             option(
-                "What to write, by default geojson,png; of geojson, png, ome-tiff, ome-zarr",
+                "What to write, by default geojson,png; of geojson, regions, contours, png, ome-tiff, ome-zarr",
                 "--format",
                 "-f",
                 takes="NAMES",
             ),
         ],
         at("heatmap.formats", words),
+    ),
+    "class_name": Setting(
+        Annotated[
+            str | None,
+            option("Whose output to draw; by default the positive or the predicted class", "--class", takes="NAME"),
+        ],
+        at("heatmap.class_name"),
+    ),
+    "min_score": Setting(
+        Annotated[float | None, option("geojson: only tiles of at least this score", takes="X")],
+        at("heatmap.min_score"),
+    ),
+    "top_k": Setting(
+        Annotated[int | None, option("geojson: only so many tiles, of the highest score", "--top", takes="N")],
+        at("heatmap.top_k"),
+    ),
+    "levels": Setting(
+        Annotated[
+            list[str] | None, option("Scores from which on regions and contours are outlined", "--level", takes="X")
+        ],
+        at("heatmap.levels", numbers),
+    ),
+    "min_area": Setting(
+        Annotated[float | None, option("Leave out smaller outlines, in µm²", "--min-area", takes="AREA")],
+        at("heatmap.min_area_um2"),
     ),
     "display": Setting(
         Annotated[

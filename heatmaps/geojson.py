@@ -18,8 +18,10 @@ QuPath's contract was read in its source (qupath-core, `qupath.lib.io`: GsonTool
 import gzip
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
@@ -38,47 +40,161 @@ NO_DATA_CLASS = "no data"
 SUFFIXES = (".geojson.gz", ".geojson", ".json.gz", ".json")
 _CHUNK = 8192  # features per write: about 3 MB of text
 GZIP_LEVEL = 4  # 2 % larger than level 6 in half the time
+# QuPath parses a file into one tree of objects, some kB of Java's heap each: so many fit into a gigabyte or so of it
+MAX_OBJECTS = 250_000
+_PACKED_BYTES, _PACKED_NUMBER = 18, 7  # of a tile, and of a measurement, packed; measured
+
+log = logging.getLogger(__name__)
 
 
-def write_geojson(heatmap: Heatmap, path: Path, *, min_score: float | None = None, bins: int = BINS) -> int:
+@dataclass(frozen=True, slots=True)
+class TileFilter:
+    """Which tiles a file holds; those without data are always in.
+
+    min_score, max_score  only tiles whose score lies between, both included
+    top_k                 of these only so many of the highest score; of equals, the first on the slide
+    """
+
+    min_score: float | None = None
+    max_score: float | None = None
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_k is not None and self.top_k < 1:
+            raise SpecError("top_k", f"is {self.top_k}", "give 1 or more")
+
+    def chosen(self, heatmap: Heatmap) -> NDArray[np.intp]:
+        """Places in `heatmap.scores` of the tiles that pass, in their order."""
+        low = -np.inf if self.min_score is None else self.min_score
+        high = np.inf if self.max_score is None else self.max_score
+        kept = np.flatnonzero((heatmap.scores >= low) & (heatmap.scores <= high))
+        if self.top_k is not None and len(kept) > self.top_k:
+            kept = np.sort(kept[np.argsort(-heatmap.scores[kept], kind="stable")[: self.top_k]])
+        return kept
+
+
+@dataclass(frozen=True, slots=True)
+class GeoPlan:
+    """What `write_geojson` is about to write: objects, files, and bytes packed, to a fifth or so."""
+
+    objects: int
+    files: int
+    packed_bytes: int
+
+
+def plan_geojson(heatmap: Heatmap, tiles: TileFilter = TileFilter(), max_objects: int = MAX_OBJECTS) -> GeoPlan:
+    """Count what would be written. Raises SpecError for no objects a file."""
+    if max_objects < 1:
+        raise SpecError("max_objects", f"is {max_objects}", "give 1 or more")
+    kept = len(tiles.chosen(heatmap))
+    files = max(1, -(-kept // max_objects))
+    each = _PACKED_BYTES + _PACKED_NUMBER * (1 + len(heatmap.measurements))
+    return GeoPlan(kept + len(heatmap.failed_xy), files, each * kept + _PACKED_BYTES * len(heatmap.failed_xy))
+
+
+def write_geojson(
+    heatmap: Heatmap,
+    path: Path,
+    *,
+    tiles: TileFilter = TileFilter(),
+    display: tuple[float, float] | None = None,
+    bins: int = BINS,
+    max_objects: int = MAX_OBJECTS,
+) -> int:
     """Write the tiles of `heatmap` for QuPath; gzip when `path` ends in .gz. Equal input gives equal bytes.
 
-    min_score  leaves out tiles below it (a lighter file); tiles without data are always in
-    bins       equal steps of `heatmap.limits`, one class and colour each
+    tiles        which of them
+    display      what the colours are spread over, `heatmap.limits` by default; tiles beyond are of the classes at its
+                 ends, whose names say so
+    bins         equal steps of it, one class and colour each
+    max_objects  tiles in a file: of more, there are several, `<name>.part-01.geojson.gz` and so on, each of a band of
+                 the slide from its top on, and none of the name `path`
     Returns the number of features. Raises SpecError for a file name that QuPath would not read.
     """
     if not path.name.endswith(SUFFIXES):
         raise SpecError(path, "QuPath does not read a file of this name", f"end it in one of {', '.join(SUFFIXES)}")
     if bins < 1:
         raise SpecError("bins", f"is {bins}", "give 1 or more")
-    kept = np.flatnonzero(heatmap.scores >= (-np.inf if min_score is None else min_score))
-    with appear_file(path) as draft, _open_bytes(draft, packed=path.name.endswith(".gz")) as out:
-        out.write(_head(heatmap, bins))
-        first = True
-        for text in _texts(heatmap, kept, bins):
-            out.write(text.encode() if first else b",\n" + text.encode())
-            first = False
-        out.write(b"\n]}\n")
-    return len(kept) + len(heatmap.failed_xy)
+    plan, kept = plan_geojson(heatmap, tiles, max_objects), tiles.chosen(heatmap)
+    what = "%s: %d objects in %d files, about %.1f MB"
+    log.info(what, heatmap.slide_id, plan.objects, plan.files, plan.packed_bytes / 1e6)
+    if plan.files > 1:
+        kept = kept[np.lexsort(heatmap.xy[kept].T)]
+    scale = _Scale(heatmap, display or heatmap.limits, bins)
+    parts = [path] if plan.files == 1 else [part_of(path, number) for number in range(1, plan.files + 1)]
+    for number, (part, rows) in enumerate(zip(parts, np.array_split(kept, plan.files), strict=True), start=1):
+        with appear_file(part) as draft, open_bytes(draft, packed=path.name.endswith(".gz")) as out:
+            out.write(_head(heatmap, scale, (number, plan.files)))
+            first = True
+            for text in _texts(heatmap, rows, scale, with_failed=number == plan.files):
+                out.write(text.encode() if first else b",\n" + text.encode())
+                first = False
+            out.write(b"\n]}\n")
+    _remove_others(path, plan.files)
+    return plan.objects
 
 
-def class_names(heatmap: Heatmap, bins: int = BINS) -> list[str]:
-    """The class of each step of the score, lowest first: "tumor 0.0 to 0.1" …"""
+def part_of(path: Path, number: int) -> Path:
+    """The name of a part of the file `path`, from 1 on."""
+    end = next(end for end in SUFFIXES if path.name.endswith(end))
+    return path.with_name(f"{path.name.removesuffix(end)}.part-{number:02d}{end}")
+
+
+def _remove_others(path: Path, files: int) -> None:
+    """Files of an earlier heatmap that was cut otherwise; they would be imported beside these."""
+    if files > 1:
+        path.unlink(missing_ok=True)
+    number = files + 1 if files > 1 else 1
+    while (stale := part_of(path, number)).exists():
+        stale.unlink()
+        number += 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """Steps of the score: their classes and colours."""
+
+    heatmap: Heatmap
+    display: tuple[float, float]
+    bins: int
+
+    @property
+    def edges(self) -> NDArray[np.float32]:
+        """Between the steps; float32, so that a score that prints as 0.7 belongs to "0.7 to 0.8"."""
+        return np.linspace(*self.display, self.bins + 1).astype(np.float32)[1:-1]
+
+    @property
+    def classes(self) -> list[str]:
+        """Each step's classification as text."""
+        colours = colour_table(2 * self.bins + 1)[1::2].tolist()  # the colour at each step's middle
+        names = class_names(self.heatmap, self.bins, self.display)
+        return [_class_text(name, rgb) for name, rgb in zip(names, colours, strict=True)]
+
+
+def class_names(heatmap: Heatmap, bins: int = BINS, display: tuple[float, float] | None = None) -> list[str]:
+    """The class of each step of the score, lowest first: "tumor 0.0 to 0.1" … With a display range that ends before the
+    score's own does, the last is "tumor 0.8 and more", and the first so likewise."""
     # QuPath reads "a: b" as class b derived from a
     plain = " ".join(heatmap.class_name.replace(":", " ").split())
-    edges = _edge_texts(heatmap.limits, bins)
-    return [f"{plain} {low} to {high}" for low, high in pairwise(edges)]
+    low, high = display or heatmap.limits
+    edges = _edge_texts((low, high), bins)
+    names = [f"{plain} {start} to {end}" for start, end in pairwise(edges)]
+    open_below, open_above = low > heatmap.limits[0], high < heatmap.limits[1]
+    if bins == 1 and (open_below or open_above):
+        return [plain]
+    if open_below:
+        names[0] = f"{plain} up to {edges[1]}"
+    if open_above:
+        names[-1] = f"{plain} {edges[-2]} and more"
+    return names
 
 
-def _texts(heatmap: Heatmap, kept: NDArray[np.intp], bins: int) -> Iterator[str]:
+def _texts(heatmap: Heatmap, kept: NDArray[np.intp], scale: _Scale, with_failed: bool) -> Iterator[str]:
     """The features as text, some thousands at a time: memory does not grow with the number of tiles."""
-    colours = colour_table(2 * bins + 1)[1::2].tolist()  # the colour at each step's middle
-    classes = [_class_text(name, rgb) for name, rgb in zip(class_names(heatmap, bins), colours, strict=True)]
+    classes, edges = scale.classes, scale.edges
     columns = {heatmap.name: heatmap.scores, **heatmap.measurements}
     keys = ",".join(f"{_literal(name)}:%s" for name in columns)
     template = _template(heatmap, f'%s,"measurements":{{{keys}}}')
-    # float32 edges: a score that prints as 0.7 belongs to "0.7 to 0.8"
-    edges = np.linspace(*heatmap.limits, bins + 1).astype(np.float32)[1:-1]
     for start in range(0, len(kept), _CHUNK):
         rows = kept[start : start + _CHUNK]
         steps = np.searchsorted(edges, heatmap.scores[rows], side="right").tolist()
@@ -86,7 +202,7 @@ def _texts(heatmap: Heatmap, kept: NDArray[np.intp], bins: int) -> Iterator[str]
         yield _features(template, heatmap.xy[rows], heatmap.span_px, ([classes[step] for step in steps], *numbers))
 
     template = _template(heatmap, _class_text(NO_DATA_CLASS, NO_DATA).replace("%", "%%"))
-    for start in range(0, len(heatmap.failed_xy), _CHUNK):
+    for start in range(0, len(heatmap.failed_xy) if with_failed else 0, _CHUNK):
         yield _features(template, heatmap.failed_xy[start : start + _CHUNK], heatmap.span_px, ())
 
 
@@ -119,7 +235,7 @@ def _literal(name: str) -> str:
     return json.dumps(name, ensure_ascii=False).replace("%", "%%")
 
 
-def _head(heatmap: Heatmap, bins: int) -> bytes:
+def _head(heatmap: Heatmap, scale: _Scale, part: tuple[int, int]) -> bytes:
     """QuPath ignores members that it does not know; ours let `read_geojson` give back the same heatmap."""
     facts = {
         "schema": "heatmap/1",
@@ -129,7 +245,9 @@ def _head(heatmap: Heatmap, bins: int) -> bytes:
         "limits": list(heatmap.limits),
         "span_px": heatmap.span_px,
         "origin": heatmap.origin,
-        "bins": bins,
+        "bins": scale.bins,
+        "display": list(scale.display),
+        "part": list(part),
         "measurements": list(heatmap.measurements),
     }
     text = json.dumps(facts, ensure_ascii=False, allow_nan=False)
@@ -148,7 +266,7 @@ def _edge_texts(limits: tuple[float, float], bins: int) -> list[str]:
 
 
 @contextmanager
-def _open_bytes(path: Path, packed: bool) -> Iterator[BinaryIO | gzip.GzipFile]:
+def open_bytes(path: Path, packed: bool) -> Iterator[BinaryIO | gzip.GzipFile]:
     with path.open("wb") as raw:
         if not packed:
             yield raw

@@ -19,11 +19,11 @@ from wsi.errors import SpecError
 from wsi.publish import appear_file
 
 from .heatmap import Heatmap
-from .raster import Raster, paint_raster, tile_raster
+from .raster import Palette, Raster, palette, tile_raster
 
 KINDS = ("rgb", "scores")
 TILE_PX = 512
-CELL_PX = 16  # at least so many pixels a tile of the slide: its edges stay sharp, and a viewer need not enlarge much
+SPAN_PX, CELL_PX = 16, 8  # at least so many pixels a tile and a cell: edges stay sharp, and are not enlarged by much
 MAX_SIDE_PX = 1 << 15
 _SMALLEST_PX = 512
 
@@ -52,7 +52,8 @@ def write_ome_tiff(
     if min(slide_size) < 1 or not (math.isfinite(mpp) and mpp > 0):
         raise SpecError(path, f"a slide of {slide_size} px at {mpp} µm/px", "give its size and scale at level 0")
     shown, raster = display or heatmap.limits, tile_raster(heatmap)
-    sizes = _sizes(raster, slide_size)
+    colours = palette(raster, shown) if kind == "rgb" else None
+    sizes = _sizes(raster, heatmap.span_px, slide_size)
     options: dict[str, Any] = {"tile": (TILE_PX, TILE_PX), "compression": "deflate", "resolutionunit": "CENTIMETER"}
     options |= {"photometric": "rgb" if kind == "rgb" else "minisblack", "software": "slidestream"}
     options |= {"predictor": None if kind == "rgb" else 3, "compressionargs": {"level": 4}}
@@ -60,20 +61,22 @@ def write_ome_tiff(
         for number, (cols, rows) in enumerate(sizes):
             per_px = (mpp * slide_size[0] / cols, mpp * slide_size[1] / rows)
             file.write(
-                _tiles(raster, (cols, rows), slide_size, shown if kind == "rgb" else None),
+                _tiles(raster, colours, (cols, rows), slide_size),
                 shape=(rows, cols, 3) if kind == "rgb" else (rows, cols),
                 dtype=np.uint8 if kind == "rgb" else np.float32,
                 subifds=len(sizes) - 1 if number == 0 else None,
                 subfiletype=0 if number == 0 else 1,
                 resolution=(1e4 / per_px[0], 1e4 / per_px[1]),
-                metadata=_facts(heatmap, shown, per_px, kind) if number == 0 else None,
+                metadata={**_facts(heatmap, shown, per_px, kind), **_told(heatmap, shown, kind)}
+                if number == 0
+                else None,
                 **options,
             )
 
 
-def _sizes(raster: Raster, slide_size: tuple[int, int]) -> list[tuple[int, int]]:
+def _sizes(raster: Raster, span_px: int, slide_size: tuple[int, int]) -> list[tuple[int, int]]:
     """(cols, rows) of each level, finest first: halves, down to one pixel a cell or a small picture."""
-    step = 2 ** max(0, math.floor(math.log2(raster.cell_px / CELL_PX)))
+    step = 2 ** max(0, math.floor(math.log2(min(raster.cell_px / CELL_PX, span_px / SPAN_PX))))
     while max(slide_size) > step * MAX_SIDE_PX:
         step *= 2
     sizes = []
@@ -85,16 +88,14 @@ def _sizes(raster: Raster, slide_size: tuple[int, int]) -> list[tuple[int, int]]
 
 
 def _tiles(
-    raster: Raster, size: tuple[int, int], slide_size: tuple[int, int], display: tuple[float, float] | None
+    raster: Raster, colours: Palette | None, size: tuple[int, int], slide_size: tuple[int, int]
 ) -> Iterator[NDArray]:
-    """The stored tiles of one level in raster order; display None: scores rather than colours."""
+    """The stored tiles of one level in raster order; without colours: scores."""
     x, y = ((np.arange(side) + 0.5) * whole / side for side, whole in zip(size, slide_size, strict=True))
     for top in range(0, size[1], TILE_PX):
         for left in range(0, size[0], TILE_PX):
             across, down = x[left : left + TILE_PX], y[top : top + TILE_PX]
-            part: NDArray = (
-                raster.at(across, down)[0] if display is None else paint_raster(raster, across, down, display)
-            )
+            part: NDArray = raster.at(across, down)[0] if colours is None else colours.paint(across, down)
             missing = [(0, TILE_PX - part.shape[0]), (0, TILE_PX - part.shape[1]), (0, 0)][: part.ndim]
             yield np.ascontiguousarray(np.pad(part, missing, mode="edge"))
 
@@ -106,7 +107,6 @@ def _facts(heatmap: Heatmap, display: tuple[float, float], per_px: tuple[float, 
         "UUID": str(uuid5(NAMESPACE_URL, json.dumps(key))),  # tifffile's own holds the time and the machine's address
         "axes": "YXS" if kind == "rgb" else "YX",
         "Name": f"{heatmap.slide_id}: {heatmap.name}",
-        "Description": f"{heatmap.name} of {heatmap.n_tiles} tiles; colours from {display[0]:g} to {display[1]:g}",
         "PhysicalSizeX": per_px[0],
         "PhysicalSizeXUnit": "µm",
         "PhysicalSizeY": per_px[1],
@@ -122,3 +122,14 @@ def _facts(heatmap: Heatmap, display: tuple[float, float], per_px: tuple[float, 
             "origin": heatmap.origin or "unknown",
         },
     }
+
+
+def _told(heatmap: Heatmap, display: tuple[float, float], kind: str) -> dict[str, str]:
+    """The description that viewers show: what the pixels mean."""
+    lost = f"{len(heatmap.failed_xy):,} tiles without data"
+    shown = f"{display[0]:g} to {display[1]:g}"
+    if kind == "rgb":
+        meaning = f"colours over {shown}; white: no tile; grey stripes: {lost}"
+    else:
+        meaning = f"float32, NaN: no tile, or one of {lost}; display range {shown}"
+    return {"Description": f"{heatmap.name} of {heatmap.n_tiles:,} tiles; {meaning}"}

@@ -8,12 +8,15 @@ from numpy.typing import NDArray
 
 from wsi.publish import appear
 
+from .colour import NO_DATA
 from .heatmap import Heatmap
 from .raster import BACKGROUND, FAILED, SCORED, Raster, tile_raster
 
 _SMALLEST_PX = 256
 _CHUNK_PX = 1024
 STATES = {BACKGROUND: "no tile", SCORED: "scored", FAILED: "no data"}
+
+_STATE_RGBA = {BACKGROUND: (255, 255, 255, 0), SCORED: (47, 111, 196, 255), FAILED: (*NO_DATA, 255)}
 
 
 def write_ome_zarr(heatmap: Heatmap, path: Path, mpp: float, *, display: tuple[float, float] | None = None) -> None:
@@ -31,11 +34,11 @@ def write_ome_zarr(heatmap: Heatmap, path: Path, mpp: float, *, display: tuple[f
     with appear(path) as draft:
         group = zarr.open_group(draft, mode="w", zarr_format=3)
         image = _multiscales(group, [mean for mean, _ in levels], raster, mpp, np.nan)
-        facts = {"slide_id": heatmap.slide_id, "score": heatmap.name, "class": heatmap.class_name}
+        facts: dict[str, Any] = {"slide_id": heatmap.slide_id, "score": heatmap.name, "class": heatmap.class_name}
         facts |= {"span_px": heatmap.span_px, "origin": heatmap.origin, "limits": list(heatmap.limits)}
-        channel = {"label": heatmap.name, "active": True, "color": "DD4F2B"}
+        channel: dict[str, Any] = {"label": heatmap.name, "active": True, "color": "DD4F2B"}
         channel["window"] = {"min": heatmap.limits[0], "max": heatmap.limits[1], "start": low, "end": high}
-        omero = {"channels": [channel], "rdefs": {"model": "greyscale"}}
+        omero: dict[str, Any] = {"channels": [channel], "rdefs": {"model": "greyscale"}}
         name = f"{heatmap.slide_id}: {heatmap.name}"
         group.attrs.update(
             {"ome": {"version": "0.5", "multiscales": [{"name": name, **image}], "omero": omero}, "slidestream": facts}
@@ -43,9 +46,9 @@ def write_ome_zarr(heatmap: Heatmap, path: Path, mpp: float, *, display: tuple[f
         labels = group.create_group("labels", attributes={"ome": {"version": "0.5", "labels": ["state"]}})
         state = labels.create_group("state")
         shown = _multiscales(state, [state for _, state in levels], raster, mpp, 0)
-        colours = [{"label-value": value} for value in STATES]
+        colours = [{"label-value": value, "rgba": list(_STATE_RGBA[value])} for value in STATES]
         properties = [{"label-value": value, "meaning": meaning} for value, meaning in STATES.items()]
-        label = {"colors": colours, "properties": properties, "source": {"image": "../../"}}
+        label: dict[str, Any] = {"colors": colours, "properties": properties, "source": {"image": "../../"}}
         state.attrs.update({"ome": {"version": "0.5", "multiscales": [shown], "image-label": label}})
 
 

@@ -55,7 +55,8 @@ def tile_raster(heatmap: Heatmap) -> Raster:
     origin = places.min(axis=0)
     cell = int(np.gcd.reduce(np.append((places - origin).ravel(), heatmap.span_px)))
     cell = max(cell, math.ceil(heatmap.span_px / FINEST))
-    shape = tuple(int(-(-side // cell)) for side in (places.max(axis=0) + heatmap.span_px - origin)[::-1])
+    cols, rows = (int(-(-side // cell)) for side in (places.max(axis=0) + heatmap.span_px - origin))
+    shape = rows, cols
     total, weight = _laid(heatmap.xy - origin, heatmap.scores, heatmap.span_px, cell, shape)
     lost = _laid(heatmap.failed_xy - origin, np.zeros(len(heatmap.failed_xy)), heatmap.span_px, cell, shape)[1]
     half = 0.5 * cell * cell  # edges between cells are rounded, as those between pixels are
@@ -65,20 +66,40 @@ def tile_raster(heatmap: Heatmap) -> Raster:
     return Raster(mean, state, (int(origin[0]), int(origin[1])), cell)
 
 
-def paint_raster(
-    raster: Raster, x: NDArray[np.float64], y: NDArray[np.float64], display: tuple[float, float]
-) -> NDArray[np.uint8]:
-    """RGB (rows, cols, 3) at the places x and y: colours over `display`, stripes of grey for "no data", else white."""
-    mean, state = raster.at(x, y)
+@dataclass(frozen=True, slots=True, eq=False)
+class Palette:
+    """The colours of a raster's cells, framed by one cell of background: made once, looked up for every tile drawn.
+
+    rgb    uint8 (rows + 2, cols + 2, 3), white where there is no tile; the darker grey of the stripes for FAILED
+    state  uint8 (rows + 2, cols + 2)
+    """
+
+    raster: Raster
+    rgb: NDArray[np.uint8]
+    state: NDArray[np.uint8]
+
+    def paint(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """RGB (rows, cols, 3) at the places x and y in level-0 pixels; "no data" is striped."""
+        raster, limit = self.raster, self.state.shape
+        col, row = (
+            np.clip(np.floor((along - start) / raster.cell_px).astype(np.int64) + 1, 0, limit[1 - axis] - 1)
+            for axis, (along, start) in enumerate(zip((x, y), raster.origin, strict=True))
+        )
+        out = self.rgb.take(row, axis=0).take(col, axis=1)
+        failed = self.state.take(row, axis=0).take(col, axis=1) == FAILED
+        if failed.any():
+            pale = (np.arange(len(y))[:, None] + np.arange(len(x))) // _STRIPE_PX % 2 == 1
+            out[failed & pale] += 60
+        return out
+
+
+def palette(raster: Raster, display: tuple[float, float]) -> Palette:
+    """Colours of the cells over `display`; what lies beyond it has the colour of the nearer end."""
+    state = np.pad(raster.state, 1, constant_values=BACKGROUND)
     rgb = np.full((*state.shape, 3), 255, np.uint8)
-    scored = state == SCORED
-    rgb[scored] = colours_of(mean[scored], display, colour_table())
-    failed = state == FAILED
-    if failed.any():
-        step = np.arange(state.shape[0])[:, None] + np.arange(state.shape[1])
-        dark = step // _STRIPE_PX % 2 == 0
-        rgb[failed & dark], rgb[failed & ~dark] = NO_DATA, [value + 60 for value in NO_DATA]
-    return rgb
+    rgb[state == SCORED] = colours_of(raster.mean[raster.state == SCORED], display, colour_table())
+    rgb[state == FAILED] = NO_DATA
+    return Palette(raster, rgb, state)
 
 
 def _laid(

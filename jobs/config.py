@@ -21,7 +21,7 @@ from wsi.errors import SpecError
 from .executors import ExecSpec
 
 SCORES = ("prediction", "attention", "gradient", "occlusion")
-FORMATS = ("geojson", "png", "ome-tiff", "ome-zarr")
+FORMATS = ("geojson", "regions", "contours", "png", "ome-tiff", "ome-zarr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,9 @@ class HeatmapSpec:
     formats  files that are made, of FORMATS
     display  what colours are spread over. cohort: where the tiles of the model's training cohort lie, so that a colour
              means the same on every slide; definition: the whole range that the score can have; or "LOW,HIGH"
+    class_name  whose output is drawn; None for that of the positive class, or of more than two the predicted one
+    min_score, top_k, max_objects  of the format geojson: see heatmaps.geojson
+    levels, min_area_um2, tolerance_um  of the formats regions and contours: see heatmaps.contours.OutlineSpec
     """
 
     score: str = "prediction"
@@ -42,6 +45,13 @@ class HeatmapSpec:
     max_px: int = 1600
     formats: tuple[str, ...] = ("geojson", "png")
     display: str = "cohort"
+    class_name: str | None = None
+    min_score: float | None = None
+    top_k: int | None = None
+    max_objects: int = 250_000
+    levels: tuple[float, ...] = ()
+    min_area_um2: float = 0.0
+    tolerance_um: float | None = None
 
     def __post_init__(self) -> None:
         if self.score not in SCORES:

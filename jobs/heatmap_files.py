@@ -4,11 +4,14 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from heatmaps import Heatmap, OverlayStyle, draw_overlay, write_geojson
+from heatmaps.contours import OutlineSpec, write_outlines
+from heatmaps.geojson import TileFilter
 from heatmaps.ome_tiff import write_ome_tiff
 from heatmaps.ome_zarr import write_ome_zarr
 from heatmaps.scores import write_scores
@@ -66,7 +69,9 @@ def _scores(drawing: Drawing, path: Path) -> None:
 
 
 def _geojson(drawing: Drawing, path: Path) -> int:
-    return write_geojson(drawing.heatmap, path)
+    asked = drawing.spec
+    tiles = TileFilter(asked.min_score, top_k=asked.top_k)
+    return write_geojson(drawing.heatmap, path, tiles=tiles, display=drawing.display, max_objects=asked.max_objects)
 
 
 def _png(drawing: Drawing, path: Path) -> None:
@@ -83,10 +88,19 @@ def _ome_zarr(drawing: Drawing, path: Path) -> None:
     write_ome_zarr(drawing.heatmap, path, drawing.mpp, display=drawing.display)
 
 
+def _outlines(drawing: Drawing, path: Path, kind: str) -> int:
+    asked = drawing.spec
+    spec = OutlineSpec(kind, asked.levels, asked.min_area_um2, asked.tolerance_um)
+    return write_outlines(drawing.heatmap, path, drawing.mpp, spec, drawing.display)
+
+
+_OUTLINES = ("levels", "min_area_um2", "tolerance_um")
 FORMATS: Mapping[str, Format] = {
     SCORES: Format(".scores.npz", _scores),
-    "geojson": Format(".geojson.gz", _geojson),
+    "geojson": Format(".geojson.gz", _geojson, ("min_score", "top_k", "max_objects")),
     "png": Format(".png", _png, ("max_px",)),
+    "regions": Format(".regions.geojson.gz", partial(_outlines, kind="regions"), _OUTLINES),
+    "contours": Format(".contours.geojson.gz", partial(_outlines, kind="contours"), _OUTLINES),
     "ome-tiff": Format(".ome.tif", _ome_tiff),
     "ome-zarr": Format(".ome.zarr", _ome_zarr),
 }

@@ -49,7 +49,7 @@ def heatmap_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outc
     }
     if len(mine.ok) == 0:
         return Outcome(SKIPPED if files.write_empty(made_from) else EMPTY, fingerprint(said))
-    before, drawn = files.recorded(), fingerprint(said, asked.display, model.ranges)
+    before, drawn = files.recorded(), fingerprint(said, asked.display, asked.class_name, model.ranges)
     wanted, mark = files.to_write(asked, drawn), fingerprint(asked, drawn)
     pictures = bool(asked.tiles) and (before.get("gallery") != [said, asked.tiles] or not files.gallery.is_dir())
     if not wanted and not pictures:
@@ -60,7 +60,7 @@ def heatmap_slide(record: SlideRecord, spec: RunSpec, folder: RunFolder) -> Outc
         remedy = "tile the slide at their places (`wsi tile --coords`), then import them again"
         raise StoreError(mine.path, "these embeddings of another tool lie on no tiles of this run", remedy)
     tiles = open_patches(folder.tiles(record.slide_id))
-    heatmap = replace(heatmap_of(model, bag, mine, asked.score), origin=mark_of_model)
+    heatmap = replace(heatmap_of(model, bag, mine, asked.score, asked.class_name), origin=mark_of_model)
     if before.get("prediction") != said:
         files.clear()  # pictures of tiles, too: this time none may be asked for
     if pictures:
@@ -83,17 +83,21 @@ def colour_range(heatmap: Heatmap, asked: HeatmapSpec, model: "TrainedModel") ->
     return model.ranges[column], f"where 98 % of the tiles of the model's {len(model.cohort)} training bags lie"
 
 
-def heatmap_of(model: "TrainedModel", bag: "Bag", mine: SlideBag, score: str) -> Heatmap:
+def heatmap_of(model: "TrainedModel", bag: "Bag", mine: SlideBag, score: str, class_name: str | None = None) -> Heatmap:
     """Heatmap of one slide's tiles, of the output that its bag's prediction draws: of two classes the second, of more
     the predicted one.
 
     score  prediction: what the model says of a bag of this tile alone, comparable between slides; attention, gradient
            and occlusion: the tile's rank among those of its slide, since their size depends on the number of tiles
+    class_name  of which class, None for what the prediction draws
     What the prediction draws and the attention are always in the file; `score` is the one that is drawn.
     """
     from mil.predict import predict
 
-    prediction = predict(model, bag)
+    if class_name is not None and class_name not in model.classes:
+        known = ", ".join(model.classes) or "it has none"
+        raise SpecError("--class", f"{class_name!r} is no class of the model", f"choose of {known}")
+    prediction = predict(model, bag, None if class_name is None else model.classes.index(class_name))
     here = tiles_here(bag, mine)
     name = title_of(prediction.task.columns[prediction.drawn], prediction.classes)
     columns: dict[str, NDArray[np.float32]] = {name: prediction.scores[here, prediction.drawn].astype(np.float32)}

@@ -78,8 +78,8 @@ class Prediction:
         return len(self.scores)
 
 
-def predict(model: TrainedModel, bag: Bag) -> Prediction:
-    """Predict one bag.
+def predict(model: TrainedModel, bag: Bag, drawn: int | None = None) -> Prediction:
+    """Predict one bag. drawn: column of the output that heatmaps and attention are of, None for the task's choice.
 
     A bag whose slide, case or patient was in the training cohort is predicted by the networks that did not see it; any
     other by all. Several speak by the mean of their logits, as the model was calibrated and judged: means of
@@ -105,7 +105,7 @@ def predict(model: TrainedModel, bag: Bag) -> Prediction:
     output = task.activate(together)[0]
     calibrator = calibrator_for(model, folds)
     probability = None if calibrator.method == "none" else calibrator.apply(together)[0].astype(np.float32)
-    drawn = task.drawn(output if probability is None else probability)
+    drawn = task.drawn(output if probability is None else probability) if drawn is None else drawn
     chosen, abstains = _sure(model, probability, folds)
     return Prediction(
         slide_id=bag.name,

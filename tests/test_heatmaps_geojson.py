@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heatmaps import Heatmap, build_heatmap, check_qupath, read_geojson, write_geojson
-from heatmaps.geojson import class_names
+from heatmaps.geojson import TileFilter, class_names, part_of, plan_geojson
 from wsi.errors import SpecError, StoreError
 
 
@@ -160,7 +161,7 @@ def test_tiles_at_the_ends_of_the_largest_slides_have_ids_of_their_own(tmp_path)
 
 def test_a_threshold_leaves_out_low_tiles_but_never_those_without_data(tmp_path):
     heatmap = make_heatmap(200)
-    count = write_geojson(heatmap, tmp_path / "a.geojson", min_score=0.5)
+    count = write_geojson(heatmap, tmp_path / "a.geojson", tiles=TileFilter(min_score=0.5))
     assert count == np.count_nonzero(heatmap.scores >= 0.5) + 2 == check_qupath(tmp_path / "a.geojson")
     back = read_geojson(tmp_path / "a.geojson")
     np.testing.assert_array_equal(back.scores, heatmap.scores[heatmap.scores >= 0.5])
@@ -357,3 +358,60 @@ def test_tiles_that_are_not_ok_have_a_place_but_no_score():
     assert heatmap.measurements["attention"].tolist() == [0.5, 0.5]
     with pytest.raises(SpecError, match="one number per tile"):
         build_heatmap("s", {"tumor": [0.1]}, [[0, 0], [5, 0]], 5, "tumor")
+
+
+def test_the_highest_tiles_are_chosen_among_those_that_pass(tmp_path):
+    shown = make_heatmap(50)
+    chosen = TileFilter(min_score=0.2, max_score=0.9, top_k=7).chosen(shown)
+    inside = np.flatnonzero((shown.scores >= 0.2) & (shown.scores <= 0.9))
+    wanted = sorted(sorted(inside.tolist(), key=lambda row: -shown.scores[row])[:7])
+    assert chosen.tolist() == wanted
+    assert plan_geojson(shown, TileFilter(top_k=7)).objects == 9
+    assert write_geojson(shown, tmp_path / "a.geojson", tiles=TileFilter(top_k=7)) == 9
+    equal = make_heatmap(5, scores=np.full(5, 0.5, np.float32))
+    assert TileFilter(top_k=2).chosen(equal).tolist() == [0, 1]
+    with pytest.raises(SpecError):
+        TileFilter(top_k=0)
+
+
+def test_a_large_file_is_cut_into_bands_that_hold_every_tile_once(tmp_path):
+    shown, path = make_heatmap(1000), tmp_path / "a.geojson.gz"
+    assert plan_geojson(shown, max_objects=300).files == 4
+    assert write_geojson(shown, path, max_objects=300) == 1002
+    parts = [part_of(path, number) for number in range(1, 5)]
+    assert sorted(tmp_path.iterdir()) == parts
+    assert parts[0].name == "a.part-01.geojson.gz"
+    assert sum(check_qupath(part) for part in parts) == 1002
+    read = [read_geojson(part) for part in parts]
+    assert all(above.xy[:, 1].max() <= below.xy[:, 1].min() for above, below in pairwise(read))
+    places = np.concatenate([one.xy for one in read])
+    np.testing.assert_array_equal(places[np.lexsort(places.T)], shown.xy[np.lexsort(shown.xy.T)])
+    ids = [feature["id"] for part in parts for feature in load(part)["features"]]
+    write_geojson(shown, path, max_objects=500)
+    assert sorted(tmp_path.iterdir()) == parts[:2]
+    write_geojson(shown, path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert sorted(feature["id"] for feature in load(path)["features"]) == sorted(ids)
+
+
+def test_the_plan_says_about_how_large_the_file_will_be(tmp_path):
+    rng = np.random.default_rng(1)
+    measured = {"attention rank": rng.random(20_000, np.float32), "attention x tiles": rng.random(20_000, np.float32)}
+    xy = np.stack([np.arange(20_000) % 200 * 224, np.arange(20_000) // 200 * 224], axis=1).astype(np.int64)
+    shown = make_heatmap(20_000, measurements=measured, xy=xy, failed_xy=np.empty((0, 2), np.int64))
+    write_geojson(shown, tmp_path / "a.geojson.gz")
+    assert (tmp_path / "a.geojson.gz").stat().st_size == pytest.approx(plan_geojson(shown).packed_bytes, rel=0.25)
+
+
+def test_classes_follow_the_display_range_and_say_where_it_ends(tmp_path):
+    shown = make_heatmap(200)
+    names = class_names(shown, 4, (0.2, 0.6))
+    assert names == ["tumor up to 0.3", "tumor 0.3 to 0.4", "tumor 0.4 to 0.5", "tumor 0.5 and more"]
+    assert class_names(shown, 2, (0.0, 0.5)) == ["tumor 0.00 to 0.25", "tumor 0.25 and more"]
+    write_geojson(shown, tmp_path / "a.geojson", display=(0.2, 0.6), bins=4)
+    assert check_qupath(tmp_path / "a.geojson") == 202
+    for feature in load(tmp_path / "a.geojson")["features"][:200]:
+        score = feature["properties"]["measurements"]["tumor softmax"]
+        step = int(np.searchsorted(np.float32([0.3, 0.4, 0.5]), np.float32(score), side="right"))
+        assert feature["properties"]["classification"]["name"] == names[step]
+    assert_equal(read_geojson(tmp_path / "a.geojson"), shown)

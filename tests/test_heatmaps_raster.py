@@ -160,3 +160,22 @@ def test_the_ome_zarr_lies_on_the_slide(tmp_path):
     assert max(values.shape) <= 256
     window = ome["omero"]["channels"][0]["window"]
     assert (window["start"], window["end"], window["min"], window["max"]) == (0.2, 0.7, 0, 1)
+
+
+def test_files_say_what_their_pixels_mean(tmp_path):
+    for kind, words in (("rgb", "colours over 0.1 to 0.9"), ("scores", "NaN: no tile")):
+        write_ome_tiff(grid(), tmp_path / "a.ome.tif", SIZE, MPP, kind=kind, display=(0.1, 0.9))
+        with tifffile.TiffFile(tmp_path / "a.ome.tif") as file:
+            image = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]
+        assert words in image["Description"]
+        assert f"{len(grid().failed_xy)} tiles without data" in image["Description"]
+    write_ome_zarr(grid(), tmp_path / "a.ome.zarr", MPP)
+    label = zarr.open_group(tmp_path / "a.ome.zarr", mode="r")["labels/state"].attrs["ome"]["image-label"]
+    assert [len(colour["rgba"]) for colour in label["colors"]] == [4, 4, 4]  # validators ask for it
+
+
+def test_a_tile_is_at_least_16_pixels_and_a_cell_8(tmp_path):
+    for stride, wanted in ((256, 16), (128, 16), (64, 8)):
+        write_ome_tiff(grid(stride), tmp_path / "a.ome.tif", (20_480, 20_480), MPP)
+        with tifffile.TiffFile(tmp_path / "a.ome.tif") as file:
+            assert file.series[0].shape[0] == 20_480 // wanted

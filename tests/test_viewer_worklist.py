@@ -10,12 +10,13 @@ import pytest
 from jobs.folder import RunFolder
 from jobs.manifest import read_manifest, read_source
 from jobs.slide_table import keep_records, read_records
-from tests.commands import wsi
+from tests.commands import slides, wsi
 from tests.run_folders import Writer
 from tests.viewer_site import make_run, predict, said
 from viewer.catalogue import EVERY_S, Catalogue
 from viewer.said import read_said, said_of
 from viewer.worklist import Query, page
+from wsi.errors import EngineError
 from wsi.publish import write_json
 
 
@@ -148,6 +149,22 @@ def test_a_run_remembers_where_its_slides_lie_and_whose_they_are(tmp_path):
     before = sorted(path.name for path in (run / "lists").iterdir())
     keep_records(RunFolder(run), read_source(manifest))
     assert sorted(path.name for path in (run / "lists").iterdir()) == before
+
+
+def test_slides_that_a_run_comes_to_later_are_found(tmp_path):
+    from viewer.serve import ViewSpec, open_catalogue
+
+    run = make_run(tmp_path, "a")
+    one, kind = open_catalogue(ViewSpec(str(run)))
+    assert kind == "run"
+    assert list(one.look().cards) == ["a"]
+    slides(tmp_path / "more", "b")
+    wsi("tile", tmp_path / "more", "--out", run, "--tile-px", 128, "--min-tissue", 0.5)
+    assert list(look_again(one).cards) == ["a", "b"]
+    assert one.place("b").path == tmp_path / "more" / "b.svs"
+    assert one.place("c") is None
+    with pytest.raises(EngineError, match="no run folder"):
+        open_catalogue(ViewSpec(str(tmp_path / "more"), slides="x"))
 
 
 def test_names_that_a_manifest_does_not_take_hide_no_others(tmp_path):

@@ -1,6 +1,5 @@
 """A run folder with predictions and heatmaps, and the viewer's server on it, for tests."""
 
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from viewer.connection import PatientConnection
 from viewer.guard import Door
 from viewer.readers import Limits, Readers
 from viewer.review import open_review
-from viewer.serve import ViewSpec, open_catalogue
+from viewer.serve import ViewSpec, listening, open_catalogue
 from viewer.site import Site
 from wsi.publish import write_json
 
@@ -94,10 +93,10 @@ def served(source: Path, folder: Path, limits: Limits | None = None, **site: Any
     pages = folder / "pages"
     pages.mkdir(exist_ok=True)
     (pages / "index.html").write_text("<!doctype html><title>viewer</title>")
-    sock = socket.create_server(("127.0.0.1", 0))
+    sock = listening("127.0.0.1", 0)
     host = f"127.0.0.1:{sock.getsockname()[1]}"
     readers = Readers(2, folder, limits)
-    pages_by_name = {"index.html": pages / "index.html"}
+    pages_by_name = site.pop("pages", {"index.html": pages / "index.html"})
     whole = Site(catalogue, readers, "test", kind, pages_by_name, review=open_review(catalogue), **site)
     app = make_app(whole, Door(frozenset({host}), TOKEN, "wsi_test"))
     config = uvicorn.Config(

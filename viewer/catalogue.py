@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +60,8 @@ class Catalogue:
     folder   of the run, None without one
     records  slide_id → where its file lies now, as --slides or the run's own lists say
     urgent   the class whose probability is a slide's urgency; None: the last one
+    channels how fluorescence slides are shown; None: as the run was told
+    again    looks for the records again, when a run has come to slides that are in none
     """
 
     def __init__(
@@ -68,9 +70,10 @@ class Catalogue:
         records: Mapping[str, SlideRecord],
         urgent: str | None = None,
         channels: str | None = None,
+        again: Callable[[], Mapping[str, SlideRecord]] | None = None,
     ):
         self.folder, self.records = folder, records
-        self._urgent, self._channels = urgent, channels
+        self._urgent, self._channels, self._again = urgent, channels, again
         self._follower = None if folder is None else Follower(folder.root)
         self._tables: dict[str, _Table] = {}
         self._stores: dict[str, tuple[int, dict[str, Any]]] = {}
@@ -167,6 +170,8 @@ class Catalogue:
             ids |= follower.slides(str(session.facts.get("slides", ""))) or frozenset()
         if not ids:
             ids = _stored(folder) | set(self.records)
+        if self._again is not None and not ids <= self.records.keys():
+            self.records = self._again()
         cards = {slide_id: self._card(slide_id, receipts.get(slide_id, {})) for slide_id in sorted(ids)}
         self._stamp = stamp
         classes = dict.fromkeys(name for table in self._tables.values() for name in _classes(table))
@@ -183,10 +188,10 @@ class Catalogue:
             tiles = next(
                 (line.tiles for stage, line in receipts.items() if line.status in (DONE, SKIPPED, EMPTY)), None
             )
-        newest = max(receipts.values(), key=lambda line: line.ended, default=None)
+        failure = _failure(receipts)
         problem = None
-        if newest is not None and newest.status == FAILED:
-            words = f"{newest.problem}; {newest.remedy}" if newest.remedy else newest.problem
+        if failure is not None:
+            words = f"{failure.problem}; {failure.remedy}" if failure.remedy else failure.problem
             status, problem = "failed", without_paths(words)
         elif said:
             status = next(iter(facts.values()))["status"]
@@ -263,6 +268,17 @@ def _stamp(folder: RunFolder) -> tuple[Any, ...]:
                 facts = os.stat(place / name)
                 found.append((name, facts.st_size, facts.st_mtime_ns))
     return (*found, len(_stored(folder)))
+
+
+def _failure(receipts: Mapping[str, Any]) -> Any | None:
+    """The receipt of the stage at which a slide failed, unless it came through it, or a later one, after that."""
+    road = [receipts[stage] for stage in (*_STAGES, "heatmap") if stage in receipts]
+    for place, line in reversed(list(enumerate(road))):
+        if line.status == FAILED and not any(
+            later.status != FAILED and later.ended > line.ended for later in road[place + 1 :]
+        ):
+            return line
+    return None
 
 
 def _newest(follower: Follower) -> dict[str, dict[str, Any]]:

@@ -22,11 +22,13 @@ from jobs.last_words import explain_death
 from jobs.workers import limit_memory, spared
 
 from .fault import Fault, without_paths
+from .place import Place
 
 START_S, DEADLINE_S, LONG_S = 60.0, 10.0, 60.0  # to load modules; for a picture; for numbers of a million tiles
 MOST_WAITING = 512
 ANSWER = "viewer.reading:answer"
 _LONG = ("scores", "grid", "annotations")
+_FULL = Fault(503, "No reader can be begun", "the machine has no room for a process; try again")
 _context = get_context("spawn")
 _log = logging.getLogger(__name__)
 
@@ -89,22 +91,29 @@ class Readers:
 
     def _attend(self, number: int) -> None:
         """A thread's life: keep one process, and hand it questions."""
-        reader: _Reader | None = None
+        reader = self._try_start(number)  # before it is needed: loading modules takes a second
         try:
-            while not self._closed:
-                if reader is None:
-                    reader = self._start(number)
+            while True:
                 question = self._questions.get()
                 if question is None or self._closed:
                     return
-                said, lives = self._put(reader, question.words)
+                reader = reader or self._try_start(number)
+                said, lives = (_FULL, False) if reader is None else self._put(reader, question.words)
                 with suppress(RuntimeError):  # the server has ended meanwhile
                     question.loop.call_soon_threadsafe(_tell, question.reply, said)
                 if not lives:
-                    reader = None
+                    reader = self._try_start(number)
         finally:
             if reader is not None:
                 reader.end()
+
+    def _try_start(self, number: int) -> "_Reader | None":
+        """A new process; None where the machine has no room for one now."""
+        try:
+            return None if self._closed else self._start(number)
+        except OSError as error:
+            _log.warning("no reader can be begun: %s", error.strerror)
+            return None
 
     def _start(self, number: int) -> "_Reader":
         ours, theirs = _context.Pipe()
@@ -121,7 +130,7 @@ class Readers:
 
     def _put(self, reader: "_Reader", words: tuple[Any, ...]) -> tuple[Any, bool]:
         """(the answer, whether the process is still there)."""
-        limit = LONG_S if words[0] in _LONG else self._limits.deadline_s
+        limit = LONG_S if words[0] in _LONG or _is_far(words) else self._limits.deadline_s
         try:
             reader.wait_until_ready()
             reader.pipe.send(words)
@@ -175,6 +184,11 @@ class _Reader:
         self.pipe.close()
         self.process.kill()
         self.process.join(5)
+
+
+def _is_far(words: tuple[Any, ...]) -> bool:
+    """Whether the question is of a slide behind a URL, which takes its time to open."""
+    return any(isinstance(word, Place) and isinstance(word.path, str) for word in words)
 
 
 def _tell(reply: "asyncio.Future[Any]", said: Any) -> None:

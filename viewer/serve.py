@@ -4,8 +4,11 @@ import secrets
 import socket
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Thread
 
 from jobs.folder import RunFolder
 from jobs.manifest import SlideRecord, read_source
@@ -19,6 +22,7 @@ from .guard import Door
 
 STATIC = Path(__file__).parent / "static"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+EVERY = ("0.0.0.0", "::", "")  # every address of this machine
 _ANNOTATIONS = (".geojson", ".json", ".xml", ".gz", ".zip")
 
 
@@ -101,6 +105,7 @@ def view(spec: ViewSpec, ready: Callable[[str], None]) -> None:
                 ssl_certfile=None if spec.tls is None else str(spec.tls[0]),
                 ssl_keyfile=None if spec.tls is None else str(spec.tls[1]),
             )
+            Thread(target=catalogue.look, daemon=True).start()  # so that the first page has not to wait for it
             ready(link)
             uvicorn.Server(config).run(sockets=[sock])
         finally:
@@ -131,7 +136,10 @@ def open_catalogue(spec: ViewSpec) -> tuple[Catalogue, str]:
     place = Path(spec.source)
     if not is_url(spec.source) and is_run(place):
         folder = RunFolder(place)
-        return Catalogue(folder, _records_of(folder, spec.slides), spec.urgent, spec.channels), "run"
+        again = partial(_records_of, folder, spec.slides)
+        return Catalogue(folder, again(), spec.urgent, spec.channels, again), "run"
+    if spec.slides is not None:
+        raise SpecError("--slides", f"{spec.source} is no run folder", "leave it out, or name the run")
     records = {record.slide_id: record for record in read_source(spec.source)}
     kind = "slide" if len(records) == 1 and not place.is_dir() else "folder"
     return Catalogue(None, records, spec.urgent, spec.channels), kind
@@ -186,7 +194,8 @@ def title_of(source: str, kind: str) -> str:
 def listening(host: str, port: int) -> socket.socket:
     """A socket that listens. Raises ViewerError where the address is taken or is not of this machine."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    # named TCP, so that asyncio sends answers at once: else each waits 40 ms for the browser to confirm its head
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
@@ -198,13 +207,26 @@ def listening(host: str, port: int) -> socket.socket:
     return sock
 
 
+def names_here() -> set[str]:
+    """Names and addresses of this machine, as a browser elsewhere may call it."""
+    names = {socket.gethostname().lower(), socket.getfqdn().lower()}
+    with suppress(OSError):  # a machine that does not know its own name
+        found = socket.getaddrinfo(socket.gethostname(), None)
+        names |= {f"[{address[0]}]" if family == socket.AF_INET6 else str(address[0]) for family, *_, address in found}
+    return names
+
+
 def make_door(spec: ViewSpec, port: int) -> tuple[Door, str]:
     """How the server is reached, and the link that lets in who has it."""
     token, secure = secrets.token_urlsafe(24), spec.tls is not None or spec.behind_proxy is not None
     shown = f"[{spec.host}]" if ":" in spec.host else spec.host
+    if spec.host in EVERY:  # which is no address that a browser could open
+        shown = socket.getfqdn()
     address = spec.behind_proxy or f"{shown}:{port}"
     hosts = {address.lower(), f"{shown}:{port}".lower()}
-    if spec.host in LOOPBACK:
+    if spec.host in (*LOOPBACK, *EVERY):
         hosts |= {f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}"}
+    if spec.host in EVERY:
+        hosts |= {f"{name}:{port}" for name in names_here()}
     link = f"{'https' if secure else 'http'}://{address}/?token={token}"
     return Door(frozenset(hosts), token, f"wsi_{port}", secure), link

@@ -28,6 +28,7 @@ class WorklistPage {
   #timer: number;
   #unbind: () => void;
   #loaded = false;
+  #asked = 0;
   #gone = false;
 
   constructor(root: HTMLElement, private view: View, private readonly session: Session) {
@@ -65,17 +66,18 @@ class WorklistPage {
   }
 
   async #load(): Promise<void> {
-    const asked = this.view;
+    const mine = ++this.#asked;
     this.#remember({});
     if (!this.#loaded) this.#place.replaceChildren(loading("Loading slides", 8));
     try {
-      await this.#pages.ask(queryOf(asked), asked.row);
+      await this.#pages.ask(queryOf(this.view), this.view.row);
     } catch (error) {
-      if (this.view === asked && !this.#gone) this.#place.replaceChildren(failed(error, () => void this.#load()));
+      if (mine !== this.#asked || this.#gone) return; // another question is on its way
+      this.#place.replaceChildren(failed(error, () => void this.#load()));
       this.#loaded = false;
       return;
     }
-    if (this.#gone) return;
+    if (mine !== this.#asked || this.#gone) return;
     this.#loaded = true;
     this.#changed();
     if (this.view.row > 0 || this.#table.chosen !== this.view.row) this.#table.choose(this.view.row, false);

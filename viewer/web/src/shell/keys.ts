@@ -56,12 +56,16 @@ export function showHelp(): void {
       "section",
       { class: "keys" },
       h("h3", {}, group.title),
-      h("dl", { class: "facts" }, ...group.bindings.flatMap(({ keys, what }) => [h("dt", {}, ...keys.map(keySign)), h("dd", {}, what)])),
+      h("dl", { class: "facts" }, ...group.bindings.flatMap(({ keys, what }) => [h("dt", {}, ...keySigns(keys)), h("dd", {}, what)])),
     ),
   );
   openDialog("Keys", [h("div", { class: "stack" }, ...parts.reverse())]);
 }
 
-function keySign(key: string): HTMLElement {
-  return h("kbd", {}, SIGNS[key] ?? key);
+/** Each key as it is printed on a keyboard; a long row of them as its ends. */
+function keySigns(keys: string[]): Node[] {
+  const shown = keys.length > 4 ? [keys[0]!, keys.at(-1)!] : keys;
+  const signs: Node[] = shown.map((key) => h("kbd", {}, SIGNS[key] ?? key.replace(/^Ctrl\+(.)$/, (_, letter: string) => `Ctrl ${letter.toUpperCase()}`)));
+  if (shown !== keys) signs.splice(1, 0, document.createTextNode("–"));
+  return signs;
 }

@@ -14,7 +14,13 @@ const MARK_NAMES: Record<MarkName, string> = {
   failed: "Failed tiles",
   annotations: "Annotations",
 };
-const SCORE_NAMES: Record<string, string> = { prediction: "Prediction", attention: "Attention", gradient: "Gradient", occlusion: "Occlusion", grid: "Share of tissue" };
+const SCORE_NAMES: Record<string, string> = {
+  prediction: "Prediction",
+  attention: "Attention",
+  gradient: "Gradient",
+  occlusion: "Occlusion",
+  grid: "Share of tissue",
+};
 
 /** Controls of one view's heatmap. `title` tells two of them apart. */
 export function scoreControls(slide: Slide, scores: ScoreLayer, title: string): HTMLElement {
@@ -23,7 +29,14 @@ export function scoreControls(slide: Slide, scores: ScoreLayer, title: string): 
   const on = checkbox("Show", scores.on, (checked) => ((scores.on = checked), scores.changed()));
   on.input.dataset.testid = "scores-on";
   const problem = h("p", { class: "notice error", role: "alert", hidden: true });
-  const numbers = h("div", { class: "stack" }, opacity("Opacity", scores.opacity, (value) => ((scores.opacity = value), scores.changed())), mapChooser(scores), range(scores), threshold(slide, scores));
+  const numbers = h(
+    "div",
+    { class: "stack" },
+    opacity("Opacity", scores.opacity, (value) => ((scores.opacity = value), scores.changed())),
+    mapChooser(scores),
+    range(scores),
+    threshold(slide, scores),
+  );
   scores.onChange(() => {
     on.input.checked = scores.on;
     problem.hidden = scores.problem === null;
@@ -36,31 +49,49 @@ export function scoreControls(slide: Slide, scores: ScoreLayer, title: string): 
 }
 
 /** Toggles of tissue, grid, failed tiles and annotations; `changed` draws again. */
-export function markControls(slide: Slide, marks: Marks, changed: () => void): { element: HTMLElement; refresh(): void } {
+export function markControls(
+  slide: Slide,
+  marks: Marks,
+  changed: () => void,
+): { element: HTMLElement; refresh(): void } {
   const legend = h("ul", { class: "slide-classes" });
   const boxes = marksOf(slide).map((name) => {
     const toggle = marks.toggles[name];
     const box = checkbox(MARK_NAMES[name], toggle.on, (checked) => ((toggle.on = checked), changed()));
     box.input.dataset.testid = `layer-${name}`;
-    const strength = slider(`Opacity of ${MARK_NAMES[name].toLowerCase()}`, 0, 1, toggle.opacity, (value) => ((toggle.opacity = value), changed()));
+    const strength = slider(
+      `Opacity of ${MARK_NAMES[name].toLowerCase()}`,
+      0,
+      1,
+      toggle.opacity,
+      (value) => ((toggle.opacity = value), changed()),
+    );
     return { toggle, box, row: h("div", { class: "slide-mark" }, box.label, strength) };
   });
   const refresh = () => {
     for (const { toggle, box } of boxes) box.input.checked = toggle.on;
-    legend.replaceChildren(...[...marks.classes].map(([name, colour]) => {
-      const dot = h("span", { class: "dot", "aria-hidden": "true" });
-      dot.style.color = colour;
-      return h("li", {}, dot, name);
-    }));
+    legend.replaceChildren(
+      ...[...marks.classes].map(([name, colour]) => {
+        const dot = h("span", { class: "dot", "aria-hidden": "true" });
+        dot.style.color = colour;
+        return h("li", {}, dot, name);
+      }),
+    );
   };
   refresh();
-  const rows = boxes.length ? boxes.map(({ row }) => row) : [h("p", { class: "muted small" }, "Nothing else is known of this slide.")];
+  const rows = boxes.length
+    ? boxes.map(({ row }) => row)
+    : [h("p", { class: "muted small" }, "Nothing else is known of this slide.")];
   return { element: section("Also shown", ...rows, legend), refresh };
 }
 
 function chooser(choices: Choice[], scores: ScoreLayer): HTMLElement {
   const models = [...new Set(choices.map((choice) => choice.model))];
-  const model = h("select", { "data-testid": "model" }, ...models.map((name, i) => h("option", { value: i }, name ?? "No model (tile grid)")));
+  const model = h(
+    "select",
+    { "data-testid": "model" },
+    ...models.map((name, i) => h("option", { value: i }, name ?? "No model (tile grid)")),
+  );
   const score = h("select", { "data-testid": "score" });
   const column = h("select", { "data-testid": "column" });
   const scoreField = field("Score", score);
@@ -73,7 +104,9 @@ function chooser(choices: Choice[], scores: ScoreLayer): HTMLElement {
     const chosen = scores.choice;
     if (!chosen) return;
     model.value = String(models.indexOf(chosen.model));
-    score.replaceChildren(...of().map((choice, i) => h("option", { value: i }, SCORE_NAMES[choice.score] ?? choice.score)));
+    score.replaceChildren(
+      ...of().map((choice, i) => h("option", { value: i }, SCORE_NAMES[choice.score] ?? choice.score)),
+    );
     score.value = String(of().findIndex((choice) => choice.score === chosen.score));
     const columns = scores.loaded?.tiles.columns ?? [];
     column.replaceChildren(...columns.map(({ name }, i) => h("option", { value: i }, name)));
@@ -86,7 +119,11 @@ function chooser(choices: Choice[], scores: ScoreLayer): HTMLElement {
 
 function mapChooser(scores: ScoreLayer): HTMLElement {
   const named = Object.entries(MAPS).filter(([, { name }]) => name);
-  const map = h("select", { "data-testid": "map" }, ...named.map(([key, { name }]) => h("option", { value: key, selected: key === scores.map }, name)));
+  const map = h(
+    "select",
+    { "data-testid": "map" },
+    ...named.map(([key, { name }]) => h("option", { value: key, selected: key === scores.map }, name)),
+  );
   map.addEventListener("change", () => ((scores.map = map.value), scores.repaint()));
   return field("Colours", map);
 }
@@ -118,7 +155,12 @@ function range(scores: ScoreLayer): HTMLElement {
     h("div", { class: "spread" }, h("span", {}, "Range of the colours"), text),
     low,
     high,
-    h("div", { class: "row" }, preset("As defined", "definition", "The limits the score was defined with: comparable between slides"), preset("This slide", "slide", "From the smallest to the largest score of this slide")),
+    h(
+      "div",
+      { class: "row" },
+      preset("As defined", "definition", "The limits the score was defined with: comparable between slides"),
+      preset("This slide", "slide", "From the smallest to the largest score of this slide"),
+    ),
   );
 }
 
@@ -162,7 +204,12 @@ function limits(scores: ScoreLayer): [number, number] {
 }
 
 function section(title: string, ...children: Node[]): HTMLElement {
-  return h("section", { class: "slide-section stack", "aria-label": title }, h("div", { class: "spread" }, h("h3", {}, title)), ...children);
+  return h(
+    "section",
+    { class: "slide-section stack", "aria-label": title },
+    h("div", { class: "spread" }, h("h2", {}, title)),
+    ...children,
+  );
 }
 
 function field(label: string, control: HTMLSelectElement): HTMLElement {
@@ -170,7 +217,11 @@ function field(label: string, control: HTMLSelectElement): HTMLElement {
   return h("div", { class: "field" }, h("label", { for: control.id }, label), control);
 }
 
-function checkbox(label: string, checked: boolean, changed: (checked: boolean) => void): { label: HTMLElement; input: HTMLInputElement } {
+function checkbox(
+  label: string,
+  checked: boolean,
+  changed: (checked: boolean) => void,
+): { label: HTMLElement; input: HTMLInputElement } {
   const input = h("input", { type: "checkbox", checked });
   input.addEventListener("change", () => changed(input.checked));
   return { label: h("label", { class: "check" }, input, label), input };
@@ -183,8 +234,21 @@ function opacity(label: string, value: number, changed: (value: number) => void)
   return h("div", { class: "field" }, h("div", { class: "spread" }, h("span", {}, label), text), input);
 }
 
-function slider(label: string, low: number, high: number, value: number, changed: (value: number) => void): HTMLInputElement {
-  const input = h("input", { type: "range", min: low, max: high, step: high > 1 ? 1 : 0.05, value, "aria-label": label });
+function slider(
+  label: string,
+  low: number,
+  high: number,
+  value: number,
+  changed: (value: number) => void,
+): HTMLInputElement {
+  const input = h("input", {
+    type: "range",
+    min: low,
+    max: high,
+    step: high > 1 ? 1 : 0.05,
+    value,
+    "aria-label": label,
+  });
   input.addEventListener("input", () => changed(Number(input.value)));
   return input;
 }

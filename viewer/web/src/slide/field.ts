@@ -30,7 +30,10 @@ export class TileField {
   private readonly down: number;
   private readonly bucket: number;
 
-  constructor(readonly xy: Int32Array, readonly span: number) {
+  constructor(
+    readonly xy: Int32Array,
+    readonly span: number,
+  ) {
     this.count = xy.length / 2;
     const x = axisOf(xy, 0, span);
     const y = axisOf(xy, 1, span);
@@ -38,10 +41,13 @@ export class TileField {
     const cells = () => ((x.count + span / x.pitch) * (y.count + span / y.pitch)) / coarse ** 2;
     while (cells() > MOST_CELLS) coarse *= 2;
     [this.cellX, this.cellY] = [x.pitch * coarse, y.pitch * coarse];
-    [this.perX, this.perY] = [this.cellX, this.cellY].map((cell) => Math.max(1, Math.round(span / cell))) as [number, number];
+    [this.perX, this.perY] = [this.cellX, this.cellY].map((cell) => Math.max(1, Math.round(span / cell))) as [
+      number,
+      number,
+    ];
     [this.originX, this.originY] = [x.first, y.first];
-    this.columns = this.count ? Math.ceil(x.count / coarse) + this.perX - 1 : 0;
-    this.rows = this.count ? Math.ceil(y.count / coarse) + this.perY - 1 : 0;
+    this.columns = this.count ? Math.round((x.count - 1) / coarse) + this.perX : 0;
+    this.rows = this.count ? Math.round((y.count - 1) / coarse) + this.perY : 0;
     this.exact = x.exact && y.exact && coarse === 1 && this.perX * x.pitch === span && this.perY * y.pitch === span;
     const extentX = (x.count - 1) * x.pitch + span;
     const extentY = (y.count - 1) * y.pitch + span;
@@ -73,7 +79,7 @@ export class TileField {
     return best;
   }
 
-  /** The next tile in a direction (-1, 0, 1 on each axis), among those whose centre lies in that quarter; -1 without. */
+  /** The next tile in a direction (-1, 0, 1 on each axis), of those that lie in that quarter; -1 without. */
   neighbour(tile: number, dx: number, dy: number): number {
     const x = this.xy[2 * tile]!;
     const y = this.xy[2 * tile + 1]!;
@@ -129,16 +135,17 @@ function axisOf(xy: Int32Array, axis: 0 | 1, span: number): Axis {
   const sorted = Int32Array.from(places).sort();
   if (sorted.length < 2) return { first: sorted[0] ?? 0, pitch: span, count: sorted.length, exact: true };
   const steps = sorted.subarray(1).map((value, i) => value - sorted[i]!);
-  const step = steps.slice().sort()[steps.length >> 1]!;
+  const step = Math.min(span, steps.slice().sort()[steps.length >> 1]!); // a few tiles far apart are no coarser grid
   const range = sorted.at(-1)! - sorted[0]!;
   let index = 0;
   for (const gap of steps) index += Math.max(1, Math.round(gap / step));
-  const pitch = range / index;
+  const pitch = step === span && range % span === 0 ? span : range / index;
   const first = sorted[0]!;
   const off = sorted.reduce((most, value) => {
     const place = (value - first) / pitch;
     return Math.max(most, Math.abs(place - Math.round(place)) * pitch);
   }, 0);
-  if (off > 1.01) return { first, pitch: span, count: Math.floor(range / span) + 1, exact: false };
+  if (off > 1.01 || pitch > 1.01 * span)
+    return { first, pitch: span, count: Math.round(range / span) + 1, exact: false };
   return { first, pitch, count: index + 1, exact: Number.isInteger(pitch) && off < 1e-6 };
 }

@@ -23,7 +23,11 @@ export function slideKeys(page: SlidePage): Binding[] {
     { keys: ["ArrowDown"], what: "Move down", run: (event) => pan(page, event, 0, STEP_PX) },
     { keys: ["v"], what: "Turn by 90°", run: () => main.turn(90) },
     { keys: ["f"], what: "Full screen", run: () => page.fullScreen() },
-    { keys: ["Enter"], what: "Patch in the middle of the view, or under the pointer", run: (event) => !onControl(event) && page.openPatchHere() },
+    {
+      keys: ["Enter"],
+      what: "Patch in the middle of the view, or under the pointer",
+      run: (event) => !onControl(event) && page.openPatchHere(),
+    },
     { keys: ["s"], what: "Heatmap on or off", run: () => page.toggleScores() },
     { keys: ["o"], what: "Heatmap clearer", run: () => fade(page, -0.1) },
     { keys: ["O"], what: "Heatmap stronger", run: () => fade(page, 0.1) },
@@ -43,7 +47,10 @@ function magnify(page: SlidePage, by: 1 | -1): void {
   const { mpp } = page.slide;
   if (!mpp) return;
   const now = magnification(mpp, page.main.zoom());
-  const next = by > 0 ? MAGNIFICATIONS.find((times) => times > now * 1.02) : MAGNIFICATIONS.findLast((times) => times < now * 0.98);
+  const next =
+    by > 0
+      ? MAGNIFICATIONS.find((times) => times > now * 1.02)
+      : MAGNIFICATIONS.findLast((times) => times < now * 0.98);
   if (next) page.main.zoomTo(zoomFor(next, mpp));
 }
 

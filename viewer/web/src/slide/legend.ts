@@ -32,7 +32,8 @@ export class Legend {
     this.title.textContent = scores.name;
     this.model.textContent = scores.choice?.model ?? "";
     this.bar.hidden = !column;
-    this.note.textContent = scores.problem ? `Not shown: ${scores.problem}` : scores.busy && !column ? "Loading …" : "";
+    const waiting = scores.busy && !column ? "Loading …" : "";
+    this.note.textContent = scores.problem ? `Not shown: ${scores.problem}` : waiting;
     if (!column) return;
     const span = scores.high - scores.low || 1;
     drawBar(this.bar, scores.map, Math.ceil(((scores.threshold - scores.low) / span) * (STEPS - 1)));

@@ -9,7 +9,9 @@ export function placeOf(query: URLSearchParams): Place | null {
 }
 
 export function slideHash(id: string, place: Place | null = null): string {
-  const at = place ? `?x=${Math.round(place.x)}&y=${Math.round(place.y)}&zoom=${Number(place.zoom.toPrecision(4))}` : "";
+  const at = place
+    ? `?x=${Math.round(place.x)}&y=${Math.round(place.y)}&zoom=${Number(place.zoom.toPrecision(4))}`
+    : "";
   return `#/slide/${encodeURIComponent(id)}${at}`;
 }
 

@@ -62,7 +62,8 @@ export class Marks {
     if (toggles.failed.on) this.drawFailed(context, view, failed ?? this.failed);
     if (toggles.grid.on && this.grid) this.drawGrid(context, view, this.grid);
     context.translate(-view.left, -view.top);
-    if (toggles.tissue.on && this.tissue) this.outline(context, view, { path: this.tissue, colour: TISSUE }, toggles.tissue);
+    if (toggles.tissue.on && this.tissue)
+      this.outline(context, view, { path: this.tissue, colour: TISSUE }, toggles.tissue);
     if (toggles.annotations.on) {
       for (const shape of this.annotations) this.outline(context, view, shape, toggles.annotations, 0.12);
     }
@@ -86,7 +87,10 @@ export class Marks {
       context.fill(shape.path, "evenodd");
     }
     context.globalAlpha = toggle.opacity;
-    for (const [colour, width] of [["#ffffff", 3.5], [shape.colour, 1.75]] as const) {
+    for (const [colour, width] of [
+      ["#ffffff", 3.5],
+      [shape.colour, 1.75],
+    ] as const) {
       context.strokeStyle = colour;
       context.lineWidth = width * pixel;
       context.stroke(shape.path);
@@ -95,7 +99,8 @@ export class Marks {
 
   private drawGrid(context: CanvasRenderingContext2D, view: View, field: TileField): void {
     context.globalAlpha = this.toggles.grid.opacity;
-    if (field.span * view.scale < 6) { // lines would run into one area
+    if (field.span * view.scale < 6) {
+      // lines would run into one area
       context.globalAlpha *= 0.4;
       this.raster(field, "grid").draw(context, view, { ...FLAT, map: "grid" });
       return;

@@ -20,7 +20,11 @@ export class Overlay {
   private frame = 0;
 
   /** `draw` gets a context in level-0 pixels relative to the view's top-left corner. */
-  constructor(private readonly viewer: OpenSeadragon.Viewer, private readonly width: number, private readonly draw: Draw) {
+  constructor(
+    private readonly viewer: OpenSeadragon.Viewer,
+    private readonly width: number,
+    private readonly draw: Draw,
+  ) {
     viewer.canvas.insertBefore(this.canvas, viewer.overlaysContainer);
     viewer.addHandler("update-viewport", () => this.redraw());
     viewer.addHandler("resize", () => this.invalidate());
@@ -48,7 +52,11 @@ export class Overlay {
     this.context.clearRect(0, 0, wide, high);
     if (!this.viewer.world.getItemCount()) return;
     const view = this.view(box, ratio);
-    const [zero, right, down] = [this.pixel(view.left, view.top), this.pixel(view.left + 1000, view.top), this.pixel(view.left, view.top + 1000)];
+    const [zero, right, down] = [
+      this.pixel(view.left, view.top),
+      this.pixel(view.left + 1000, view.top),
+      this.pixel(view.left, view.top + 1000),
+    ];
     this.context.setTransform(
       ((right.x - zero.x) / 1000) * ratio,
       ((right.y - zero.y) / 1000) * ratio,

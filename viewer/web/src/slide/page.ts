@@ -18,7 +18,7 @@ import { Marks, type MarkName } from "./marks";
 import type { View } from "./overlay";
 import { Panel } from "./panel";
 import { openPatch } from "./patch";
-import { choicesOf, ScoreLayer, TileStore } from "./scores";
+import { besides, choicesOf, ScoreLayer, TileStore } from "./scores";
 import { Strip } from "./strip";
 import { summary } from "./summary";
 import { Toolbar } from "./toolbar";
@@ -52,20 +52,44 @@ export class SlidePage {
   private readonly claims: ((x: number, y: number) => boolean)[] = [];
   private readonly review: Mounted;
 
-  constructor(root: HTMLElement, readonly slide: Slide, session: Session, place: Place | null) {
+  constructor(
+    root: HTMLElement,
+    readonly slide: Slide,
+    session: Session,
+    place: Place | null,
+  ) {
     this.store = new TileStore(slide);
     this.toolbar = new Toolbar(slide, this.commands());
     this.marksPanel = markControls(slide, this.marks, () => this.redraw());
-    const [notices, foot, reviewTab] = [h("div", { class: "slide-notices" }), h("div", { class: "slide-foot" }), h("div")];
-    const panel = new Panel([{ name: "Layers", body: this.layers }, { name: "Review", body: reviewTab }, { name: "Slide", body: summary(slide) }]);
+    const [notices, foot, reviewTab] = [
+      h("div", { class: "slide-notices" }),
+      h("div", { class: "slide-foot" }),
+      h("div"),
+    ];
+    const panel = new Panel([
+      { name: "Layers", body: this.layers },
+      { name: "Review", body: reviewTab },
+      { name: "Slide", body: summary(slide) },
+    ]);
     const middle = h("div", { class: "slide-middle" }, notices, this.panes, foot);
-    this.element = h("div", { class: "slide-page" }, this.toolbar.element, h("div", { class: "slide-body" }, middle, panel.element));
-    if (choicesOf(slide).length) foot.classList.add("slide-foot-strip"); // its room is kept, so that the view stays as it is
+    this.element = h(
+      "div",
+      { class: "slide-page" },
+      this.toolbar.element,
+      h("div", { class: "slide-body" }, middle, panel.element),
+    );
+    if (choicesOf(slide).length) foot.classList.add("slide-foot-strip"); // room from the start: the view stays as it is
     root.append(this.element);
     this.left = this.side("Slide");
     this.main = this.left.pane;
     this.trouble = new Trouble(this.main.viewer, slide.width, () => this.redraw());
-    this.strip = new Strip(slide, this.main.scores, (x, y, side) => this.jump(x, y, side, side), this.kept.k, (k) => keep({ k }));
+    this.strip = new Strip(
+      slide,
+      this.main.scores,
+      (x, y, side) => this.jump(x, y, side, side),
+      this.kept.k,
+      (k) => keep({ k }),
+    );
     notices.append(...this.notices());
     foot.append(this.strip.element, h("div", { class: "slide-status" }, this.readout));
     this.layers.append(scoreControls(slide, this.main.scores, "Heatmap"), this.marksPanel.element);
@@ -116,11 +140,13 @@ export class SlidePage {
     const tile = this.left.hover.tile;
     const { loaded } = this.main.scores;
     const { x, y } = this.main.place();
-    const at = tile >= 0 && loaded ? { x: loaded.tiles.xy[2 * tile]! + 1, y: loaded.tiles.xy[2 * tile + 1]! + 1 } : { x, y };
+    const at =
+      tile >= 0 && loaded ? { x: loaded.tiles.xy[2 * tile]! + 1, y: loaded.tiles.xy[2 * tile + 1]! + 1 } : { x, y };
     this.showPatch(this.main, at);
   }
 
   compare(): void {
+    if (!choicesOf(this.slide).length) return announce("There are no scores of this slide to compare.");
     if (this.right) {
       this.right.stop();
       this.right.hover.destroy();
@@ -133,9 +159,7 @@ export class SlidePage {
       this.marksPanel.element.before(controls);
       const stop = synchronise(this.main, side.pane);
       this.right = { ...side, stop, controls };
-      const choices = choicesOf(this.slide);
-      const now = JSON.stringify(this.main.scores.choice);
-      const other = choices.find((choice) => JSON.stringify(choice) !== now) ?? choices[0];
+      const other = besides(this.slide, this.main.scores);
       void side.pane.open(this.main.place()).then(() => other && side.pane.scores.choose(other));
     }
     this.panes.classList.toggle("slide-two", this.right !== null);
@@ -152,7 +176,11 @@ export class SlidePage {
     const place = this.main.place();
     showPlace(this.slide.id, place);
     void copyLink(this.slide.id, place).then((done) =>
-      announce(done ? "The link to this place was copied. It opens while this server runs." : "The browser did not allow copying. The address bar holds the link."),
+      announce(
+        done
+          ? "The link to this place was copied. It opens while this server runs."
+          : "The browser did not allow copying. The address bar holds the link.",
+      ),
     );
   }
 
@@ -183,12 +211,20 @@ export class SlidePage {
   private side(name: string): Side {
     const scores = new ScoreLayer(this.store);
     [scores.map, scores.opacity] = [this.kept.map, this.kept.opacity];
-    const pane: Pane = new Pane(this.slide, scores, name, this.panes, (context, view) => this.draw(pane, hover, context, view));
-    const hover: Hover = new Hover(pane, (at) => this.point(at));
+    const pane: Pane = new Pane(this.slide, scores, name, this.panes, (context, view) =>
+      this.draw(pane, hover, context, view),
+    );
+    const hover: Hover = new Hover(pane, (at) => this.point(pane, at));
     scores.onChange(() => {
       pane.overlay.invalidate();
       pane.showLegend();
-      pane.stage.dataset.scores = scores.busy ? "loading" : scores.problem !== null ? "failed" : scores.column ? scores.name : "";
+      pane.stage.dataset.scores = scores.busy
+        ? "loading"
+        : scores.problem !== null
+          ? "failed"
+          : scores.column
+            ? scores.name
+            : "";
       keep({ map: scores.map, opacity: scores.opacity });
     });
     pane.viewer.addHandler("canvas-click", (event) => {
@@ -201,9 +237,9 @@ export class SlidePage {
 
   private draw(pane: Pane, hover: Hover, context: CanvasRenderingContext2D, view: View): void {
     const { scores } = pane;
+    if (pane === this.main) this.trouble.draw(context, view);
     scores.draw(context, view);
     this.marks.draw(context, view, scores.loaded?.failed ?? null);
-    if (pane === this.main) this.trouble.draw(context, view);
     if (hover.tile < 0 || !scores.loaded) return;
     const { xy, span_px: span } = scores.loaded.tiles;
     context.strokeStyle = "#111827";
@@ -242,14 +278,18 @@ export class SlidePage {
       annotations && api.annotations(id).then((found) => this.marks.setAnnotations(found)),
       grid && this.store.load(null, "grid").then((loaded) => this.marks.setGrid(loaded)),
     ]);
-    for (const result of tried) if (result.status === "rejected") announce(wordsOf(result.reason).detail || wordsOf(result.reason).title, "error");
+    for (const result of tried)
+      if (result.status === "rejected")
+        announce(wordsOf(result.reason).detail || wordsOf(result.reason).title, "error");
     this.redraw();
   }
 
-  private point(at: { x: number; y: number } | null): void {
+  /** Says where the pointer is; true while the review draws: it then claims even what is off the slide. */
+  private point(pane: Pane, at: { x: number; y: number } | null): boolean {
     const { mpp } = this.slide;
     const um = at && mpp ? ` · ${trim((at.x * mpp) / 1000)}, ${trim((at.y * mpp) / 1000)} mm` : "";
     this.readout.textContent = at ? `x ${count(Math.floor(at.x))}, y ${count(Math.floor(at.y))} px${um}` : "";
+    return at !== null && pane === this.main && this.claims.some((claims) => claims(-1, -1));
   }
 
   private notices(): HTMLElement[] {

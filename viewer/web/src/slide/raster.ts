@@ -19,7 +19,10 @@ export class ScoreRaster {
   private readonly cells: Float32Array;
   private readonly picture = document.createElement("canvas");
 
-  constructor(readonly field: TileField, readonly values: Float32Array) {
+  constructor(
+    readonly field: TileField,
+    readonly values: Float32Array,
+  ) {
     this.cells = averaged(field, values);
     this.picture.width = Math.max(1, field.columns);
     this.picture.height = Math.max(1, field.rows);
@@ -60,7 +63,7 @@ export class ScoreRaster {
     const right = Math.min(this.picture.width, Math.ceil((view.right - originX) / cellX));
     const bottom = Math.min(this.picture.height, Math.ceil((view.bottom - originY) / cellY));
     if (right <= left || bottom <= top) return;
-    context.imageSmoothingEnabled = cellX * view.scale < 1; // several cells to a pixel are averaged, else edges stay sharp
+    context.imageSmoothingEnabled = cellX * view.scale < 1; // averaged where several share a pixel, else sharp
     context.drawImage(
       this.picture,
       left,

@@ -124,14 +124,20 @@ export class ScoreLayer {
   }
 }
 
+const extremesOf = new WeakMap<Float32Array, [number, number]>();
+
 /** Smallest and largest number; (0, 1) where there is none. */
 export function extremes(values: Float32Array): [number, number] {
+  const known = extremesOf.get(values);
+  if (known) return known;
   let [low, high] = [Infinity, -Infinity];
   for (const value of values) {
     if (value < low) low = value;
     if (value > high) high = value;
   }
-  return low <= high ? [low, high] : [0, 1];
+  const found: [number, number] = low <= high ? [low, high] : [0, 1];
+  extremesOf.set(values, found);
+  return found;
 }
 
 /** What can be shown: every score of every model, and the grid's share of tissue. */
@@ -141,4 +147,20 @@ export function choicesOf(slide: Slide): Choice[] {
   );
   if (slide.grid) choices.push({ model: null, score: "grid", column: 0 });
   return choices;
+}
+
+/** What to show beside a view: another model's score, another score, another number, at last the grid's. */
+export function besides(slide: Slide, scores: ScoreLayer): Choice | null {
+  const now = scores.choice;
+  const choices = choicesOf(slide);
+  const scored = choices.filter((choice) => choice.model !== null);
+  const next =
+    (scores.loaded?.tiles.columns.length ?? 0) > 1 && now ? { ...now, column: now.column === 0 ? 1 : 0 } : null;
+  return (
+    scored.find((choice) => choice.model !== now?.model && choice.score === now?.score) ??
+    scored.find((choice) => choice.model !== now?.model || choice.score !== now.score) ??
+    next ??
+    choices.at(-1) ??
+    null
+  );
 }

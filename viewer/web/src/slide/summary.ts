@@ -32,7 +32,12 @@ function prediction(model: string, said: Said): HTMLElement {
   return h(
     "section",
     { class: "panel slide-said", "aria-label": `Prediction of ${model}` },
-    h("div", { class: "panel-head" }, h("h3", {}, model), said.abstains && h("span", { class: "badge warn" }, "abstains")),
+    h(
+      "div",
+      { class: "panel-head" },
+      h("h2", {}, model),
+      said.abstains && h("span", { class: "badge warn" }, "abstains"),
+    ),
     h(
       "div",
       { class: "panel-body stack" },
@@ -43,10 +48,20 @@ function prediction(model: string, said: Said): HTMLElement {
         said.value !== null && said.predicted !== null && h("span", { class: "number" }, valueText(said)),
       ),
       h("p", { class: "muted small" }, KINDS[said.kind] ?? said.kind),
-      outputs.length > 1 && shares && h("div", { class: "slide-outputs" }, ...outputs.flatMap(([name, value]) => outputRow(name, value))),
-      outputs.length > 1 && !shares && h("dl", { class: "facts" }, ...outputs.flatMap(([name, value]) => [h("dt", {}, name), h("dd", { class: "number" }, trim(value))])),
-      said.set.length > 0 && h("p", { class: "small" }, h("span", { class: "muted" }, "Conformal set: "), said.set.join(", ")),
-      said.flags.length > 0 && h("p", { class: "row" }, ...said.flags.map((flag) => h("span", { class: "badge warn" }, flag))),
+      outputs.length > 1 &&
+        shares &&
+        h("div", { class: "slide-outputs" }, ...outputs.flatMap(([name, value]) => outputRow(name, value))),
+      outputs.length > 1 &&
+        !shares &&
+        h(
+          "dl",
+          { class: "facts" },
+          ...outputs.flatMap(([name, value]) => [h("dt", {}, name), h("dd", { class: "number" }, trim(value))]),
+        ),
+      said.set.length > 0 &&
+        h("p", { class: "small" }, h("span", { class: "muted" }, "Conformal set: "), said.set.join(", ")),
+      said.flags.length > 0 &&
+        h("p", { class: "row" }, ...said.flags.map((flag) => h("span", { class: "badge warn" }, flag))),
     ),
   );
 }
@@ -59,23 +74,53 @@ function valueText(said: Said): string {
 function outputRow(name: string, value: number): HTMLElement[] {
   const fill = h("span");
   fill.style.width = `${(100 * Math.min(1, Math.max(0, value))).toFixed(1)}%`;
-  return [h("span", { class: "ellipsis" }, name), h("span", { class: "bar", "aria-hidden": "true" }, fill), h("span", { class: "number" }, value.toFixed(2))];
+  return [
+    h("span", { class: "ellipsis" }, name),
+    h("span", { class: "bar", "aria-hidden": "true" }, fill),
+    h("span", { class: "number" }, value.toFixed(2)),
+  ];
 }
 
 function facts(slide: Slide): HTMLElement {
-  const size = slide.mpp ? ` (${trim((slide.width * slide.mpp) / 1000)} × ${trim((slide.height * slide.mpp) / 1000)} mm)` : "";
-  const known: [string, string][] = [
-    ["Size", `${count(slide.width)} × ${count(slide.height)} px${size}`],
-    ["Pixel size", slide.mpp ? `${trim(slide.mpp)} µm${slide.mpp_source ? ` (${slide.mpp_source})` : ""}` : "not known"],
-    ...(slide.objective ? [["Objective", `${trim(slide.objective)}×`] as [string, string]] : []),
+  const counted: [string, string][] = [
     ...(slide.tiles === null ? [] : [["Tiles", count(slide.tiles)] as [string, string]]),
     ...(slide.failed_tiles ? [["Failed tiles", count(slide.failed_tiles)] as [string, string]] : []),
-    ...Object.entries(slide.facts),
   ];
+  const given = Object.entries(slide.facts);
+  const known = given.length ? given : measured(slide); // the server says more where it could read the file
   return h(
     "section",
     { "aria-label": "Facts of the slide" },
-    slide.flags.length > 0 && h("p", { class: "row" }, ...slide.flags.map((flag) => h("span", { class: "badge warn" }, flag))),
-    h("dl", { class: "facts" }, ...known.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
+    slide.flags.length > 0 &&
+      h("p", { class: "row" }, ...slide.flags.map((flag) => h("span", { class: "badge warn" }, flag))),
+    h(
+      "dl",
+      { class: "facts" },
+      ...[...known, ...counted].flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]),
+    ),
+  );
+}
+
+function measured(slide: Slide): [string, string][] {
+  return [
+    ["Size", `${count(slide.width)} × ${count(slide.height)} px`],
+    [
+      "Pixel size",
+      slide.mpp ? `${trim(slide.mpp)} µm${slide.mpp_source ? ` (${slide.mpp_source})` : ""}` : "not known",
+    ],
+  ];
+}
+
+/** The first model's answer in a few words, for the bar; null where there is none. */
+export function shortly(slide: Slide): HTMLElement | null {
+  const [first] = Object.entries(slide.said);
+  if (!first) return null;
+  const [model, said] = first;
+  const text = [said.predicted, said.value === null ? null : valueText(said)].filter((part) => part !== null).join(" ");
+  const about = `${model}: ${KINDS[said.kind] ?? said.kind}`;
+  return h(
+    "span",
+    { class: `badge ${said.abstains ? "warn" : "accent"}`, title: about },
+    said.abstains ? `${text}, abstains` : text,
   );
 }

@@ -4,6 +4,7 @@ import type { Slide } from "../api";
 import { h } from "../dom";
 import { icon, type IconName } from "../shell/icons";
 import { slideHash } from "./link";
+import { shortly } from "./summary";
 import { magnification, magnificationText, trim, zoomFor } from "./units";
 
 export const MAGNIFICATIONS = [1.25, 2.5, 5, 10, 20, 40];
@@ -27,15 +28,32 @@ export class Toolbar {
   private readonly presets: { zoom: number; button: HTMLButtonElement }[];
   private readonly seen = h("span", { class: "slide-seen number", "data-testid": "magnification" });
 
-  constructor(private readonly slide: Slide, private readonly commands: Commands) {
+  constructor(
+    private readonly slide: Slide,
+    private readonly commands: Commands,
+  ) {
     this.compare = tool("compare", "Two heatmaps side by side (c)", commands.compare);
     this.panel = tool("panel", "Side panel (b)", commands.panel);
     this.presets = (slide.mpp ? MAGNIFICATIONS.slice(2) : []).map((times) => {
       const zoom = zoomFor(times, slide.mpp!);
       const title = `${times}×: ${trim(10 / times)} µm for each pixel of the screen`;
-      return { zoom, button: h("button", { type: "button", class: "small", title, onclick: () => commands.zoomTo(zoom) }, `${times}×`) };
+      return {
+        zoom,
+        button: h(
+          "button",
+          { type: "button", class: "small", title, onclick: () => commands.zoomTo(zoom) },
+          `${times}×`,
+        ),
+      };
     });
-    this.element = h("div", { class: "slide-bar", role: "toolbar", "aria-label": "Slide" }, this.around(), this.view(), this.seen, this.more());
+    this.element = h(
+      "div",
+      { class: "slide-bar", role: "toolbar", "aria-label": "Slide" },
+      this.around(),
+      this.view(),
+      this.seen,
+      this.more(),
+    );
   }
 
   /** `zoom`: screen pixels for each level-0 pixel. */
@@ -44,7 +62,8 @@ export class Toolbar {
     this.seen.textContent = mpp
       ? `${magnificationText(magnification(mpp, zoom))} · ${trim(mpp / zoom)} µm/px`
       : `${trim(zoom)} screen px per px`;
-    for (const preset of this.presets) preset.button.setAttribute("aria-pressed", String(Math.abs(zoom / preset.zoom - 1) < 0.01));
+    for (const preset of this.presets)
+      preset.button.setAttribute("aria-pressed", String(Math.abs(zoom / preset.zoom - 1) < 0.01));
   }
 
   private around(): HTMLElement {
@@ -52,12 +71,22 @@ export class Toolbar {
     const way = (id: string | null, name: IconName, label: string) =>
       id === null
         ? h("button", { class: "icon", disabled: true, "aria-label": label }, icon(name))
-        : h("a", { class: "button icon", href: slideHash(id), "aria-label": `${label}: ${id}`, title: `${label}: ${id}` }, icon(name));
+        : h(
+            "a",
+            { class: "button icon", href: slideHash(id), "aria-label": `${label}: ${id}`, title: `${label}: ${id}` },
+            icon(name),
+          );
     return h(
       "div",
       { class: "slide-bar-part slide-bar-name" },
-      h("span", { class: "button-group" }, way(slide.previous, "left", "Previous slide ([)"), way(slide.next, "right", "Next slide (])")),
+      h(
+        "span",
+        { class: "button-group" },
+        way(slide.previous, "left", "Previous slide ([)"),
+        way(slide.next, "right", "Next slide (])"),
+      ),
       h("h1", { class: "ellipsis", title: slide.id }, slide.id),
+      shortly(slide),
     );
   }
 
@@ -66,12 +95,27 @@ export class Toolbar {
     return h(
       "div",
       { class: "slide-bar-part" },
-      h("span", { class: "button-group" }, tool("plus", "Zoom in (+)", () => commands.zoomBy(1.6)), tool("minus", "Zoom out (-)", () => commands.zoomBy(1 / 1.6)), tool("home", "Whole slide (0)", commands.home)),
+      h(
+        "span",
+        { class: "button-group" },
+        tool("plus", "Zoom in (+)", () => commands.zoomBy(1.6)),
+        tool("minus", "Zoom out (-)", () => commands.zoomBy(1 / 1.6)),
+        tool("home", "Whole slide (0)", commands.home),
+      ),
       h(
         "span",
         { class: "button-group slide-presets", role: "group", "aria-label": "Magnification" },
         ...this.presets.map(({ button }) => button),
-        h("button", { type: "button", class: "small", title: "One pixel of the slide on one pixel of the screen", onclick: () => commands.zoomTo(1 / window.devicePixelRatio) }, "1:1"),
+        h(
+          "button",
+          {
+            type: "button",
+            class: "small",
+            title: "One pixel of the slide on one pixel of the screen",
+            onclick: () => commands.zoomTo(1 / window.devicePixelRatio),
+          },
+          "1:1",
+        ),
       ),
       tool("rotate", "Turn by 90° (v)", () => commands.turn(90)),
     );
@@ -92,5 +136,9 @@ export class Toolbar {
 }
 
 function tool(name: IconName, label: string, run: () => void): HTMLButtonElement {
-  return h("button", { type: "button", class: "icon", "aria-label": label, title: label, onclick: () => run() }, icon(name));
+  return h(
+    "button",
+    { type: "button", class: "icon", "aria-label": label, title: label, onclick: () => run() },
+    icon(name),
+  );
 }

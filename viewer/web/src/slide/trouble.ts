@@ -18,12 +18,21 @@ export class Trouble {
   private readonly hatch = hatching();
   readonly element: HTMLElement;
 
-  constructor(private readonly viewer: OpenSeadragon.Viewer, width: number, changed: () => void) {
+  constructor(
+    private readonly viewer: OpenSeadragon.Viewer,
+    width: number,
+    changed: () => void,
+  ) {
     const again = h("button", { type: "button", class: "small", onclick: () => this.retry() }, "Try again");
     this.element = h("div", { class: "slide-trouble notice error", role: "alert", hidden: true }, this.text, again);
     viewer.addHandler("tile-load-failed", ({ tile }) => {
       const { bounds } = tile;
-      this.missing.set(tile.cacheKey, { x: bounds.x * width, y: bounds.y * width, width: bounds.width * width, height: bounds.height * width });
+      this.missing.set(tile.cacheKey, {
+        x: bounds.x * width,
+        y: bounds.y * width,
+        width: bounds.width * width,
+        height: bounds.height * width,
+      });
       this.show();
       changed();
     });
@@ -37,16 +46,19 @@ export class Trouble {
     const pattern = context.createPattern(this.hatch, "repeat")!;
     pattern.setTransform(new DOMMatrix().scale(1 / view.scale));
     context.fillStyle = pattern;
+    context.globalAlpha = 0.55; // a coarser picture, where there is one, shines through
     for (const { x, y, width, height } of this.missing.values()) {
       if (width * view.scale < 8) continue; // a tile of a finer level than is looked at
       context.fillRect(x - view.left, y - view.top, width, height);
     }
+    context.globalAlpha = 1;
   }
 
   private show(): void {
     const { size } = this.missing;
     this.element.hidden = size === 0;
-    this.text.textContent = `${size === 1 ? "One part" : `${size} parts`} of the picture could not be loaded (hatched).`;
+    const parts = size === 1 ? "One part" : `${size} parts`;
+    this.text.textContent = `${parts} of the picture could not be loaded (hatched).`;
   }
 
   private retry(): void {

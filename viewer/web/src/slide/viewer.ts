@@ -27,14 +27,27 @@ export class Pane {
   private readonly bar: ScaleBar;
   private readonly legend: Legend;
 
-  /** Stands in `room`, which is in the document; `draw` draws over the slide. */
-  constructor(readonly slide: Slide, readonly scores: ScoreLayer, name: string, room: HTMLElement, draw: Draw) {
+  /** Stands in `room`, which is in the document, after other views there; `draw` draws over the slide. */
+  constructor(
+    readonly slide: Slide,
+    readonly scores: ScoreLayer,
+    name: string,
+    room: HTMLElement,
+    draw: Draw,
+  ) {
+    const overview = !room.hasChildNodes(); // one is enough for views that move as one
     this.bar = new ScaleBar(slide.mpp);
     this.legend = new Legend(scores);
-    this.element = h("section", { class: "slide-pane", "aria-label": name }, this.stage, this.bar.element, this.legend.element);
+    this.element = h(
+      "section",
+      { class: "slide-pane", "aria-label": name },
+      this.stage,
+      this.bar.element,
+      this.legend.element,
+    );
     room.append(this.element); // laid out before OpenSeadragon measures it
     forestallStyle();
-    this.viewer = OpenSeadragon({ element: this.stage, ...options() });
+    this.viewer = OpenSeadragon({ element: this.stage, ...options(), showNavigator: overview });
     this.viewer.canvas.setAttribute("aria-label", `${name}: ${slide.id}. Arrow keys move, plus and minus zoom.`);
     this.viewer.canvas.setAttribute("role", "application");
     this.overlay = new Overlay(this.viewer, slide.width, draw);
@@ -68,7 +81,10 @@ export class Pane {
   goTo(place: Place, immediately = STILL.matches): void {
     const { viewport } = this.viewer;
     const wide = viewport.getContainerSize().x;
-    const zoom = Math.min(viewport.getMaxZoom(), Math.max(viewport.getMinZoom(), (place.zoom * this.slide.width) / wide));
+    const zoom = Math.min(
+      viewport.getMaxZoom(),
+      Math.max(viewport.getMinZoom(), (place.zoom * this.slide.width) / wide),
+    );
     const centre = new OpenSeadragon.Point(place.x / this.slide.width, place.y / this.slide.width);
     viewport.zoomTo(zoom, undefined, immediately);
     viewport.panTo(centre, immediately);
@@ -149,7 +165,6 @@ function options(): OpenSeadragon.Options {
   return {
     drawer: "canvas", // runs everywhere, and leaves the few WebGL contexts of a page to the drawing of regions
     showNavigationControl: false,
-    showNavigator: true,
     navigatorPosition: "TOP_RIGHT",
     navigatorSizeRatio: 0.16,
     navigatorAutoFade: false,

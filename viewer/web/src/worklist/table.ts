@@ -30,7 +30,7 @@ export class SlideTable {
   #body = h("tbody", {});
   #heads = new Map<Sort, HTMLTableCellElement>();
   #table: HTMLTableElement;
-  #drawn = new Map<number, HTMLTableRowElement>();
+  #drawn = new Map<number, { element: HTMLTableRowElement; content: string }>();
   #above = spacer();
   #below = spacer();
   #height = 0;
@@ -75,9 +75,12 @@ export class SlideTable {
     }
     this.#table.setAttribute("aria-rowcount", String(this.pages.total + 1));
     const focused = this.#body.contains(document.activeElement);
-    this.#drawn.clear();
-    this.#body.replaceChildren();
     this.#chosen = Math.max(0, Math.min(this.#chosen, this.pages.total - 1));
+    // One for one: an emptied table would forget how far it was scrolled, and a row that stays keeps its picture.
+    for (const [index, row] of this.#drawn) {
+      if (this.#content(index) !== row.content) row.element.replaceWith(this.#row(index));
+      else this.#point(index, row.element);
+    }
     this.#draw();
     if (focused) this.#link(this.#chosen)?.focus({ preventScroll: true });
   }
@@ -92,9 +95,9 @@ export class SlideTable {
   /** Choose a row where it is. */
   mark(index: number): void {
     if (this.pages.total === 0) return;
-    this.#drawn.get(this.#chosen)?.removeAttribute("aria-current");
+    this.#drawn.get(this.#chosen)?.element.removeAttribute("aria-current");
     this.#chosen = Math.max(0, Math.min(index, this.pages.total - 1));
-    this.#drawn.get(this.#chosen)?.setAttribute("aria-current", "true");
+    this.#drawn.get(this.#chosen)?.element.setAttribute("aria-current", "true");
     this.hooks.chosen(this.#chosen);
   }
 
@@ -140,13 +143,13 @@ export class SlideTable {
     const to = Math.min(this.pages.total, end + AROUND);
     for (const [index, row] of this.#drawn)
       if (index < from || index >= to) {
-        row.remove();
+        row.element.remove();
         this.#drawn.delete(index);
       }
     if (this.#above.parentNode !== this.#body) this.#body.append(this.#above, this.#below);
     let after: HTMLTableRowElement = this.#above;
     for (let index = from; index < to; index++) {
-      const row = this.#drawn.get(index) ?? this.#row(index);
+      const row = this.#drawn.get(index)?.element ?? this.#row(index);
       if (after.nextSibling !== row) after.after(row);
       after = row;
     }
@@ -172,13 +175,23 @@ export class SlideTable {
     const row = card ? slideRow(card, this.view.model) : waitingRow();
     row.setAttribute("aria-rowindex", String(index + 2));
     row.dataset.index = String(index);
-    if (index === this.#chosen) row.setAttribute("aria-current", "true");
-    this.#drawn.set(index, row);
+    this.#point(index, row);
+    this.#drawn.set(index, { element: row, content: this.#content(index) });
     return row;
   }
 
+  /** All that a row shows: rows of the same content need not be drawn again. */
+  #content(index: number): string {
+    return JSON.stringify([this.view.model, this.pages.at(index) ?? null]);
+  }
+
+  #point(index: number, row: HTMLTableRowElement): void {
+    if (index === this.#chosen) row.setAttribute("aria-current", "true");
+    else row.removeAttribute("aria-current");
+  }
+
   #link(index: number): HTMLAnchorElement | null {
-    return this.#drawn.get(index)?.querySelector("a") ?? null;
+    return this.#drawn.get(index)?.element.querySelector("a") ?? null;
   }
 
   #clicked(event: MouseEvent): void {

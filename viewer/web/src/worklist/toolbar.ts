@@ -37,7 +37,7 @@ export function toolbar(session: Session, view: View, changed: (change: Partial<
   };
   const model = modelChooser(session, view, (name) => changed({ model: name }));
   const total = h("p", { class: "small muted number worklist-count" });
-  const clear = h("button", { class: "quiet small", type: "button" }, icon("close"), "Clear filters");
+  const clear = h("button", { class: "quiet small", type: "button", hidden: true }, icon("close"), "Clear filters");
   clear.addEventListener("click", () => {
     search.value = "";
     changed({ search: "", status: "", review: "", predicted: "" });
