@@ -155,7 +155,7 @@ def test_the_export_is_taken_by_tiling_and_training(run, trained, records, tmp_p
     draw(review, last, box(0, 0, 100, 100), None)
     made = export_review(review, records, tmp_path / "out")
     assert (made.labelled, made.drawn, made.files) == (len(records) - 2, 2, 1)
-    rows = {row["slide_id"]: row for row in csv.DictReader(made.labels.open())}
+    rows = {row["slide_id"]: row for row in csv.DictReader(made.labels.read_text().splitlines())}
     assert records[0].slide_id not in rows
     assert rows[last]["label"] == ""
     assert rows[records[1].slide_id]["reviewed_by"] == "Dr. Gray"
@@ -196,9 +196,9 @@ def test_an_accepted_slide_has_the_class_that_was_predicted_as_it_was_accepted(r
     review.act(second, {**body, "event": "b"}, predicted={"old": "tumor"})
     made = export_review(review, records, tmp_path / "out")
     assert made.undecided == (first,)
-    assert {row["slide_id"]: row["label"] for row in csv.DictReader(made.labels.open())} == {second: "tumor"}
+    assert {row["slide_id"]: row["label"] for row in csv.DictReader(made.labels.read_text().splitlines())} == {second: "tumor"}
     chosen = export_review(review, records, tmp_path / "out", model="new")
-    assert {row["slide_id"]: row["label"] for row in csv.DictReader(chosen.labels.open())} == {first: "normal"}
+    assert {row["slide_id"]: row["label"] for row in csv.DictReader(chosen.labels.read_text().splitlines())} == {first: "normal"}
     every = export_review(review, records, tmp_path / "out", model="old", everything=True)
     assert every.labelled == len(records)
 
