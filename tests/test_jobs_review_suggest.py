@@ -155,7 +155,7 @@ def test_the_export_is_taken_by_tiling_and_training(run, trained, records, tmp_p
     draw(review, last, box(0, 0, 100, 100), None)
     made = export_review(review, records, tmp_path / "out")
     assert (made.labelled, made.drawn, made.files) == (len(records) - 2, 2, 1)
-    rows = {row["slide_id"]: row for row in csv.DictReader(made.labels.read_text().splitlines())}
+    rows = {row["slide_id"]: row for row in rows_of(made.labels)}
     assert records[0].slide_id not in rows
     assert rows[last]["label"] == ""
     assert rows[records[1].slide_id]["reviewed_by"] == "Dr. Gray"
@@ -178,6 +178,10 @@ def test_the_export_is_taken_by_tiling_and_training(run, trained, records, tmp_p
     assert predict(model, load_bag(store, patient_id=records[-1].patient_id)).origin.startswith("held-out")
 
 
+def rows_of(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
 def run_with(run, tmp_path) -> RunFolder:
     """A run of the same embeddings that a model can be written to."""
     folder = RunFolder(tmp_path / "trained")
@@ -196,9 +200,9 @@ def test_an_accepted_slide_has_the_class_that_was_predicted_as_it_was_accepted(r
     review.act(second, {**body, "event": "b"}, predicted={"old": "tumor"})
     made = export_review(review, records, tmp_path / "out")
     assert made.undecided == (first,)
-    assert {row["slide_id"]: row["label"] for row in csv.DictReader(made.labels.read_text().splitlines())} == {second: "tumor"}
+    assert {row["slide_id"]: row["label"] for row in rows_of(made.labels)} == {second: "tumor"}
     chosen = export_review(review, records, tmp_path / "out", model="new")
-    assert {row["slide_id"]: row["label"] for row in csv.DictReader(chosen.labels.read_text().splitlines())} == {first: "normal"}
+    assert {row["slide_id"]: row["label"] for row in rows_of(chosen.labels)} == {first: "normal"}
     every = export_review(review, records, tmp_path / "out", model="old", everything=True)
     assert every.labelled == len(records)
 
