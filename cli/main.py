@@ -16,6 +16,7 @@ from . import (
     evaluate,
     finetune,
     info,
+    review,
     run,
     stages,
     status,
@@ -73,6 +74,7 @@ for command, panel in (
     (doctor.doctor, "This machine"),
 ):
     app.command(rich_help_panel=panel)(command)
+app.add_typer(review.app, rich_help_panel="The whole road")
 app.add_typer(backbones.app, rich_help_panel="This machine")
 
 

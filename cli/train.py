@@ -72,6 +72,12 @@ TRAIN = {
         _OPTIONAL, "Spread these columns evenly over folds: site", "train.stratify", "COLUMNS", TRAINING
     ),
     "splits": _train(_OPTIONAL, "Use the folds of this splits.csv", "train.splits", "FILE"),
+    "regions": _train(
+        _OPTIONAL,
+        "Learn also from drawn regions: a folder with SLIDE_ID.geojson for each slide, as `wsi review export` writes",
+        "train.regions",
+        "FOLDER",
+    ),
     "epochs": _train(int | None, "Epochs at most", "train.epochs"),
     "search": _train(
         int | None, "Trials of a hyper-parameter search within every fold's training part", "train.search"

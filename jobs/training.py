@@ -61,6 +61,8 @@ def train_model(
 ) -> "TrainedModel":
     """Cross-validate a head over all labelled slides, by patient, and publish it as models/<name>.
 
+    With `spec.train.regions` it learns from these, too: see `region_bags`.
+
     Slides that failed earlier are left out (see `left_out`). Raises ManifestError without labels, StoreError when any
     other labelled slide has no embeddings of the asked contract. A training that was killed is taken up where it was.
     """
@@ -69,9 +71,12 @@ def train_model(
     from mil.ranges import tile_ranges
     from mil.tracking import open_tracker
 
-    bags = load_bags(records, spec, folder)
+    from .region_bags import region_bags, regions_mark
+
+    regions = region_bags(records, spec, folder)
+    bags = [*load_bags(records, spec, folder), *regions]
     # a folder for each kind of training: two at once under one name do not mix their splits
-    kind = fingerprint(spec.train, [bag.name for bag in bags], bags[0].contract_hash)
+    kind = fingerprint(spec.train, [bag.name for bag in bags], bags[0].contract_hash, regions_mark(regions))
     work = folder.root / "training" / f"{name}-{kind}"
     kept = work if spec.train.track == "csv" else folder.root / "tracking" / name
     tracker = open_tracker(spec.train.track, kept)

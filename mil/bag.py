@@ -50,6 +50,7 @@ class Bag:
     slide_of       int32 (n,), which of `slide_ids` each tile is of; None for bags of one slide
     views          the same tiles' other views (n, v - 1, d), where more than one was embedded
     blocks         lengths of the parts of a feature that come from different backbones, () for one
+    region         of a bag of some of a slide's tiles only, what is drawn about them; "" for whole slides
     """
 
     features: NDArray[np.float16] | NDArray[np.float32]
@@ -66,6 +67,7 @@ class Bag:
     slide_of: NDArray[np.int32] | None = None
     views: NDArray[np.float16] | NDArray[np.float32] | None = None
     blocks: tuple[int, ...] = ()
+    region: str = ""
 
     def __post_init__(self) -> None:
         if not self.slide_ids:

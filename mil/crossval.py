@@ -16,6 +16,7 @@ from wsi.errors import SpecError
 from wsi.publish import fingerprint
 
 from .bag import Bag, require_contract
+from .beside import Beside, beside_cohort, joined
 from .checkpoint import Checkpoints
 from .covariates import Covariates
 from .heads import HEADS
@@ -48,6 +49,8 @@ def cross_validate(
 ) -> TrainedModel:
     """Train one network per fold and repeat, and let each speak of the bags it did not see.
 
+    bags      those of regions (see Bag) are no part of the cohort: networks that do not hold their patient back learn
+              from them beside it, and no figure is made of them
     classes   order of the outputs, the positive one last; `spec.task.classes` when not given
     resume    folder of splits.csv and of checkpoints: a training that was killed goes on from there and ends with the
               same weights. Only the very same training does; when it is finished the folder may be removed
@@ -55,24 +58,29 @@ def cross_validate(
     Raises ManifestError for a bag whose truth is missing or cannot be read, SpecError for a cohort too small for the
     folds or a setting that does not fit it, and BackboneError for embeddings of different contracts.
     """
+    bags, regions = [bag for bag in bags if not bag.region], [bag for bag in bags if bag.region]
     cohort = gather(bags, spec or TrainSpec(), classes)
     partition = _partition(bags, cohort)
     networks = range(partition.repeats * partition.folds)
     parts = [fold_parts(cohort, partition, place) for place in networks]  # all: a bad fold is said before hours of work
+    beside = beside_cohort(regions, cohort, partition)
     if resume is not None:
         write_partition(Path(resume), partition, cohort.bags, cohort.truths, cohort.spec.stratify)
-    mark = _mark(cohort, partition)
+    mark = _mark(cohort, partition, regions)
     watch = Watch(progress, tracker, None if resume is None else Checkpoints(Path(resume), mark))
     if tracker is not None:
         tracker.start(mark, _settings(cohort))
     outcome = Outcome(len(cohort.part), cohort.task.outputs, partition)
     weights, histories = [], []
     for place in networks:
-        trained = _network(cohort, partition, place, parts[place], watch)
+        trained = _network(cohort, partition, place, parts[place], watch, beside)
         weights.append({name: tensor.numpy() for name, tensor in trained.weights.items()})
         histories.append(trained.history)
         outcome.hear(place, trained.places, trained.logits.numpy())
     model = _assembled(bags, cohort, partition, outcome, (weights, histories))
+    if beside is not None:
+        rows, notes = beside.rows(cohort, partition, parts), [*model.metrics["notes"], beside.told()]
+        model = replace(model, regions=tuple(rows), metrics={**model.metrics, "notes": notes})
     if tracker is not None:
         tracker.end(_summary(model))
     return model
@@ -188,7 +196,12 @@ def _partition(bags: Sequence[Bag], cohort: Cohort) -> Partition:
 
 
 def _network(
-    cohort: Cohort, partition: Partition, place: int, parts: tuple[NDArray[np.int64], ...], watch: Watch
+    cohort: Cohort,
+    partition: Partition,
+    place: int,
+    parts: tuple[NDArray[np.int64], ...],
+    watch: Watch,
+    beside: Beside | None,
 ) -> Trained:
     """The network at this place: the one that is kept already, else trained now on its `fold_parts`."""
     training, validation, test = parts
@@ -200,11 +213,14 @@ def _network(
         _replay(watch, place, cohort, history)
         return Trained(weights, history, places, tensors["logits"])
     seed = _seed(cohort.spec, place)
-    spec, head, searched = _tuned(cohort, training, validation, (place, seed), watch)
+    seen = np.empty(0, np.int64) if beside is None else beside.seen_by(partition, place, parts)
+    learnt, held = joined(cohort.part.at(training), beside, seen), cohort.part.at(validation)
+    spec, head, searched = _tuned(cohort, (learnt, held), (place, seed), watch)
     running = None if watch.checkpoints is None else watch.checkpoints.running(place)
     run = Run(seed, cohort.device, _reporter(watch, place, spec), _recaller(watch, place, spec), running)
-    network, history = train_one(cohort.part.at(training), cohort.part.at(validation), cohort.task, head, spec, run)
+    network, history = train_one(learnt, held, cohort.task, head, spec, run)
     facts = {"repeat": place // partition.folds, "fold": place % partition.folds, "test_bags": len(test)}
+    facts |= {} if beside is None else {"regions": len(seen)}
     logits = torch.from_numpy(logits_of(network, cohort.part.at(places)))
     trained = Trained(network.state_dict(), {**facts, **history, **searched}, places, logits)
     if watch.checkpoints is not None:
@@ -214,11 +230,7 @@ def _network(
 
 
 def _tuned(
-    cohort: Cohort,
-    training: NDArray[np.int64],
-    validation: NDArray[np.int64],
-    which: tuple[int, int],
-    watch: Watch,
+    cohort: Cohort, parts: tuple[Part, Part], which: tuple[int, int], watch: Watch
 ) -> tuple[TrainSpec, HeadSpec, dict[str, Any]]:
     """Settings and head of one network, and what is recorded of the search for them; the cohort's without a search."""
     if not cohort.spec.search:
@@ -229,7 +241,6 @@ def _tuned(
     found = None if watch.checkpoints is None else watch.checkpoints.chosen(place)
     if found is None:
         space = cohort.spec.search_space or None
-        parts = (cohort.part.at(training), cohort.part.at(validation))
         found = search(parts, cohort.task, cohort.head, cohort.spec, Run(seed, cohort.device), space)
         if watch.checkpoints is not None:
             watch.checkpoints.choose(place, found)
@@ -293,21 +304,24 @@ def _seed(spec: TrainSpec, place: int) -> int:
     return spec.seed + place
 
 
-def _mark(cohort: Cohort, partition: Partition) -> str:
+def _mark(cohort: Cohort, partition: Partition, regions: Sequence[Bag] = ()) -> str:
     """Fingerprint of all that the networks come from: settings, truth, bags, folds and the versions that train them.
 
     Of the vectors themselves some rows of each bag are looked at: what their contract and slide do not fix shows there.
     """
-    spec = replace(cohort.spec, track="csv", splits=None, calibrate="none")  # what changes no network
+    spec = replace(cohort.spec, track="csv", splits=None, regions=None, calibrate="none")  # what changes no network
     rows = []
-    for bag in cohort.bags:
+    for bag in (*cohort.bags, *regions):
         chosen = np.unique(np.linspace(0, bag.tiles - 1, 16).astype(np.int64))
         content = hashlib.sha256(np.ascontiguousarray(bag.features[chosen]).tobytes()).hexdigest()
         rows.append((bag.name, bag.group, bag.case_id, bag.contract_hash, bag.identity, bag.features.shape, content))
+    of_regions = [truth_text(cohort.task, bag) for bag in regions]
     validation = None if partition.validation is None else partition.validation.tolist()
     known = None if cohort.part.covariates is None else cohort.part.covariates.tolist()
     truth = (cohort.task.as_dict(), cohort.part.truth.tolist())
-    return fingerprint(spec, rows, truth, known, partition.folds_of.tolist(), validation, current_versions())
+    return fingerprint(
+        spec, rows, truth, known, partition.folds_of.tolist(), validation, current_versions(), of_regions
+    )
 
 
 def _assembled(

@@ -67,6 +67,7 @@ class TrainedModel:
     partition   hash of the splits it was cross-validated on
     outliers    what tells slides that are unlike the cohort, None where the cohort is too small to say
     conformal   miscoverage and thresholds of prediction sets, and of abstaining; empty without
+    regions     bags of regions that it learnt from beside the cohort, and the networks that did not see them
     ranges      column of the output -> (low, high) of its tile scores over the cohort: see `mil.ranges`; empty without
     """
 
@@ -88,6 +89,7 @@ class TrainedModel:
     outliers: Outliers | None = None
     conformal: Mapping[str, Any] = field(default_factory=dict)
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    regions: tuple[CohortRow, ...] = ()
 
     @property
     def figures(self) -> Mapping[str, Any]:
@@ -124,7 +126,7 @@ class TrainedModel:
 
         None where rows of the cohort that look like this bag were seen by different networks, or by all.
         """
-        known = [set(row.folds) for row in self.cohort if row.tiles and _same(row, bag)]
+        known = [set(row.folds) for row in (*self.cohort, *self.regions) if row.tiles and _same(row, bag)]
         if not known:
             return tuple(range(len(self.weights)))
         return tuple(sorted(set.intersection(*known)))
@@ -140,7 +142,8 @@ class TrainedModel:
         state = {} if self.outliers is None else self.outliers.state()
         outliers = {name: _digest(np.ascontiguousarray(array).tobytes()) for name, array in state.items()}
         used = (heads, covariates, outliers, self.training.level)
-        return fingerprint(weights, self.contract_hash, [asdict(row) for row in self.cohort], rest, used)
+        rows = [asdict(row) for row in (*self.cohort, *self.regions)]
+        return fingerprint(weights, self.contract_hash, rows, rest, used)
 
 
 def save_model(model: TrainedModel, folder: Path, companions: Mapping[str, Path] | None = None) -> None:
@@ -161,6 +164,7 @@ def save_model(model: TrainedModel, folder: Path, companions: Mapping[str, Path]
     config |= {"conformal": model.conformal, "versions": model.versions, "metrics": model.metrics, "folds": model.folds}
     config["ranges"] = {name: list(ends) for name, ends in model.ranges.items()}
     config["cohort"] = [asdict(row) for row in model.cohort]
+    config["regions"] = [asdict(row) for row in model.regions]
     config["weights"] = []
     files = {f"fold-{fold}.safetensors": weights for fold, weights in enumerate(model.weights)}
     if model.outliers is not None:
@@ -204,6 +208,7 @@ def load_model(folder: str | Path) -> TrainedModel:
             partition=config["partition"],
             outliers=None if outliers is None else Outliers.from_state(outliers),
             conformal=config["conformal"],
+            regions=tuple(_row(row) for row in config.get("regions", ())),
             ranges={name: (low, high) for name, (low, high) in config.get("ranges", {}).items()},
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -86,6 +86,8 @@ class TrainSpec:
     folds           patient-wise cross-validation folds, one model each, in each of `repeats` different partitions
     stratify        further columns whose values are spread evenly over folds, such as site
     splits          file of a partition to use instead of drawing one
+    regions         folder with a file of drawn regions for each slide: each with a class of the task is learnt from as
+                    a bag of its own, beside the cohort's
     epochs          at most; in their second half `patience` epochs without a better validation loss end a fold (a
                     handful of validation bags is too noisy to stop earlier); the best epoch's weights are kept
     learning_rate   of AdamW, decayed to zero along a cosine over `epochs`; weight_decay is its decoupled decay
@@ -119,6 +121,7 @@ class TrainSpec:
     repeats: int = 1
     stratify: tuple[str, ...] = ()
     splits: str | None = None
+    regions: str | None = None
     epochs: int = 40
     patience: int = 10
     learning_rate: float = 5e-4

@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 Column = tuple[NDArray[np.float32], float, float]  # values, and the range they are drawn in
 
 
-def pack_heatmap(heatmap: "Heatmap") -> bytes:
-    """The drawn score first, then the measurements: of ranks the range is 0 to 1, of others what occurs."""
+def pack_heatmap(heatmap: "Heatmap", display: tuple[float, float] | None = None) -> bytes:
+    """The drawn score first, then the measurements: of ranks the range is 0 to 1, of others what occurs.
+
+    display  what the files of this heatmap spread their colours over, None where that is not known
+    """
     columns: dict[str, Column] = {heatmap.name: (heatmap.scores, *heatmap.limits)}
     for name, values in heatmap.measurements.items():
         columns[name] = values, *((0.0, 1.0) if name.endswith(" rank") else _range(values))
-    return pack(heatmap.span_px, heatmap.xy, heatmap.failed_xy, columns)
+    return pack(heatmap.span_px, heatmap.xy, heatmap.failed_xy, columns, display)
 
 
 def pack_grid(store: "PatchStore") -> bytes:
@@ -38,10 +41,18 @@ def pack_grid(store: "PatchStore") -> bytes:
     return pack(grid.span_px, grid.xy, failed, columns)
 
 
-def pack(span_px: int, xy: NDArray[np.int64], failed: NDArray[np.int64], columns: Mapping[str, Column]) -> bytes:
-    """xy, failed: (n, 2) and (m, 2), top-left corners in level-0 pixels; span_px: the tiles' side there."""
+def pack(
+    span_px: int,
+    xy: NDArray[np.int64],
+    failed: NDArray[np.int64],
+    columns: Mapping[str, Column],
+    display: tuple[float, float] | None = None,
+) -> bytes:
+    """xy, failed: (n, 2) and (m, 2), top-left corners in level-0 pixels; span_px: the tiles' side there; display: range
+    of colours for the first column, of the whole cohort."""
     said = [{"name": name, "low": float(low), "high": float(high)} for name, (_, low, high) in columns.items()]
     head: dict[str, Any] = {"span_px": int(span_px), "n": len(xy), "failed": len(failed), "columns": said}
+    head["display"] = None if display is None else [float(end) for end in display]
     text = json.dumps(head, ensure_ascii=False, allow_nan=False).encode()
     text += b" " * (-len(text) % 4)
     parts = [len(text).to_bytes(4, "little"), text, xy.astype("<i4").tobytes(), failed.astype("<i4").tobytes()]

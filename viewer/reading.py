@@ -143,9 +143,11 @@ def _scores(scores: Path | None, tiles: Path | None) -> bytes:
     """Of the file of numbers; older runs have only that of tiles for QuPath."""
     from heatmaps.geojson_read import read_geojson
     from heatmaps.scores import read_scores
+    from jobs.heatmap_files import HeatmapFiles
 
     if scores is not None:
-        return pack_heatmap(read_scores(scores))
+        drawn = HeatmapFiles(scores.with_name(scores.name.removesuffix(".scores.npz"))).recorded().get("display")
+        return pack_heatmap(read_scores(scores), None if drawn is None else (drawn[0], drawn[1]))
     if tiles is None:
         raise StoreError("heatmap", "there is none of this slide", "draw it with `wsi heatmap`")
     return pack_heatmap(read_geojson(tiles))

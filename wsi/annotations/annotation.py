@@ -26,6 +26,7 @@ class Annotation:
     name      the object's own name, "" if it has none
     kind      annotation, detection, cell, tile or tmaCore (QuPath's object types; other tools know annotations only)
     repaired  the drawn ring crossed itself; `geometry` is what shapely.make_valid (method structure) made of it
+    id        that its file gives it (QuPath's are UUIDs), "" if it has none
     """
 
     geometry: "BaseGeometry"
@@ -33,6 +34,7 @@ class Annotation:
     name: str = ""
     kind: str = "annotation"
     repaired: bool = False
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

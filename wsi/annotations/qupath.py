@@ -33,13 +33,14 @@ def parse(tree: Any, path: Path) -> list[Annotation]:
             continue  # GeoJSON allows a feature without a place; there is nothing to draw
         properties = feature.get("properties")
         properties = properties if isinstance(properties, dict) else {}
-        name = properties.get("name")
+        name, own = properties.get("name"), feature.get("id")
         found.append(
             Annotation(
                 _geometry(shape, place),
                 _classes(properties.get("classification"), place),
                 name if isinstance(name, str) else "",
                 _kind(feature, properties),
+                id=own if isinstance(own, str) else "",
             )
         )
     return found

@@ -8,6 +8,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -52,7 +53,7 @@ def read_annotations(path: Path | str, width_px: int | None = None) -> list[Anno
     if repaired.any():
         log.info("%s: %d of %d shapes crossed themselves and were repaired", path.name, repaired.sum(), len(shapes))
     return [
-        Annotation(shape, draft.classes, draft.name, draft.kind, bool(mended))
+        replace(draft, geometry=shape, repaired=bool(mended))
         for shape, draft, mended in zip(shapes, drafts, repaired, strict=True)
         if not shape.is_empty
     ]

@@ -130,6 +130,8 @@ export interface Tiles {
   /** x0, y0, x1, y1 … in level-0 pixels. */
   xy: Int32Array;
   failed: Int32Array;
+  /** What the run's files spread the first column's colours over: the same for all slides. Null where not known. */
+  display: [number, number] | null;
   columns: { name: string; low: number; high: number; values: Float32Array }[];
 }
 
@@ -201,7 +203,7 @@ export async function tiles(id: string, model: string | null, score = "predictio
     ...column,
     values: new Float32Array(bytes, take(head.n), head.n),
   }));
-  return { span_px: head.span_px, xy, failed, columns };
+  return { span_px: head.span_px, xy, failed, display: head.display ?? null, columns };
 }
 
 async function get<T>(url: string): Promise<T> {

@@ -4,7 +4,7 @@ import type { Slide } from "../api";
 import { h } from "../dom";
 import { MAPS } from "./colormap";
 import { marksOf, type MarkName, type Marks } from "./marks";
-import { choicesOf, extremes, type Choice, type ScoreLayer } from "./scores";
+import { choicesOf, extremes, type Choice, type Range, type ScoreLayer } from "./scores";
 import { count, scoreText, trim } from "./units";
 
 const STEPS = 500;
@@ -138,9 +138,11 @@ function range(scores: ScoreLayer): HTMLElement {
     [scores.low, scores.high] = [at(Math.min(from, to - 1)), at(Math.max(to, from + 1))];
     scores.repaint();
   };
-  const preset = (label: string, which: "definition" | "slide", title: string) =>
+  const preset = (label: string, which: Range, title: string) =>
     h("button", { type: "button", class: "small", title, onclick: () => scores.useRange(which) }, label);
+  const cohort = preset("Cohort", "cohort", "Where the cohort's tiles lie, as in the run's files: the same for all slides");
   scores.onChange(() => {
+    cohort.hidden = scores.cohort === null;
     const [first, last] = limits(scores);
     const step = (value: number) => String(last > first ? Math.round(((value - first) / (last - first)) * STEPS) : 0);
     [low.value, high.value] = [step(scores.low), step(scores.high)];
@@ -158,6 +160,7 @@ function range(scores: ScoreLayer): HTMLElement {
     h(
       "div",
       { class: "row" },
+      cohort,
       preset("As defined", "definition", "The limits the score was defined with: comparable between slides"),
       preset("This slide", "slide", "From the smallest to the largest score of this slide"),
     ),

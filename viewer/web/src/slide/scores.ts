@@ -40,6 +40,8 @@ export interface Choice {
   column: number;
 }
 
+export type Range = "cohort" | "definition" | "slide";
+
 export class ScoreLayer {
   on = true;
   opacity = 0.5;
@@ -81,7 +83,7 @@ export class ScoreLayer {
       this.loaded = loaded;
       this.threshold = -Infinity;
       this.raster = this.column && new ScoreRaster(loaded.field, this.column.values);
-      this.useRange("definition");
+      this.useRange(this.cohort ? "cohort" : "definition");
     } catch (error) {
       if (this.choice !== choice) return;
       this.loaded = this.raster = null;
@@ -91,11 +93,17 @@ export class ScoreLayer {
     this.repaint();
   }
 
-  /** "definition": the limits that the score was defined with; "slide": what occurs here. */
-  useRange(which: "definition" | "slide"): void {
+  /** Range of the colours in the run's own files, which is the same for all its slides; null for other numbers. */
+  get cohort(): [number, number] | null {
+    return this.choice?.column === 0 ? (this.loaded?.tiles.display ?? null) : null;
+  }
+
+  /** "cohort": that of the run's files; "definition": the score's own limits; "slide": what occurs here. */
+  useRange(which: Range): void {
     const column = this.column;
     if (!column) return;
-    [this.low, this.high] = which === "definition" ? [column.low, column.high] : extremes(column.values);
+    const own: [number, number] = which === "slide" ? extremes(column.values) : [column.low, column.high];
+    [this.low, this.high] = (which === "cohort" && this.cohort) || own;
     this.repaint();
   }
 
