@@ -65,18 +65,24 @@ class Visits:
             made.add_init_script(f"localStorage.setItem('slidestream.reviewer', '{who}')")
         page = made.new_page()
         page.on("pageerror", lambda error: self._troubles.append(error.message))
-        page.on("console", lambda said: self._troubles.append(said.text) if said.type == "error" else None)
+        page.on("console", self._hear)
         page.goto(link + place)
         return page
 
     def expect(self, words: str) -> None:
-        """An error of these words in the console is what the test is about."""
+        """An error with these words, or at an address with them, is what the test is about."""
         self._expected.append(words)
 
     def close(self) -> None:
         for one in self._contexts:
             one.close()
-        assert [said for said in self._troubles if not any(words in said for words in self._expected)] == []
+        troubles = [said for said in self._troubles if not any(words in said for words in self._expected)]
+        if troubles:
+            raise AssertionError("\n".join(["in the browser:", *troubles]))
+
+    def _hear(self, said: Any) -> None:
+        if said.type == "error":
+            self._troubles.append(f"{said.text} ({said.location['url']})")
 
 
 @pytest.fixture
