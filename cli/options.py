@@ -337,15 +337,19 @@ def gather(
     return settings
 
 
-def read_records(source: str, slide_mpp: float | None) -> "list[SlideRecord]":
-    """The slides of `source`; `slide_mpp` is for those whose file and row do not say their pixel size."""
+def read_records(source: str, slide_mpp: float | None, out: Path | None = None) -> "list[SlideRecord]":
+    """The slides of `source`; `slide_mpp` is for those whose file and row do not say their pixel size. A table without
+    paths may name slides that the run folder `out` knows."""
     from dataclasses import replace
 
+    from jobs.folder import RunFolder
     from jobs.manifest import read_source
+    from jobs.slide_table import read_records as read_known
     from wsi.errors import SpecError
 
     if slide_mpp is not None and not 0.05 <= slide_mpp <= 20:
         raise SpecError(
             "--slide-mpp", f"{slide_mpp} is no pixel size", "give µm per pixel from 0.05 to 20, such as 0.25"
         )
-    return [replace(record, fallback_mpp=slide_mpp) for record in read_source(source)]
+    known = read_known(RunFolder(out)) if out is not None and str(source).lower().endswith(".csv") else None
+    return [replace(record, fallback_mpp=slide_mpp) for record in read_source(source, known)]

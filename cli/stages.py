@@ -190,7 +190,7 @@ def start(
 
     from .console import err, say
 
-    records = read_records(source, slide_mpp)
+    records = read_records(source, slide_mpp, out)
     if others := left_in(source, records):
         err.print(f"{others} other files in {source} are no slides by their suffix", markup=False, style="dim")
     trained = open_model(str(model)) if model is not None else None

@@ -133,7 +133,7 @@ def train(
 
     from .console import note, say
 
-    records, folder = read_records(source, None), RunFolder(out)
+    records, folder = read_records(source, None, out), RunFolder(out)
     check_name(name)
     resolve(settings)  # what is wrong with the settings is said before what is missing in the folder
     if twice := [one for one in features or () if (features or []).count(one) > 1]:

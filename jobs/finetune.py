@@ -13,6 +13,7 @@ from wsi.errors import SpecError
 from .config import RunSpec
 from .folder import RunFolder
 from .manifest import read_source
+from .slide_table import read_records
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,7 +123,7 @@ def _of_run(
         raise SpecError("--run", f"--labels {ours.labels} needs the slides' tiles", "name the folder of `wsi tile`")
     if (ours.labels == "regions") != (asked.regions is not None):
         raise SpecError("--regions", "it goes with --labels regions", "give both, or neither")
-    records = read_source(asked.source)
+    records = read_source(asked.source, read_records(RunFolder(asked.run)))
     chosen = choose_tiles(records, RunFolder(asked.run), ours, asked.regions, asked.classes)
     file, pixels = asked.out.with_name(f".{asked.out.name}.pixels.npy"), None
     try:

@@ -5,11 +5,12 @@ import io
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from tiling.spec import TISSUE_METHODS
 from wsi.errors import EngineError, ManifestError
@@ -47,9 +48,10 @@ class SlideRecord:
     others: tuple["SlideRecord", ...] = ()
 
 
-def read_source(source: Path | str) -> list[SlideRecord]:
+def read_source(source: Path | str, known: Mapping[str, SlideRecord] | None = None) -> list[SlideRecord]:
     """The slides that `source` names: a slide, a folder of slides, or a manifest; each a path or a URL.
 
+    known  slides that a table without paths may name: see `read_manifest`
     Raises ManifestError, before any work, for whatever is wrong with the source as a whole. A slide of a manifest
     whose file is missing is no such thing: it fails alone, later, with a receipt.
     """
@@ -59,7 +61,7 @@ def read_source(source: Path | str) -> list[SlideRecord]:
         raise ManifestError("SOURCE", "it is empty", "give a slide, a folder of slides or a manifest CSV")
     source = place_of(source)
     if name_of(source).lower().endswith(".csv"):
-        return read_manifest(source)
+        return read_manifest(source, known)
     if isinstance(source, str):
         places = _slides_behind(source) if source.endswith("/") else [source]
         return _unique(source, [_record(place, _without_suffix(name_of(place))) for place in places])
@@ -72,11 +74,14 @@ def read_source(source: Path | str) -> list[SlideRecord]:
     return [_record(source, _without_suffix(source.name))]
 
 
-def read_manifest(path: Path | str) -> list[SlideRecord]:
+def read_manifest(path: Path | str, known: Mapping[str, SlideRecord] | None = None) -> list[SlideRecord]:
     """Slides of a CSV with the columns slide_id, path and optionally case_id, patient_id, label, mpp, site, others.
 
     Paths are relative to the manifest, or URLs. Empty, NA, N/A, NaN, <NA> and null mean: not known. Raises
     ManifestError naming the line.
+
+    known  slide_id → row, such as those that a run folder keeps: a table may then do without the column path, and what
+           it has no column for is as known
     """
     try:
         text = _content(path).decode("utf-8-sig")
@@ -94,7 +99,7 @@ def read_manifest(path: Path | str) -> list[SlideRecord]:
     twice = sorted({name for name in columns if name and columns.count(name) > 1})
     if twice:
         raise ManifestError(path, f"the column {twice[0]!r} stands there twice", "keep one of them")
-    for name in REQUIRED:
+    for name in REQUIRED if not known else REQUIRED[:1]:
         if name not in columns:
             near = get_close_matches(name, columns, n=1, cutoff=0.5)
             hint = f"is {near[0]!r} meant?" if near else f"it has {', '.join(columns) or 'no header line'}"
@@ -102,10 +107,31 @@ def read_manifest(path: Path | str) -> list[SlideRecord]:
     for name in columns:
         if meant := _misspelt(name, columns):
             raise ManifestError(path, f"the column {name!r} is unknown: is {meant!r} meant?", "rename it")
-    records = [_row(path, number, row) for number, row in enumerate(rows, start=2) if any(row.values())]
+    whole = "path" in columns
+    records = [
+        _row(path, number, row if whole else _completed(path, number, row, known or {}))
+        for number, row in enumerate(rows, start=2)
+        if any(row.values())
+    ]
     if not records:
         raise ManifestError(path, "it lists no slides", "add a line a slide")
     return _unique(path, records)
+
+
+def _completed(
+    manifest: Path | str, number: int, row: dict[str | None, Any], known: Mapping[str, SlideRecord]
+) -> dict[str | None, Any]:
+    """A row without a path, with what is known of its slide in the columns that the table does not have."""
+    slide_id = str(row.get("slide_id") or "").strip()
+    if slide_id not in known:
+        raise ManifestError(
+            f"{manifest}, line {number}", f"the run folder knows no slide {slide_id!r}", "add a column `path`"
+        )
+    record = known[slide_id]
+    told: dict[str, Any] = {"path": str(record.path), "case_id": record.case_id, "patient_id": record.patient_id}
+    told |= {"label": record.label or "", "mpp": record.mpp or "", "site": record.site or "", **record.extra}
+    merged: dict[str | None, Any] = dict(row)
+    return merged | {name: value for name, value in told.items() if name not in row}
 
 
 def _known(column: str) -> str:

@@ -114,3 +114,18 @@ def test_an_empty_source_is_not_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "a.svs").write_bytes(b"II*\0")
     with pytest.raises(ManifestError, match="it is empty"):
         read_source("")
+
+
+def test_a_table_without_paths_names_slides_that_a_run_knows(tmp_path):
+    whole, table = tmp_path / "whole.csv", tmp_path / "labels.csv"
+    whole.write_text("slide_id,path,patient_id,label,ward\na,a.svs,p1,normal,7\nb,b.svs,p2,normal,8\n")
+    known = {record.slide_id: record for record in read_manifest(whole)}
+    table.write_text("slide_id,label,reviewed_by\nb,tumor,Dr. Gray\n")
+    (read,) = read_manifest(table, known)
+    assert (read.path, read.patient_id, read.label) == (tmp_path / "b.svs", "p2", "tumor")
+    assert read.extra == {"ward": "8", "reviewed_by": "Dr. Gray"}
+    table.write_text("slide_id,label\nb,tumor\nc,tumor\n")
+    with pytest.raises(ManifestError, match=r"line 3: the run folder knows no slide 'c'"):
+        read_manifest(table, known)
+    with pytest.raises(ManifestError, match="'path' is missing"):
+        read_manifest(table)

@@ -23,11 +23,14 @@ from jobs.review.suggest import REGION_TILES, suggest, write_for_qupath
 from jobs.review.suggestions import suggestions_path
 from jobs.review.taken_back import take_back
 from jobs.slide_sizes import slide_sizes
+from jobs.slide_table import keep_records
 from jobs.training import train_model
 from mil.active import ChoiceSpec
+from mil.model import load_model
 from mil.predict import predict
 from tiling.regions import load_regions
 from tiling.spec import RegionSpec
+from viewer.review import without_patients
 from wsi.errors import SpecError, StoreError
 from wsi.synthetic import read_truth
 
@@ -233,6 +236,14 @@ def test_the_commands_go_round(trained, records, tmp_path):
     said = wsi("train", tmp_path / "out" / "labels.csv", "-o", run, "-n", "next", "--regions", regions, *learning)
     assert "16 drawn regions" in " ".join(said.split())
     tuned = ("--epochs", 1, "--device", "cpu", "--dry-run", "--run", run)
+    # as the viewer gives it away: slides and classes only, and the run folder knows the rest
+    bare = tmp_path / "bare.csv"
+    bare.write_text(without_patients((tmp_path / "out" / "labels.csv").read_text()))
+    assert "path" not in rows_of(bare)[0]
+    keep_records(RunFolder(run), records)
+    wsi("train", bare, "-o", run, "-n", "bare", *learning)
+    models = [load_model(run / "models" / name) for name in ("next", "bare")]
+    assert models[0].partition == models[1].partition
     for labels, more in (("slides", ()), ("regions", ("--regions", regions))):
         out = tmp_path / f"adapter-{labels}"
         said = wsi("finetune", tmp_path / "out" / "labels.csv", "-o", out, "--labels", labels, *more, *tuned)

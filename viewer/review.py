@@ -108,8 +108,8 @@ def add_review(app: FastAPI, site: Site) -> None:
 
 
 def without_patients(text: str) -> str:
-    """The table without who the patients are and where their files lie. Training does not take it as it is, as it
-    would not know which slides are of one patient: `wsi review export` writes the whole."""
+    """The table without who the patients are and where their files lie: `wsi train` takes both from the rows that the
+    run folder keeps."""
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     out = io.StringIO(newline="")
     writer = csv.DictWriter(out, _SHOWN, extrasaction="ignore", restval="")
