@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.browser import browser, pages, visits
+
+__all__ = ["browser", "pages", "visits"]  # fixtures of all tests that open a page
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does; must be set before torch is loaded
 
 os.environ.setdefault("SLIDESTREAM_HOME", tempfile.mkdtemp(prefix="slidestream-"))  # not the user's

@@ -1,8 +1,6 @@
 """Worklist and review queue in a real browser: order, filters, keys, ten thousand rows, states and accessibility."""
 
 import re
-import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,34 +8,14 @@ from typing import Any
 import pytest
 
 from jobs.review.suggestions import Suggestion, write_suggestions
+from tests.browser import NO_ANSWER, until
 from tests.run_folders import Writer
-from tests.viewer_site import TOKEN, Served, make_run, predict, said, served
-from viewer.serve import ViewerError, built_pages
+from tests.viewer_site import Served, make_run, predict, said, served
 from wsi.publish import write_json
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 AXE = Path(__file__).resolve().parent.parent / "viewer" / "web" / "node_modules" / "axe-core" / "axe.min.js"
 MANY = 10_000
 ROWS = "table.worklist tbody tr[data-id]"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is in the extra dev")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here")
-    with sync_api.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield started
-        started.close()
-
-
-@pytest.fixture(scope="module")
-def pages() -> dict[str, Path]:
-    try:
-        return built_pages()
-    except ViewerError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
@@ -54,24 +32,9 @@ def site(pages, tmp_path_factory) -> Iterator[Served]:
         yield server
 
 
-@pytest.fixture
-def open_page(browser) -> Iterator[Any]:
-    """Opens an address, signed in. At the end, no page has had an error or broken its security policy."""
-    troubles: list[str] = []
-    contexts = []
-
-    def opened(base: str, address: str = "", **context: Any) -> Any:
-        contexts.append(browser.new_context(viewport={"width": 1280, "height": 720}, **context))
-        page = contexts[-1].new_page()
-        page.on("pageerror", lambda error: troubles.append(error.message))
-        page.on("console", lambda told: troubles.append(told.text) if "Content Security" in told.text else None)
-        page.goto(f"{base}/?token={TOKEN}{address}")
-        return page
-
-    yield opened
-    for one in contexts:
-        one.close()
-    assert troubles == []
+@pytest.fixture(autouse=True)
+def failed_slides_have_no_thumbnail(visits):
+    visits.expect("/thumbnail.jpg")
 
 
 def shown(page: Any) -> list[str]:
@@ -79,16 +42,8 @@ def shown(page: Any) -> list[str]:
     return [row.get_attribute("data-id") for row in page.query_selector_all(ROWS)]
 
 
-def until(page: Any, condition: str) -> None:
-    """Wait until it is true; asked from here, for the page's policy lets nothing be made from text in it."""
-    end = time.monotonic() + 15
-    while not page.evaluate(condition):
-        assert time.monotonic() < end, condition
-        page.wait_for_timeout(20)
-
-
-def test_the_most_urgent_slide_stands_first_and_says_what_is_known_of_it(site, open_page):
-    page = open_page(site.base)
+def test_the_most_urgent_slide_stands_first_and_says_what_is_known_of_it(site, visits):
+    page = visits.open(site.link)
     assert shown(page)[:4] == ["d", "c", "b", "a"]
     first = page.locator("tr[data-id=d]")
     assert "tumor" in first.inner_text()
@@ -102,8 +57,8 @@ def test_the_most_urgent_slide_stands_first_and_says_what_is_known_of_it(site, o
     until(page, "document.querySelector('tr[data-id=d] img').naturalWidth > 0")
 
 
-def test_filters_and_order_stand_in_the_address_and_survive_a_reload(site, open_page):
-    page = open_page(site.base)
+def test_filters_and_order_stand_in_the_address_and_survive_a_reload(site, visits):
+    page = visits.open(site.link)
     shown(page)
     page.keyboard.press("/")
     page.keyboard.type("B")
@@ -131,8 +86,8 @@ def test_filters_and_order_stand_in_the_address_and_survive_a_reload(site, open_
     assert "model=other" in page.url
 
 
-def test_keys_lead_through_the_list_to_a_slide_and_back(site, open_page):
-    page = open_page(site.base)
+def test_keys_lead_through_the_list_to_a_slide_and_back(site, visits):
+    page = visits.open(site.link)
     shown(page)
     page.keyboard.press("j")
     assert page.locator("tr[aria-current=true]").get_attribute("data-id") == "c"
@@ -150,12 +105,12 @@ def test_keys_lead_through_the_list_to_a_slide_and_back(site, open_page):
     assert page.locator("tr[aria-current=true]").get_attribute("data-id") == "c"
 
 
-def test_ten_thousand_slides_keep_few_rows_in_the_document(pages, open_page, tmp_path):
+def test_ten_thousand_slides_keep_few_rows_in_the_document(pages, visits, tmp_path):
     ids = [f"slide-{number:05}" for number in range(MANY)]
     Writer(tmp_path, "one").write_many("tile", ids, tiles=9).say(ended="now")
     (tmp_path / "run.json").touch()
     with served(tmp_path, tmp_path, pages=pages) as server:
-        page = open_page(server.base)
+        page = visits.open(server.link)
         assert shown(page)[0] == "slide-00000"
         assert page.locator("table.worklist").get_attribute("aria-rowcount") == str(MANY + 1)
         page.keyboard.press("End")
@@ -170,7 +125,7 @@ def test_ten_thousand_slides_keep_few_rows_in_the_document(pages, open_page, tmp
         assert row.get_attribute("data-index") == str(place)
 
 
-def test_the_queue_is_answered_by_key_and_an_answer_can_be_taken_back(pages, open_page, tmp_path):
+def test_the_queue_is_answered_by_key_and_an_answer_can_be_taken_back(pages, visits, tmp_path):
     run = make_run(tmp_path, "a")
     ring = [[40, 40], [140, 40], [140, 140], [40, 140], [40, 40]]
     names = [f"{digit * 8}-1111-4111-8111-111111111111" for digit in "123"]
@@ -179,7 +134,7 @@ def test_the_queue_is_answered_by_key_and_an_answer_can_be_taken_back(pages, ope
     (run / "review").mkdir(exist_ok=True)
     write_suggestions(run / "review", suggestions, {"model": "m"})
     with served(run, tmp_path, pages=pages) as server:
-        page = open_page(server.base, "#/queue")
+        page = visits.open(server.link, "#/queue")
         page.wait_for_selector("article.suggestion")
         assert page.locator("article.suggestion").count() == 3
         page.keyboard.press("a")
@@ -201,8 +156,9 @@ def test_the_queue_is_answered_by_key_and_an_answer_can_be_taken_back(pages, ope
         assert page.locator("article.suggestion").get_attribute("data-id") == names[2]
 
 
-def test_pages_say_what_is_wrong_and_try_again(site, open_page):
-    page = open_page(site.base)
+def test_pages_say_what_is_wrong_and_try_again(site, visits):
+    visits.expect(NO_ANSWER)
+    page = visits.open(site.link)
     shown(page)
     slides = re.compile(r"/api/slides\?")
     page.route(slides, lambda route: route.abort())
@@ -221,10 +177,10 @@ def test_pages_say_what_is_wrong_and_try_again(site, open_page):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("place", ["", "#/queue"])
-def test_no_serious_barrier_is_found(site, open_page, scheme, place):
+def test_no_serious_barrier_is_found(site, visits, scheme, place):
     if not AXE.is_file():
         pytest.skip("axe-core is not installed; `make viewer` installs it")
-    page = open_page(site.base, place, color_scheme=scheme)
+    page = visits.open(site.link, place, color_scheme=scheme)
     page.wait_for_selector(ROWS if not place else ".state")
     page.evaluate(AXE.read_text())
     found = page.evaluate("axe.run()")["violations"]
@@ -232,8 +188,8 @@ def test_no_serious_barrier_is_found(site, open_page, scheme, place):
     assert [one for one in told if one[1] in ("serious", "critical")] == []
 
 
-def test_colours_follow_the_button_and_stay(site, open_page):
-    page = open_page(site.base, color_scheme="light")
+def test_colours_follow_the_button_and_stay(site, visits):
+    page = visits.open(site.link, color_scheme="light")
     shown(page)
     ground = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(ground)
@@ -241,8 +197,8 @@ def test_colours_follow_the_button_and_stay(site, open_page):
     button.click()
     assert page.evaluate(ground) == light
     button.click()
+    until(page, f"{ground} !== '{light}'")
     dark = page.evaluate(ground)
-    assert dark != light
     page.reload()
     shown(page)
     assert page.evaluate(ground) == dark

@@ -1,22 +1,16 @@
 """Reviewing in a real browser: what is drawn, said and taken back there is what the server keeps."""
 
-import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
 
 from jobs.review.suggestions import Suggestion, write_suggestions
-from tests.viewer_site import make_run
+from tests.browser import NO_ANSWER, on_slide, rest
+from tests.viewer_site import make_run, served
 
-sync_api = pytest.importorskip("playwright.sync_api")
-REPOSITORY = Path(__file__).resolve().parent.parent
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 SUGGESTED = {"first": "11111111-1111-4111-8111-111111111111", "second": "22222222-2222-4222-8222-222222222222"}
 
 
@@ -26,21 +20,9 @@ def square(x: int, y: int, side: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not (REPOSITORY / "viewer" / "static" / "index.html").is_file():
-        pytest.skip("the viewer's pages are not built; `make viewer` builds them")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here")
-    with sync_api.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def link(browser, tmp_path) -> Iterator[str]:
-    """Of the real command on a run with one slide and two suggestions."""
-    run = make_run(tmp_path, "a")
+def prepared(pages, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with one slide and two suggestions."""
+    run = make_run(tmp_path_factory.mktemp("review"), "a")
     reasons = {"first": "the model is unsure", "second": "the networks disagree"}
     suggestions = [
         Suggestion(SUGGESTED[name], "a", square(40 + 120 * place, 40, 100), "tumor", reasons[name])
@@ -48,37 +30,21 @@ def link(browser, tmp_path) -> Iterator[str]:
     ]
     (run / "review").mkdir(exist_ok=True)
     write_suggestions(run / "review", suggestions, {"model": "m"})
-    command = [sys.executable, "-c", "from cli.main import main; main()", "view", str(run)]
-    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            yield next(found[0] for line in server.stdout if (found := re.search(r"http://\S+", line)))
-        finally:
-            server.terminate()
+    return run
 
 
 @pytest.fixture
-def open_page(browser, link) -> Iterator[Callable[[str], Any]]:
-    """Opens the slide's review as a reviewer. At the end, no page has had an error or broken the security policy."""
-    troubles: list[str] = []
-    contexts = []
+def open_page(prepared, pages, visits, tmp_path) -> Iterator[Callable[[str], Any]]:
+    """Opens the slide's review as a reviewer, on a run of the test's own."""
+    run = copytree(prepared, tmp_path / "run")
+    with served(run, tmp_path, pages=pages) as server:
 
-    def opened(who: str) -> Any:
-        context = browser.new_context(viewport={"width": 1280, "height": 720})
-        contexts.append(context)
-        context.add_init_script(f"localStorage.setItem('slidestream.reviewer', '{who}')")
-        page = context.new_page()
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("console", lambda said: "Content Security" in said.text and troubles.append(said.text))
-        page.goto(link)
-        page.goto(link.split("?")[0] + "#/slide/a")
-        show_review(page)
-        return page
+        def opened(who: str) -> Any:
+            page = visits.open(server.link, "#/slide/a", who)
+            show_review(page)
+            return page
 
-    yield opened
-    for context in contexts:
-        context.close()
-    assert troubles == []
+        yield opened
 
 
 def show_review(page: Any) -> None:
@@ -111,17 +77,9 @@ def status_of(state: dict[str, Any], name: str) -> str:
     return str(region(state, id=SUGGESTED[name])["status"])
 
 
-def on_slide(page: Any, x: float, y: float) -> tuple[float, float]:
-    """Level-0 pixels under a place of the window, by what the stage says of its view."""
-    stage = page.get_by_test_id("stage").first
-    box, zoom = stage.bounding_box(), float(stage.get_attribute("data-zoom"))
-    middle = [float(part) for part in stage.get_attribute("data-center").split(",")]
-    return middle[0] + (x - box["x"] - box["width"] / 2) / zoom, middle[1] + (y - box["y"] - box["height"] / 2) / zoom
-
-
 def draw(page: Any, *, right: float = 0.55, side: int = 60) -> tuple[tuple[float, float], tuple[float, float]]:
     """Draw a rectangle; its corners in level-0 pixels."""
-    page.wait_for_timeout(600)  # the view stands still
+    rest(page)
     box = page.get_by_test_id("stage").first.bounding_box()
     x, y = round(box["x"] + right * box["width"]), round(box["y"] + 0.55 * box["height"])
     page.keyboard.press("r")
@@ -186,7 +144,8 @@ def test_suggestions_are_answered_with_keys_and_the_next_one_comes(open_page):
     page.wait_for_selector(f"[data-id='{SUGGESTED['second']}'][data-status=rejected]")
 
 
-def test_what_could_not_be_sent_is_said_and_sent_after_a_reload(open_page):
+def test_what_could_not_be_sent_is_said_and_sent_after_a_reload(open_page, visits):
+    visits.expect(NO_ANSWER)
     page = open_page("Ann")
     lost = "**/api/slides/a/review"
     page.route(lost, lambda route: route.abort() if route.request.method == "POST" else route.continue_())
@@ -203,7 +162,8 @@ def test_what_could_not_be_sent_is_said_and_sent_after_a_reload(open_page):
     page.wait_for_selector("[data-testid=saving][data-waiting='0']", state="attached")
 
 
-def test_an_answer_that_got_lost_on_the_way_back_counts_once(open_page):
+def test_an_answer_that_got_lost_on_the_way_back_counts_once(open_page, visits):
+    visits.expect(NO_ANSWER)
     page = open_page("Ann")
     times = []
 

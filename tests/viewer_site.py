@@ -77,12 +77,16 @@ def make_run(folder: Path, *names: str) -> Path:
 
 @dataclass
 class Served:
-    """A server at work. client: signed in; base: its address."""
+    """A server at work. client: signed in; base: its address; link: lets a browser in."""
 
     client: httpx.Client
     base: str
     readers: Readers
     catalogue: Catalogue
+
+    @property
+    def link(self) -> str:
+        return f"{self.base}/?token={TOKEN}"
 
 
 @contextmanager

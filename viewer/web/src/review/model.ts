@@ -27,6 +27,7 @@ export class ReviewModel {
       refused: (entry, why) => this.announce(`Not saved: ${why}`, entry.slide === this.slide ? "error" : "info"),
       changed: () => this.refresh(),
     });
+    if (!session.review) return; // there is nothing to ask for
     document.addEventListener("visibilitychange", this.poll);
     void this.poll();
   }

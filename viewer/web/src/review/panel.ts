@@ -50,7 +50,7 @@ class ReviewPanel implements RegionActions {
     });
     context.claimClicks(this.drawing.claims);
     const talk = h("section", { class: "review-part", "aria-labelledby": "review-talk" }, h("h3", { id: "review-talk" }, "Comments"), this.said, this.comment.element);
-    panel.append(h("div", { class: "review", "data-testid": "review" }, this.saving, this.top, talk, this.bottom));
+    panel.append(h("div", { class: "review", "data-testid": "review" }, this.saving, this.top, session.review && talk, this.bottom));
     this.unbind = bindKeys("Review", this.keys());
     window.addEventListener(REVIEWER_CHANGED, this.drawSoon);
     viewer.addOnceHandler("open", () => this.drawing.show(this.model.shown?.regions ?? []));
@@ -174,6 +174,10 @@ class ReviewPanel implements RegionActions {
     const { shown, failed: why } = this.model;
     const focus = document.activeElement instanceof HTMLElement && this.context.panel.contains(document.activeElement) ? document.activeElement.dataset.focus : undefined;
     this.saving.replaceChildren(unsaved(this.model));
+    if (!session.review) {
+      this.top.replaceChildren(h("p", { class: "notice" }, "Reviews are not kept here: there is no run folder, or it cannot be written."));
+      return;
+    }
     if (!shown) {
       this.top.replaceChildren(why === null ? loading("Loading the review", 3) : failed(new Error(why), () => void this.model.poll()));
       return;
@@ -182,7 +186,6 @@ class ReviewPanel implements RegionActions {
     const { editing, tool } = this.drawing;
     const view = { slide, state: shown, classes: this.classes(), selected: this.selected, editing, tool, canEdit: (id: string) => this.drawing.canEdit(id) };
     this.top.replaceChildren(
-      ...(session.review ? [] : [h("p", { class: "notice" }, "Reviews are not kept here: there is no run folder, or it cannot be written.")]),
       ...(why === null ? [] : [h("p", { class: "notice" }, `What other people do is not seen now. ${why}`)]),
       verdict(slide, shown, this.classes(), this.model),
       this.list.draw(view),

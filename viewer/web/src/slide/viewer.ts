@@ -60,7 +60,7 @@ export class Pane {
   open(place: Place | null): Promise<void> {
     return new Promise((opened) => {
       this.viewer.addOnceHandler("open", () => {
-        if (place) this.goTo(place, true);
+        if (place) this.goTo(this.inside(place), true);
         this.bar.show(this.zoom());
         this.mark();
         opened();
@@ -137,6 +137,12 @@ export class Pane {
     this.overlay.destroy();
     this.viewer.destroy();
     this.element.remove();
+  }
+
+  /** A link may name any place; the view starts on the slide. */
+  private inside({ x, y, zoom }: Place): Place {
+    const { width, height } = this.slide;
+    return { x: Math.min(width, Math.max(0, x)), y: Math.min(height, Math.max(0, y)), zoom };
   }
 
   private zoomOf(current: boolean): number {
