@@ -233,6 +233,9 @@ def test_the_log_has_neither_the_token_nor_what_was_searched_for(site, caplog):
         ("cut short at /data/Smith^John/a.svs; copy it", "cut short at (a file); copy it"),
         (r"C:\slides\Smith.svs is gone", "(a file) is gone"),
         ("no answer of s3://bucket/Smith.svs", "no answer of (a file)"),
+        ("no /data/Smith John/a b.svs (it went); copy it", "no (a file) (it went); copy it"),
+        (r"C:\data\Smith, John\a.svs: gone", "(a file): gone"),
+        ("no answer of http://pacs:8000/Smith John/a.svs", "no answer of (a file)"),
         ("0.5 µm/px and/or 3/4", "0.5 µm/px and/or 3/4"),
     ],
 )
@@ -351,3 +354,10 @@ def test_no_answer_names_the_patient_or_where_files_lie(tmp_path):
         assert one.status_code < 500, one.text
         assert canary.encode() not in one.content, (one.url, one.text)
         assert str(tmp_path).encode() not in one.content, (one.url, one.text)
+
+
+def test_pictures_of_each_start_have_addresses_of_their_own(tmp_path, site):
+    """A browser keeps pictures for an hour: those of another run on the same port must not be taken for these."""
+    start = site.client.get("/api/session").json()["start"]
+    assert len(start) == 16
+    assert site.client.get("/api/session").json()["start"] == start

@@ -72,7 +72,7 @@ def _add_errors(app: FastAPI) -> None:
 def _add_lists(app: FastAPI, site: Site) -> None:
     from importlib.metadata import version
 
-    catalogue = site.catalogue
+    catalogue, start = site.catalogue, secrets.token_hex(8)
 
     @app.get("/api/session")
     async def session() -> JSONResponse:
@@ -88,6 +88,7 @@ def _add_lists(app: FastAPI, site: Site) -> None:
                 "reviewer": site.reviewer,
                 "show_label": site.show_label,
                 "version": version("slidestream"),
+                "start": start,
             }
         )
 

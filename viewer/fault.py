@@ -3,7 +3,8 @@
 import re
 from dataclasses import dataclass
 
-_PATH = re.compile(r"(?:(?<![\w.])(?:[A-Za-z]:)?[/\\]|\w+://)[^\s'\",;()]+")
+# from a root to the last slash or dot before the clause's end: names of folders and files hold spaces and commas
+_PATH = re.compile(r"(?:(?<![\w.])(?:[A-Za-z]:)?[/\\]|\w+://)(?:(?:[^'\";:\n]|:(?=\S))*[/\\.])?[^\s'\",;:()]*")
 
 
 @dataclass(frozen=True, slots=True)

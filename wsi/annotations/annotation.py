@@ -1,7 +1,7 @@
 """The Annotation, and the geometry that all formats share: rings closed, invalid shapes repaired."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,8 @@ class Annotation:
     kind      annotation, detection, cell, tile or tmaCore (QuPath's object types; other tools know annotations only)
     repaired  the drawn ring crossed itself; `geometry` is what shapely.make_valid (method structure) made of it
     id        that its file gives it (QuPath's are UUIDs), "" if it has none
+    color     RGB of 0 to 255 that it was drawn in, None where the file does not say
+    measurements  QuPath's, a number by name; NaN where QuPath has none
     """
 
     geometry: "BaseGeometry"
@@ -35,6 +37,8 @@ class Annotation:
     kind: str = "annotation"
     repaired: bool = False
     id: str = ""
+    color: tuple[int, int, int] | None = None
+    measurements: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,3 +142,19 @@ def box(values: Any, keys: tuple[str, str, str, str], place: Place) -> "BaseGeom
     left, top, width, height = points_of([[values.get(key), 0] for key in keys], place)[:, 0]
     corners = [(left, top), (left + width, top), (left + width, top + height), (left, top + height)]
     return polygon([points_of(corners, place)], place)
+
+
+def rings_of(shape: "BaseGeometry") -> "list[NDArray[np.float64]]":
+    """The outer ring of a polygon and its holes, each float64 (n, 2), not closed."""
+    import shapely
+
+    return [shapely.get_coordinates(ring)[:-1] for ring in (shape.exterior, *shape.interiors)]
+
+
+def parts_of(shape: "BaseGeometry") -> "list[BaseGeometry]":
+    """Its polygons, lines and points, for formats whose objects have one part."""
+    import shapely
+
+    if shape.geom_type in ("Polygon", "LineString", "LinearRing", "Point"):
+        return [shape]
+    return [one for part in shapely.get_parts(shape) for one in parts_of(part)]

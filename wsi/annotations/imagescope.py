@@ -1,5 +1,6 @@
 """XML as Aperio ImageScope writes it: layers (`Annotation`) of regions, where a negative region is a hole."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree.ElementTree import Element
@@ -53,7 +54,7 @@ def _cut(drawn: list[Annotation], holes: "list[BaseGeometry]") -> list[Annotatio
     for annotation, shape, mended in zip(drawn, shapes, repaired, strict=True):
         rest = shape.difference(hole) if shape.area > 0 else shape
         if not rest.is_empty:
-            kept.append(Annotation(rest, annotation.classes, annotation.name, repaired=bool(mended)))
+            kept.append(replace(annotation, geometry=rest, repaired=bool(mended)))
     return kept
 
 

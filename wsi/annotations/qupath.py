@@ -40,6 +40,8 @@ def parse(tree: Any, path: Path) -> list[Annotation]:
                 _classes(properties.get("classification"), place),
                 name if isinstance(name, str) else "",
                 _kind(feature, properties),
+                color=_color(properties),
+                measurements=_measurements(properties.get("measurements"), place),
                 id=own if isinstance(own, str) else "",
             )
         )
@@ -109,3 +111,24 @@ def _kind(feature: dict[str, Any], properties: dict[str, Any]) -> str:
         if known:
             return known
     return "annotation"
+
+
+def _color(properties: dict[str, Any]) -> tuple[int, int, int] | None:
+    """RGB of the object, else of its class; anything else than three or four numbers of 0 to 255 says nothing."""
+    label = properties.get("classification")
+    for value in (properties.get("color"), label.get("color") if isinstance(label, dict) else None):
+        if isinstance(value, list) and len(value) in (3, 4):
+            rgb = [part for part in value[:3] if type(part) is int and 0 <= part <= 255]
+            if len(rgb) == 3:
+                return rgb[0], rgb[1], rgb[2]
+    return None
+
+
+def _measurements(values: Any, place: Place) -> dict[str, float]:
+    """{"name": number} or a list of {"name", "value"}; "NaN" and "Infinity" are words in JSON."""
+    if isinstance(values, list):
+        values = {str(row.get("name")): row.get("value") for row in values if isinstance(row, dict)}
+    try:
+        return {name: float(value) for name, value in (values if isinstance(values, dict) else {}).items()}
+    except (TypeError, ValueError, OverflowError):
+        raise place.error("a measurement is not a number") from None

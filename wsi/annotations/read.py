@@ -22,6 +22,7 @@ from .annotation import Annotation, repair
 
 MAX_BYTES = 1 << 29  # of a file after decompression; a million nuclei of 50 points take about that
 MAX_DEPTH = 64
+MAX_VERTICES = 10_000_000
 KNOWN = "use QuPath GeoJSON, ASAP or Aperio ImageScope XML, or JSON of DSA, Darwin V7, NCRF or Sectra"
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,12 @@ def read_annotations(path: Path | str, width_px: int | None = None) -> list[Anno
     compressed (gzip, or zip with one file). The content tells the format, not the suffix.
     Raises AnnotationError where the file is missing, damaged, too large, or of another format.
     """
+    import shapely
+
     path = Path(path)
     content = _content(path)
+    # an XML vertex is a tag, one in JSON a bracket; twice as many of them leave room for what is around the vertices
+    _check_vertices(path, max(content.count(b"<"), content.count(b"[") + content.count(b"{")) // 2)
     start = content[:64].removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if start == b"<" or content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         drafts = _from_xml(path, content)
@@ -49,6 +54,7 @@ def read_annotations(path: Path | str, width_px: int | None = None) -> list[Anno
         drafts = _from_json(path, content, width_px)
     else:
         raise AnnotationError(path, "not a known annotation format", KNOWN)
+    _check_vertices(path, sum(shapely.get_num_coordinates([draft.geometry for draft in drafts]).tolist()))
     shapes, repaired = repair([draft.geometry for draft in drafts])
     if repaired.any():
         log.info("%s: %d of %d shapes crossed themselves and were repaired", path.name, repaired.sum(), len(shapes))
@@ -57,6 +63,11 @@ def read_annotations(path: Path | str, width_px: int | None = None) -> list[Anno
         for shape, draft, mended in zip(shapes, drafts, repaired, strict=True)
         if not shape.is_empty
     ]
+
+
+def _check_vertices(path: Path, count: int) -> None:
+    if count > MAX_VERTICES:
+        raise AnnotationError(path, f"more than {MAX_VERTICES:,} vertices", "split it by class or by tile")
 
 
 def _from_xml(path: Path, content: bytes) -> list[Annotation]:

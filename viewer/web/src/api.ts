@@ -13,6 +13,8 @@ export interface Session {
   reviewer: string | null;
   show_label: boolean;
   version: string;
+  /** Another one each time that the viewer is started. */
+  start: string;
 }
 
 export type SlideStatus = "done" | "empty" | "failed" | "waiting";
@@ -156,7 +158,11 @@ export interface WorklistQuery {
   limit?: number;
 }
 
-export const session = (): Promise<Session> => get("api/session");
+export async function session(): Promise<Session> {
+  const found: Session = await get("api/session");
+  start = found.start;
+  return found;
+}
 export const worklist = (query: WorklistQuery): Promise<Worklist> => get(`api/slides${search(query)}`);
 export const slide = (id: string): Promise<Slide> => get(`api/slides/${encodeURIComponent(id)}`);
 export const review = (id: string): Promise<SlideReview> => get(`api/slides/${encodeURIComponent(id)}/review`);
@@ -169,13 +175,16 @@ export interface GeoJSON {
   features: { type: "Feature"; id?: string; geometry: Geometry; properties: { classification?: { name: string }; name?: string } }[];
 }
 
+// In the addresses of pictures, which a browser keeps: another viewer on this port may have other slides of these ids.
+let start = "";
+
 export const tileUrl = (id: string, level: number, x: number, y: number): string =>
-  `api/slides/${encodeURIComponent(id)}/tiles/${level}/${x}_${y}.jpg`;
+  `api/slides/${encodeURIComponent(id)}/tiles/${level}/${x}_${y}.jpg?start=${start}`;
 export const thumbnailUrl = (id: string, width: number): string =>
-  `api/slides/${encodeURIComponent(id)}/thumbnail.jpg?width=${width}`;
+  `api/slides/${encodeURIComponent(id)}/thumbnail.jpg?width=${width}&start=${start}`;
 /** A square of the slide at full resolution, `side` level-0 pixels wide. */
 export const patchUrl = (id: string, x: number, y: number, side: number, px: number): string =>
-  `api/slides/${encodeURIComponent(id)}/patch.jpg?x=${x}&y=${y}&side=${side}&px=${px}`;
+  `api/slides/${encodeURIComponent(id)}/patch.jpg?x=${x}&y=${y}&side=${side}&px=${px}&start=${start}`;
 
 /** What one reviewer does to one slide; `event` makes a repeated request harmless. */
 export async function act(id: string, who: string, action: Action, event: string = crypto.randomUUID()): Promise<SlideReview> {
