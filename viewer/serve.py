@@ -199,6 +199,7 @@ def listening(host: str, port: int) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
+        sock.listen(128)  # now, so that a link that is opened as soon as it is printed waits and is not refused
     except OSError as error:
         sock.close()
         raise ViewerError(
