@@ -125,12 +125,6 @@ def test_a_real_asap_file_is_read_with_its_area_and_groups(name, kinds, classes,
         assert annotation.geometry.area == pytest.approx(expected)
 
 
-def test_files_of_other_tools_are_refused_by_name(data_dir):
-    for path in (data_dir / "annotations" / "other").glob("*.json"):
-        with pytest.raises(AnnotationError, match=rf"{path.name}: not a known annotation format.*ASAP XML"):
-            read_annotations(path)
-
-
 @pytest.mark.parametrize(
     "content",
     [

@@ -113,3 +113,26 @@ def _by_lines(shape: "BaseGeometry") -> "BaseGeometry":
     mended = shapely.make_valid(shape)
     areas = [part for part in shapely.get_parts(mended) if part.geom_type in ("Polygon", "MultiPolygon")]
     return shapely.union_all(areas) if areas else mended
+
+
+def listed(values: Any, place: Place) -> list[Any]:
+    """`values`, which must be a list that is not empty."""
+    if not isinstance(values, list) or not values:
+        raise place.error("it has no coordinates")
+    return values
+
+
+def points_of_xy(values: Any, place: Place) -> NDArray[np.float64]:
+    """float64 (n, 2) of a list of {"x": ..., "y": ...}."""
+    rows = listed(values, place)
+    if not all(isinstance(row, dict) for row in rows):
+        raise place.error("its coordinates are not pairs of numbers")
+    return points_of([[row.get("x"), row.get("y")] for row in rows], place)
+
+
+def box(values: Any, keys: tuple[str, str, str, str], place: Place) -> "BaseGeometry":
+    """The rectangle of a mapping whose `keys` name its left, top, width and height."""
+    values = values if isinstance(values, dict) else {}
+    left, top, width, height = points_of([[values.get(key), 0] for key in keys], place)[:, 0]
+    corners = [(left, top), (left + width, top), (left + width, top + height), (left, top + height)]
+    return polygon([points_of(corners, place)], place)

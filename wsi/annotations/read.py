@@ -16,12 +16,12 @@ from xml.etree.ElementTree import Element, ParseError
 import numpy as np
 
 from ..errors import AnnotationError
-from . import asap, imagescope, qupath
+from . import asap, darwin, dsa, imagescope, ncrf, qupath, sectra
 from .annotation import Annotation, repair
 
 MAX_BYTES = 1 << 29  # of a file after decompression; a million nuclei of 50 points take about that
 MAX_DEPTH = 64
-KNOWN = "use QuPath GeoJSON, ASAP XML or Aperio ImageScope XML"
+KNOWN = "use QuPath GeoJSON, ASAP or Aperio ImageScope XML, or JSON of DSA, Darwin V7, NCRF or Sectra"
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +30,10 @@ class _Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
-def read_annotations(path: Path | str) -> list[Annotation]:
-    """All objects of a QuPath GeoJSON, ASAP XML or Aperio ImageScope XML file, in level-0 pixels, in file order.
+def read_annotations(path: Path | str, width_px: int | None = None) -> list[Annotation]:
+    """All objects of a file of QuPath, ASAP, ImageScope, DSA, Darwin, NCRF or Sectra, in level-0 pixels, in file order.
+
+    width_px is the slide's width at level 0; Sectra's files alone need it.
 
     GeoJSON may be a FeatureCollection, a list of features, one feature or a bare geometry. Any of the formats may be
     compressed (gzip, or zip with one file). The content tells the format, not the suffix.
@@ -43,7 +45,7 @@ def read_annotations(path: Path | str) -> list[Annotation]:
     if start == b"<" or content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         drafts = _from_xml(path, content)
     elif start in (b"{", b"["):
-        drafts = _from_json(path, content)
+        drafts = _from_json(path, content, width_px)
     else:
         raise AnnotationError(path, "not a known annotation format", KNOWN)
     shapes, repaired = repair([draft.geometry for draft in drafts])
@@ -64,7 +66,7 @@ def _from_xml(path: Path, content: bytes) -> list[Annotation]:
     raise AnnotationError(path, f"not a known annotation format: XML with root {root.tag[:40]!r}", KNOWN)
 
 
-def _from_json(path: Path, content: bytes) -> list[Annotation]:
+def _from_json(path: Path, content: bytes, width_px: int | None) -> list[Annotation]:
     def refuse(word: str) -> NoReturn:
         raise AnnotationError(path, f"{word} is not JSON", "export it again with numbers only")
 
@@ -74,9 +76,12 @@ def _from_json(path: Path, content: bytes) -> list[Annotation]:
         tree: Any = json.loads(content, parse_constant=refuse)
     except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
         raise AnnotationError(path, f"damaged JSON ({error})", "export it again") from None
-    if not qupath.matches(tree):
-        raise AnnotationError(path, "not a known annotation format: JSON, but no GeoJSON", KNOWN)
-    return qupath.parse(tree, path)
+    for format in (qupath, dsa, darwin, ncrf):
+        if format.matches(tree):
+            return format.parse(tree, path)
+    if sectra.matches(tree):
+        return sectra.parse(tree, path, width_px)
+    raise AnnotationError(path, "not a known annotation format: JSON of none of these tools", KNOWN)
 
 
 def _parse_xml(path: Path, content: bytes) -> Element:
