@@ -186,6 +186,8 @@ def write_report(report: Report, path: Path) -> None:
         has_scores=bool(classes),
         left_out=len(report.figures) - len(shown),
         statuses=_counted(row.status for row in report.slides),
+        came_out=_most_first(_counted(row.predicted for row in report.slides if row.predicted)),
+        failed_by_stage=_failed_by_stage(report.failures),
     )
     with appear_file(path) as draft:
         draft.write_text(html, encoding="utf-8", errors="backslashreplace")
@@ -246,6 +248,19 @@ def _counted(words: Iterable[str]) -> dict[str, int]:
     for word in words:
         counts[word] = counts.get(word, 0) + 1
     return counts
+
+
+def _most_first(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _failed_by_stage(failures: Sequence[Failure]) -> dict[str, tuple[int, str]]:
+    """How many slides failed in each stage, with the problem that most of them had."""
+    found: dict[str, tuple[int, str]] = {}
+    for stage, count in _counted(failure.stage for failure in failures).items():
+        problems = _most_first(_counted(failure.problem for failure in failures if failure.stage == stage))
+        found[stage] = (count, next(iter(problems)))
+    return found
 
 
 def relative_link(path: str) -> str:
