@@ -3,8 +3,8 @@
 Regions are unions of tiles, exact to the pixel edge before they are simplified; iso-contours run smoothly between the
 tiles' middles, by linear interpolation (marching squares, contourpy's), and end where the tiles end. Both are
 simplified by Douglas and Peucker's rule (Cartographica 1973), which moves no point of an outline further than the
-tolerance; rounding to whole level-0 pixels adds at most 0.71 px. Tiles without data are never inside either: they are
-an object of their own.
+tolerance; rounding to whole level-0 pixels adds at most 0.71 px. Tiles without data are an object of their own, and
+in no outline: what simplifying has moved over them is cut out again.
 """
 
 import json
@@ -86,14 +86,14 @@ def outlines(
     low, high = display or heatmap.limits
     shares = (0.5,) if spec.kind == "regions" else (0.25, 0.5, 0.75)
     found: list[Outline] = []
+    lost = shapely.MultiPolygon(
+        _simplified(_edges_of(raster.state == FAILED, raster), raster, mpp, OutlineSpec(tolerance_um=0))
+    )
     for level in spec.levels or tuple(low + share * (high - low) for share in shares):
         area = _area_of(raster, level) if spec.kind == "regions" else _within(raster, level)
-        found += _measured(_simplified(area, raster, mpp, spec), float(level), heatmap, mpp)
-    lost = _simplified(_edges_of(raster.state == FAILED, raster), raster, mpp, OutlineSpec(tolerance_um=0))
-    if lost:
-        whole = shapely.MultiPolygon(lost)
-        found.append(Outline(whole, None, whole.area * mpp**2))
-    return found
+        shapes = _without(_simplified(area, raster, mpp, spec), lost)
+        found += _measured(shapes, float(level), heatmap, mpp)
+    return found if lost.is_empty else [*found, Outline(lost, None, lost.area * mpp**2)]
 
 
 def write_outlines(
@@ -198,7 +198,9 @@ def _within(raster: Raster, level: float) -> "NDArray[Any]":
     # beyond the tiles each place has the score of the nearest: a contour then meets their edge instead of following it
     nearest: Any = distance_transform_edt(~scored, return_distances=False, return_indices=True)
     field = np.pad(raster.mean[nearest[0], nearest[1]], 1, mode="edge")
-    smooth = _polygons(([ring - 0.5 for ring in rings] for rings in _filled(field, level)), raster)
+    # contourpy leaves out where the field equals the bound; a plateau at the level is at least the level
+    low = float(np.nextafter(np.float32(level), np.float32(-np.inf)))
+    smooth = _polygons(([ring - 0.5 for ring in rings] for rings in _filled(field, low)), raster)
     tiles = shapely.multipolygons(_edges_of(scored, raster))
     shapely.prepare(tiles)
     at_edge = ~shapely.covers(tiles, smooth)
@@ -236,6 +238,20 @@ def _simplified(parts: "NDArray[Any]", raster: Raster, mpp: float, spec: Outline
     pieces = shapely.get_parts(drawn)
     kept = (shapely.get_type_id(pieces) == shapely.GeometryType.POLYGON) & ~shapely.is_empty(pieces)
     return list(pieces[kept])
+
+
+def _without(shapes: "list[BaseGeometry]", lost: "BaseGeometry") -> "list[BaseGeometry]":
+    """The outlines less the tiles without data, where simplifying moved them there."""
+    import shapely
+
+    if lost.is_empty or not shapes:
+        return shapes
+    shapely.prepare(lost)
+    found: list[BaseGeometry] = []
+    for shape, touched in zip(shapes, shapely.intersects(lost, shapes).tolist(), strict=True):
+        parts = shapely.get_parts(shapely.difference(shape, lost, grid_size=1.0)) if touched else [shape]
+        found += [part for part in parts if part.geom_type == "Polygon" and not part.is_empty]
+    return found
 
 
 def _measured(shapes: "Sequence[BaseGeometry]", level: float, heatmap: Heatmap, mpp: float) -> list[Outline]:

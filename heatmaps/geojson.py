@@ -62,6 +62,9 @@ class TileFilter:
     def __post_init__(self) -> None:
         if self.top_k is not None and self.top_k < 1:
             raise SpecError("top_k", f"is {self.top_k}", "give 1 or more")
+        low, high = (-np.inf if self.min_score is None else self.min_score), self.max_score
+        if not low <= (np.inf if high is None else high):  # NaN among them
+            raise SpecError("min_score", f"no score lies from {low} to {high}", "give the lower number first")
 
     def chosen(self, heatmap: Heatmap) -> NDArray[np.intp]:
         """Places in `heatmap.scores` of the tiles that pass, in their order."""

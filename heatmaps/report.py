@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from PIL import Image
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import jinja2
 
 MAX_FIGURES = 40
+PAGE = 100  # slides on a page
 _MAX_CLASS_COLUMNS = 4
 _PICTURE_TYPES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
 _THUMBNAIL_PX = 88
@@ -115,7 +116,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class SlideRow:
-    """A slide's result. `heatmap` is a path relative to the report; `label` the truth where it is known."""
+    """A slide's result. files: name of a format → path relative to the report; `label` the truth where it is known."""
 
     slide_id: str
     status: str
@@ -124,7 +125,7 @@ class SlideRow:
     softmax: Mapping[str, float] = field(default_factory=dict)
     tiles: int | None = None
     failed_tiles: int = 0
-    heatmap: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,28 +168,53 @@ class Report:
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Write the report as one HTML file.
+    """Write the report as an HTML file that holds the first slides, and a file beside it for each further page of them.
 
-    It needs no network, no script and no other file; only the links to heatmap files lead out of it. Text from
-    manifests and slides is escaped. Raises SpecError for a picture that is no PNG or JPEG and for a link that is
-    not a relative path.
+    It needs no network, no script and no other file; only links lead out of it, to heatmap files and to its own pages,
+    `slides-002.html` and so on. Those of an earlier, longer report are removed. Text from manifests and slides is
+    escaped. Raises SpecError for a picture that is no PNG or JPEG and for a link that is not a relative path.
     """
     environment = page_environment()
-    template = environment.get_template("report.html.j2")
     shown = report.figures[: report.max_figures]
     classes = list(dict.fromkeys(name for row in report.slides for name in row.softmax))
-    html = template.render(
-        report=report,
-        figures=[(figure, _data_uri(figure.slide_id, figure.image)) for figure in shown],
-        thumbnails={figure.slide_id: (i, _thumbnail(figure)) for i, figure in enumerate(shown)},
-        classes=classes if len(classes) <= _MAX_CLASS_COLUMNS else [],
-        has_labels=any(row.label is not None for row in report.slides),
-        has_scores=bool(classes),
-        left_out=len(report.figures) - len(shown),
-        statuses=_counted(row.status for row in report.slides),
-    )
-    with appear_file(path) as draft:
-        draft.write_text(html, encoding="utf-8", errors="backslashreplace")
+    figures = [(figure, _data_uri(figure.slide_id, figure.image)) for figure in shown]  # refuses what is no picture
+    common = {
+        "report": report,
+        "thumbnails": {figure.slide_id: (i, _thumbnail(figure)) for i, figure in enumerate(shown)},
+        "classes": classes if len(classes) <= _MAX_CLASS_COLUMNS else [],
+        "has_labels": any(row.label is not None for row in report.slides),
+        "has_scores": bool(classes),
+    }
+    front = {
+        "figures": figures,
+        "left_out": len(report.figures) - len(shown),
+        "statuses": _counted(row.status for row in report.slides),
+        "came_out": _most_first(_counted(row.predicted for row in report.slides if row.predicted)),
+        "failed_by_stage": _failed_by_stage(report.failures),
+    }
+    pages = _pages(len(report.slides), path)
+    for number, page in enumerate(pages):
+        rows = report.slides[page["first"] - 1 : page["last"]]
+        template = environment.get_template("slides.html.j2" if number else "report.html.j2")
+        more = {"thumbnails": {}} if number else front
+        html = template.render({**common, **more, "page": page, "rows": rows})
+        with appear_file(path if not number else path.with_name(page["file"])) as draft:
+            draft.write_text(html, encoding="utf-8", errors="backslashreplace")
+    for stale in path.parent.glob("slides-[0-9][0-9][0-9].html"):
+        if stale.name not in {page["file"] for page in pages}:
+            stale.unlink()
+
+
+def _pages(slides: int, path: Path) -> list[dict[str, Any]]:
+    """Of each page of slides: its first and last, its file, and the others, where there are any."""
+    pages: list[dict[str, Any]] = []
+    for number, start in enumerate(range(0, max(slides, 1), PAGE)):
+        file = f"slides-{number + 1:03d}.html" if number else path.name
+        pages.append({"first": start + 1, "last": min(start + PAGE, slides), "total": slides, "file": file})
+    for page in pages:
+        page["home"] = path.name
+        page["others"] = [{**other, "current": other is page} for other in pages] if len(pages) > 1 else []
+    return pages
 
 
 def page_environment() -> "jinja2.Environment":
@@ -246,6 +272,19 @@ def _counted(words: Iterable[str]) -> dict[str, int]:
     for word in words:
         counts[word] = counts.get(word, 0) + 1
     return counts
+
+
+def _most_first(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _failed_by_stage(failures: Sequence[Failure]) -> dict[str, tuple[int, str]]:
+    """How many slides failed in each stage, with the problem that most of them had."""
+    found: dict[str, tuple[int, str]] = {}
+    for stage, count in _counted(failure.stage for failure in failures).items():
+        problems = _most_first(_counted(failure.problem for failure in failures if failure.stage == stage))
+        found[stage] = (count, next(iter(problems)))
+    return found
 
 
 def relative_link(path: str) -> str:

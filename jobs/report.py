@@ -40,6 +40,8 @@ from .prediction_table import read_predictions
 from .receipts import STATUSES
 
 FIGURE_PX = 900
+# what a browser can follow: not folders, as OME-Zarr is
+LINKED = {"png": "PNG", "geojson": "GeoJSON", "regions": "regions", "contours": "contours", "ome-tiff": "OME-TIFF"}
 DEMO_MODEL = "synthetic-tumor"  # the name that `wsi demo` gives its model
 
 
@@ -167,7 +169,7 @@ def _slides(job: Job, predictions: dict[str, dict[str, str]], model: str | None,
                 softmax,
                 int(found.get("tiles") or (receipt.tiles if receipt else 0)),
                 int(found.get("failed_tiles") or 0),
-                f"../heatmaps/{model}/{shown['geojson'].name}" if "geojson" in shown else None,
+                {LINKED[kind]: f"../heatmaps/{model}/{shown[kind].name}" for kind in LINKED if kind in shown},
             )
         )
     return sorted(
@@ -190,7 +192,7 @@ def _figures(job: Job, slides: Sequence[SlideRow], model: str | None) -> list[Fi
         if len(figures) == MAX_FIGURES:
             break
         shown = HeatmapFiles.of(job.folder, model, row.slide_id).by_format() if model and row.softmax else {}
-        if row.heatmap is not None and "png" in shown:
+        if row.files and "png" in shown:
             caption = ", ".join(f"{name} {value:.3f}" for name, value in row.softmax.items())
             picture = thumbnail_jpeg(shown["png"], FIGURE_PX)
             figures.append(Figure(row.slide_id, picture, caption))

@@ -4,7 +4,9 @@ uncertainty   entropy of the mean output, 1 at the decision
 disagreement  what of that is between the networks and not within them: the information that a label gives about
               their weights (BALD: Houlsby et al. 2011; of an ensemble: Beluch et al., CVPR 2018)
 diversity     farthest first from all that was chosen or reviewed (k-center: Sener & Savarese, ICLR 2018)
-mixed         farthest first, a distance counting by how unsure the networks are and how much they disagree
+mixed         in turns: the tiles most likely to be of a class other than the first, so that what is rare is met at all
+              and what only looks like it is unlearnt (Warmuth et al., J Chem Inf Comput Sci 2003; for skewed classes
+              Attenberg & Provost, KDD 2010); and those of doubt and disagreement. In each, farthest first counts too
 random        what the others are compared with
 """
 
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from wsi.errors import SpecError
 
 STRATEGIES = ("mixed", "uncertainty", "disagreement", "diversity", "random")
+LIKELY = 4  # power of the rank by a class's output: about the likeliest fifth counts
 _APART = 3  # tiles: nearer ones to a chosen place would show the same tissue
 
 
@@ -95,14 +98,13 @@ def choose(tiles: Candidates, spec: ChoiceSpec) -> NDArray[np.int64]:
     """
     if not len(tiles):
         return np.empty(0, np.int64)
-    weights = _weights(tiles, spec)
     far = _Distances(tiles) if spec.by in ("mixed", "diversity") else None
-    left, chosen = np.isfinite(weights), list[int]()
     turns = _turns(tiles, spec)
+    left, chosen = np.isfinite(turns[-1]), list[int]()
     slides = len(np.unique(tiles.slide[left]))
     cap = spec.per_slide or max(2, -(-3 * spec.count // max(slides, 1)))
     while len(chosen) < spec.count and left.any():
-        mine = weights * turns[len(chosen) % len(turns)]
+        mine = turns[len(chosen) % len(turns)]
         value = np.where(left, mine if far is None else mine * far.nearest, -np.inf)
         best = int(value.argmax())
         chosen.append(best)
@@ -117,11 +119,13 @@ def choose(tiles: Candidates, spec: ChoiceSpec) -> NDArray[np.int64]:
 
 
 def _turns(tiles: Candidates, spec: ChoiceSpec) -> NDArray[np.float64]:
-    """What a tile counts in the turn of each class, (C, n): its rank by the output for that class."""
+    """What a tile counts in each turn, (T, n)."""
+    weights = _weights(tiles, spec)
     if spec.by != "mixed" or tiles.outputs is None:
-        return np.ones((1, len(tiles)))
-    order = range(tiles.outputs.shape[1] - 1, -1, -1)  # the positive class first: it is the last
-    return np.stack([_ranks(tiles.outputs[:, place]) ** 4 for place in order])
+        return weights[None]
+    order = range(tiles.outputs.shape[1] - 1, 0, -1)  # the first class is what is left when the others are not there
+    likely = [_ranks(tiles.outputs[:, place]) ** LIKELY for place in order]
+    return np.stack([*likely, weights])
 
 
 def _weights(tiles: Candidates, spec: ChoiceSpec) -> NDArray[np.float64]:

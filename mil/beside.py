@@ -1,8 +1,13 @@
-"""Bags that networks learn from beside the cohort's: regions whose class people gave. They are never judged."""
+"""What networks learn from beside the cohort's bags: regions whose class people gave. They are never judged.
+
+A region's class holds for each of its tiles, and so each is a bag of its own, of that tile alone: the label reaches the
+tile, as it does where a heatmap asks for its score. A region as one small bag teaches only what bags of one tissue are,
+which no slide is; on a planted cohort that made models worse, and the tiles made them better (docs/review.md).
+"""
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,9 +26,12 @@ if TYPE_CHECKING:
     from .crossval import Cohort
 
 
+MOST_TILES = 16  # of a region that are learnt from: one drawn around half a slide must not count like a thousand
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Beside:
-    """Bags of regions, each with its class as a slide's bag has it, and where networks may see them.
+    """Tiles of regions, each a bag with its region's class as a slide's bag has it, and where networks may see them.
 
     kin   of each, the places of the cohort's bags that show the same patient, case or slide
     folds int64 (repeats, n): the fold of a region whose patient has no bag in the cohort, drawn from who it is; so
@@ -50,7 +58,10 @@ class Beside:
         """What the model keeps of each: whose it is, and the networks that did not see it."""
         seen = [set(self.seen_by(partition, place, one).tolist()) for place, one in enumerate(parts)]
         rows = []
+        first = {bag.region: i for i, bag in reversed(list(enumerate(self.part.bags)))}
         for i, bag in enumerate(self.part.bags):
+            if first[bag.region] != i:
+                continue  # another tile of that region
             unseen = tuple(place for place, those in enumerate(seen) if i not in those)
             who = (bag.region, bag.slide_ids, bag.patient_id, bag.case_id, bag.identity, truth_text(cohort.task, bag))
             rows.append(CohortRow(*who, tiles=bag.tiles, folds=unseen, logits=None))
@@ -59,8 +70,9 @@ class Beside:
     def told(self) -> str:
         """What the reader of a model's figures must know."""
         slides = {name for bag in self.part.bags for name in bag.slide_ids}
+        regions = len({bag.region for bag in self.part.bags})
         return (
-            f"it also learnt from {len(self.part)} drawn regions of {len(slides)} slides, never of a patient by whom "
+            f"it also learnt from {regions} drawn regions of {len(slides)} slides, never of a patient by whom "
             "it was judged or stopped; no figure is of regions"
         )
 
@@ -81,8 +93,10 @@ def beside_cohort(bags: Sequence[Bag], cohort: "Cohort", partition: Partition) -
         if not bag.tiles or bag.value(task.spec.target) not in task.classes:
             problem = f"region {bag.region} has no tiles, or is of class {bag.value(task.spec.target)!r}"
             raise SpecError(bag.name, problem, f"classes are {', '.join(task.classes)}")
+    related = {bag.region: _kin(bag, cohort.bags) for bag in bags}
+    bags = [tile for bag in bags for tile in _tiles(bag)]
     known = cohort.covariates.encode(bags) if isinstance(cohort.covariates, Covariates) else None
-    kin = tuple(_kin(bag, cohort.bags) for bag in bags)
+    kin = tuple(related[bag.region] for bag in bags)
     fixed = partition.validation is not None
     drawn = [
         [-1 if fixed or kin[i] else _drawn(bag.group, repeat, partition.folds) for i, bag in enumerate(bags)]
@@ -100,6 +114,20 @@ def joined(part: Part, beside: Beside | None, places: NDArray[np.int64]) -> Part
     if part.covariates is not None and more.covariates is not None:
         known = np.concatenate([part.covariates, more.covariates])
     return Part([*part.bags, *more.bags], np.concatenate([part.truth, more.truth]), known)
+
+
+def _tiles(bag: Bag) -> list[Bag]:
+    """Bags of single tiles of a region: all, or of a large one so many, evenly spaced."""
+    chosen = np.unique(np.linspace(0, bag.tiles - 1, MOST_TILES).astype(np.int64))
+    return [
+        replace(
+            bag,
+            features=bag.features[row : row + 1],
+            xy=bag.xy[row : row + 1],
+            views=None if bag.views is None else bag.views[row : row + 1],
+        )
+        for row in chosen.tolist()
+    ]
 
 
 def _kin(bag: Bag, cohort: Sequence[Bag]) -> frozenset[int]:

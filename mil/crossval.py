@@ -220,7 +220,7 @@ def _network(
     run = Run(seed, cohort.device, _reporter(watch, place, spec), _recaller(watch, place, spec), running)
     network, history = train_one(learnt, held, cohort.task, head, spec, run)
     facts = {"repeat": place // partition.folds, "fold": place % partition.folds, "test_bags": len(test)}
-    facts |= {} if beside is None else {"regions": len(seen)}
+    facts |= {} if beside is None else {"regions": len({beside.part.bags[i].region for i in seen})}
     logits = torch.from_numpy(logits_of(network, cohort.part.at(places)))
     trained = Trained(network.state_dict(), {**facts, **history, **searched}, places, logits)
     if watch.checkpoints is not None:

@@ -145,3 +145,20 @@ def test_a_slide_without_a_high_tile_has_no_outline(tmp_path):
 def test_a_spec_that_cannot_be_is_refused(wrong):
     with pytest.raises(SpecError):
         OutlineSpec(**wrong)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_plateau_at_the_level_is_inside(kind):
+    (found,) = outlines(of_lattice(np.full((4, 5), 0.7)), MPP, OutlineSpec(kind, (0.7,)))
+    assert found.area_um2 == pytest.approx(20 * (SPAN * MPP) ** 2)
+
+
+@pytest.mark.parametrize("tolerance_um", [None, 60.0, 120.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_simplified_outline_covers_what_has_no_data(kind, tolerance_um):
+    rng = np.random.default_rng(5)
+    shown = of_lattice(rng.random((20, 20)), rng.random((20, 20)) < 0.1)
+    *found, lost = outlines(shown, MPP, OutlineSpec(kind, (0.5,), tolerance_um=tolerance_um))
+    assert lost.area_um2 > 0
+    assert sum(one.shape.intersection(lost.shape).area for one in found) == 0
+    assert all(one.shape.is_valid for one in found)

@@ -67,7 +67,14 @@ def make_report(**changes: Any) -> Report:
         "evaluation": evaluation,
         "slides": [
             SlideRow(
-                "s1", "done", "tumor", "tumor", {"normal": 0.1, "tumor": 0.9}, 1000, 3, "../heatmaps/m/s 1.geojson.gz"
+                "s1",
+                "done",
+                "tumor",
+                "tumor",
+                {"normal": 0.1, "tumor": 0.9},
+                1000,
+                3,
+                {"GeoJSON": "../heatmaps/m/s 1.geojson.gz"},
             ),
             SlideRow("s2", "done", "normal", "tumor", {"normal": 0.4, "tumor": 0.6}, 10),
             SlideRow("s3", "empty", "normal", tiles=0),
@@ -177,7 +184,7 @@ def test_text_from_outside_is_inert(tmp_path, text):
 )
 def test_a_link_out_of_the_run_is_refused(tmp_path, link):
     with pytest.raises(SpecError, match="relative"):
-        write_report(make_report(slides=[SlideRow("s1", "done", heatmap=link)]), tmp_path / "a.html")
+        write_report(make_report(slides=[SlideRow("s1", "done", files={"PNG": link})]), tmp_path / "a.html")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -186,15 +193,36 @@ def test_a_figure_that_is_no_picture_is_refused(tmp_path):
         write_report(make_report(figures=[Figure("s1", b"<svg onload=alert(1)>")]), tmp_path / "a.html")
 
 
-def test_thousands_of_slides_stay_one_light_page(tmp_path):
+def test_thousands_of_slides_are_light_pages(tmp_path):
     slides = [SlideRow(f"s{i}", "done", None, "tumor", {"tumor": 0.7, "normal": 0.3}, 5) for i in range(5000)]
     figures = [Figure(f"s{i}", picture()) for i in range(60)]
     page = Page(make_report(slides=slides, figures=figures), tmp_path / "a.html")
     assert len(page.all("figure")) == 40
     assert "20 more heatmaps" in page.text
     assert len(page.all("img")) == 80
-    assert "s4999" in page.text
-    assert len(page.source) < 5_000_000
+    assert ("s99" in page.text, "s100" in page.text, "s4999" in page.text) == (True, False, False)
+    assert len(page.source) < 1_000_000
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ["a.html", *(f"slides-{number:03d}.html" for number in range(2, 51))]
+    for name in files:
+        html = (tmp_path / name).read_text()
+        assert all(f'href="{other}#slides"' in html for other in files if other != name)
+        assert len(html) < 1_000_000
+    last = (tmp_path / "slides-050.html").read_text()
+    assert ("s4999" in last, "Slides 4,901 to 5,000 of 5,000" in last, "<script" in last) == (True, True, False)
+    write_report(make_report(slides=slides[:150]), tmp_path / "a.html")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "slides-002.html"]
+
+
+def test_the_first_screen_answers_what_came_out_and_what_failed(tmp_path):
+    slides = [SlideRow(f"s{i}", "done", None, "tumor" if i < 3 else "normal", {"tumor": 0.7}, 5) for i in range(4)]
+    failures = [Failure("f1", "tile", "no scale", "say it"), Failure("f2", "tile", "no scale", "say it")]
+    text = " ".join(Page(make_report(slides=slides, failures=failures), tmp_path / "a.html").text.split())
+    assert "tumor375 %" in text
+    assert "normal125 %" in text
+    assert "no scale" in text[text.index("What failed") : text.index("What failed") + 300]
+    nothing = " ".join(Page(make_report(slides=slides, failures=[]), tmp_path / "b.html").text.split())
+    assert "What failed Nothing." in nothing
 
 
 def test_a_run_without_model_evaluation_or_pictures_has_a_report_too(tmp_path):

@@ -211,8 +211,12 @@ def test_an_accepted_slide_has_the_class_that_was_predicted_as_it_was_accepted(r
 
 
 def test_what_cannot_be_exported_is_said(run, records, tmp_path):
+    review = review_of(run, records)
     with pytest.raises(SpecError, match="nobody has accepted"):
-        export_review(review_of(run, records), records, tmp_path / "out")
+        export_review(review, records, tmp_path / "out")
+    act(review, records[0].slide_id, "relabel", label="tumor")
+    with pytest.raises(SpecError, match=r"no row of the manifest for 1 reviewed slides .*--source"):
+        export_review(review, [], tmp_path / "out")
 
 
 def test_the_commands_go_round(trained, records, tmp_path):

@@ -43,7 +43,7 @@ def test_no_network_learns_from_a_patient_by_whom_it_is_judged_or_stopped(cohort
     for place in range(6):
         parts = fold_parts(gathered, partition, place)
         held = {bags[i].group for i in np.concatenate(parts[1:])}
-        seen = {regions[i].group for i in beside.seen_by(partition, place, parts)}
+        seen = {beside.part.bags[i].group for i in beside.seen_by(partition, place, parts)}
         trained = {bags[i].group for i in parts[0]} & {one.group for one in regions}
         assert not seen & held
         assert seen - {"other"} == trained

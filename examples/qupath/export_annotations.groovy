@@ -16,7 +16,7 @@ def folder = given ? given[0] : buildFilePath(PROJECT_BASE_DIR, 'annotations')
 mkdirs(folder)
 
 def name = getCurrentServer().getMetadata().getName()
-def plain = name.replaceAll(/ - .*$/, '').replaceAll(/(?i)\.(svs|ndpi|mrxs|scn|bif|vms|vsi|czi|qptiff|dcm|zarr|tiff?|ome\.tiff?|ome\.zarr)$/, '')
+def plain = name.replaceAll(/(?i)\.(ome\.tiff?|ome\.zarr|svs|ndpi|mrxs|scn|bif|vms|vsi|czi|qptiff|dcm|zarr|tiff?)( - .*)?$/, '')
 def drawn = getAnnotationObjects()
 def path = buildFilePath(folder, plain + '.geojson')
 exportObjectsToGeoJson(drawn, path, 'FEATURE_COLLECTION')

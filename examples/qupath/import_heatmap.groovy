@@ -18,8 +18,8 @@ if (middle == null) {
     return
 }
 def name = getCurrentServer().getMetadata().getName()
-// an OME-TIFF's name may have a part after " - ", and a file two endings
-def plain = name.replaceAll(/ - .*$/, '').replaceAll(/(?i)\.(svs|ndpi|mrxs|scn|bif|vms|vsi|czi|qptiff|dcm|zarr|tiff?|ome\.tiff?|ome\.zarr)$/, '')
+// of a file with several images QuPath adds " - " and which one
+def plain = name.replaceAll(/(?i)\.(ome\.tiff?|ome\.zarr|svs|ndpi|mrxs|scn|bif|vms|vsi|czi|qptiff|dcm|zarr|tiff?)( - .*)?$/, '')
 def start = new File(folder, plain + middle)
 def whole = new File(start.path + '.geojson.gz')
 def files = []

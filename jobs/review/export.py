@@ -65,6 +65,9 @@ def export_review(
             label = None if state is None else _label(state, said)
             untouched = everything and (state is None or state.status == "open")
             rows.append(_row(record, label or (record.label if untouched else None), state, said))
+    if unknown := sorted(wanted - known.keys()):
+        problem = f"it knows no row of the manifest for {len(unknown)} reviewed slides ({', '.join(unknown[:3])})"
+        raise SpecError(root.root, problem, "name the manifest with --source")
     if not rows:
         problem = "nobody has accepted or relabelled a slide, or given a region a class"
         raise SpecError(review.folder, problem, "review some in `wsi view` first")

@@ -125,10 +125,11 @@ export class Drawing {
     const faint = region?.status === "rejected";
     const waits = region?.status === "open";
     return {
-      stroke: css(colour, faint ? 0.55 : 1),
+      stroke: css(colour, faint ? 0.7 : 1),
       fill: css(colour, faint ? 0 : selected ? 0.28 : hovered ? 0.2 : 0.1),
       width: (selected || id === this.selection ? 3.5 : 2) - (faint ? 0.8 : 0),
-      dash: waits ? [7, 5] : faint ? [2, 4] : [],
+      dash: waits ? [7, 5] : faint ? [3, 3] : [],
+      seam: faint ? 0.25 : 0.75,
     };
   };
 

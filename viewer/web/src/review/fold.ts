@@ -24,8 +24,9 @@ export function foldEntries(state: SlideReview, entries: readonly Entry[]): Slid
   const known = new Set(state.history.map(({ id }) => id));
   const waiting = entries.filter(({ event, slide, refused }) => slide === state.slide_id && refused === null && !known.has(event));
   const undone = new Set(waiting.flatMap(({ action }) => (action.action === "undo" ? [action.event] : [])));
-  const shown = structuredClone(state);
-  for (const told of shown.history) told.undone ||= undone.has(told.id);
+  // Regions are replaced, never changed: those of the server's state are shown as they are, however many corners they have
+  const history = state.history.map((told) => ({ ...told, undone: told.undone || undone.has(told.id) }));
+  const shown = { ...state, regions: [...state.regions], comments: [...state.comments], history };
   for (const entry of waiting) if (!undone.has(entry.event)) apply(shown, entry);
   return shown;
 }

@@ -13,6 +13,8 @@ export interface RegionStyle {
   width: number;
   /** Lengths of dashes and gaps in screen pixels; [] for a whole line. */
   dash: number[];
+  /** Opacity of the light seam that is seen on dark and on pale tissue. */
+  seam: number;
 }
 
 type Styled = (id: string, state: { selected: boolean; hovered: boolean }) => RegionStyle;
@@ -131,7 +133,7 @@ function stroke(context: CanvasRenderingContext2D, path: Path2D, style: RegionSt
   context.fill(path, "evenodd");
   context.lineJoin = "round";
   context.setLineDash([]);
-  context.strokeStyle = "rgb(255 255 255 / 0.75)"; // a light seam: seen on dark and on pale tissue
+  context.strokeStyle = `rgb(255 255 255 / ${style.seam})`;
   context.lineWidth = (style.width + 2) * pixel;
   context.stroke(path);
   context.setLineDash(style.dash.map((length) => length * pixel));
