@@ -48,7 +48,7 @@ def alone(tmp_path_factory) -> tuple[Cohort, Path]:
 
 
 def whole(found: dict) -> dict:
-    """Results without the parts of the slide that ends its processes: how many others were done is a matter of turns."""
+    """Results without the parts of the slide that ends its processes: how many were done is a matter of turns."""
     return {path: content for path, content in found.items() if "/.parts/halfway/" not in path}
 
 
