@@ -323,7 +323,8 @@ def _damage_of_heatmap(files: HeatmapFiles, said: str | None) -> Iterator[str]:
 
 
 def _receipts(folder: RunFolder) -> Iterator[Fault]:
-    for path in sorted([*(folder.root / "receipts").glob("[!.]*.jsonl"), folder.root / _BOOK]):
+    reviews = (folder.review / "log").glob("[!.]*.jsonl")  # named only: viewers read on from where they were in them
+    for path in sorted([*(folder.root / "receipts").glob("[!.]*.jsonl"), *reviews, folder.root / _BOOK]):
         if numbers := damaged_lines(path):
             many = f"lines {', '.join(map(str, numbers[:10]))} are" if len(numbers) > 1 else f"line {numbers[0]} is"
             problem = f"{many} damaged or cut short"

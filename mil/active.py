@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from wsi.errors import SpecError
 
 STRATEGIES = ("mixed", "uncertainty", "disagreement", "diversity", "random")
+UNDECIDED = 0.5  # of the entropy of an even chance: one in nine against the other class
 LIKELY = 4  # power of the rank by a class's output: about the likeliest fifth counts
 _APART = 3  # tiles: nearer ones to a chosen place would show the same tissue
 
@@ -191,7 +192,8 @@ def told(scores: Mapping[str, float], by: str) -> str:
         return "drawn at random"
     words = []
     if by in ("mixed", "uncertainty"):
-        words.append(f"the model is undecided (entropy {scores['uncertainty']:.2f} of 1)")
+        unsure = "the model is undecided" if scores["uncertainty"] >= UNDECIDED else "the model is sure"
+        words.append(f"{unsure} (entropy {scores['uncertainty']:.2f} of 1)")
     if by in ("mixed", "disagreement") and not np.isnan(scores["disagreement"]):
         words.append(f"its networks disagree ({scores['disagreement']:.2f} of 1)")
     if by in ("mixed", "diversity"):

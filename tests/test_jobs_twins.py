@@ -47,6 +47,11 @@ def alone(tmp_path_factory) -> tuple[Cohort, Path]:
     return cohort, cohort.folder / "run"
 
 
+def whole(found: dict) -> dict:
+    """Results without the parts of the slide that ends its processes: how many were done is a matter of turns."""
+    return {path: content for path, content in found.items() if "/.parts/halfway/" not in path}
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize(
     "hosts", [(None, None), (None, "b", "c", None)], ids=["two on one machine", "four on three machines"]
@@ -63,7 +68,7 @@ def test_runs_on_one_folder_do_together_what_one_does_and_nothing_twice(alone, t
     assert set(halfway.values()) <= {1}
     assert found - Counter(halfway) == expected
     assert cohort.overlaps() == []
-    assert results(run, *STAGES) == results(alone[1], *STAGES)
+    assert whole(results(run, *STAGES)) == whole(results(alone[1], *STAGES))
     assert all("halfway" in path for path in litter(run))  # the parts that were done of it, for the next run
     for stage in STAGES:
         assert statuses(run, stage).keys() == statuses(alone[1], stage).keys()
@@ -84,7 +89,7 @@ def test_what_a_run_that_dies_was_at_goes_to_the_other(alone, tmp_path):
     assert finish(dying)[0] == -signal.SIGKILL
     code, text = finish(living)
     assert code == 0, text
-    assert results(run, *STAGES) == results(alone[1], *STAGES)
+    assert whole(results(run, *STAGES)) == whole(results(alone[1], *STAGES))
     assert cohort.overlaps() == []
     assert all("halfway" in path for path in litter(run))
     extra = sum((Counter(cohort.begun()) - Counter(alone[0].begun())).values())

@@ -16,6 +16,8 @@ from jobs.folder import RunFolder
 from jobs.heatmap_files import Drawing, HeatmapFiles
 from jobs.manifest import SlideRecord
 from jobs.receipts import DONE, Receipt, append_receipt, read_receipts
+from jobs.review.event import Event
+from jobs.review.log import ReviewLog
 from jobs.run import run_stage
 from jobs.tile_stage import tile_slide
 from jobs.verify import quarantine, verify_inputs, verify_run
@@ -231,6 +233,20 @@ def test_changed_lines_of_receipts_are_named_and_taken_out_where_nobody_writes(m
     assert '"c"' in kept
     append_line(path, {"slide_id": "d", "stage": "embed", "status": DONE}, checked=True)
     assert {receipt.slide_id for receipt in read_receipts(run.receipts("embed"))} == {"a", "d", "mine", "old"}
+
+
+def test_changed_lines_of_a_review_are_named_and_stay_where_they_are(made):
+    run, record = made
+    log = ReviewLog(run.review / "log")
+    for event in ("one", "two"):
+        log.append(Event(event, "", "Ada", record.slide_id, "comment", text=event))
+    assert faults(run, record) == []
+    (path,) = (run.review / "log").iterdir()
+    path.write_bytes(path.read_bytes().replace(b"Ada", b"Eve", 1))
+    (fault,) = verify_run([record], SPEC, run)
+    assert (fault.path, fault.lines, fault.problem) == (path, (1,), "line 1 is damaged or cut short")
+    assert quarantine(fault, run, "now", lives=lambda session: False) is None
+    assert len(path.read_bytes().splitlines()) == 2
 
 
 def test_a_slide_that_was_changed_since_takes_all_its_results_with_it(made):
